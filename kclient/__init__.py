@@ -1,0 +1,78 @@
+"""Talk to Jupyter kernels, synchronously: every request returns its reply, in scripts and in gevent servers."""
+
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shell import ControlChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.client import KernelClient
+from kclient.errors import (
+    BadMessage,
+    ChannelClosed,
+    ConnectionFileError,
+    DeadKernelError,
+    ExecutionAborted,
+    ExecutionError,
+    ForkedProcess,
+    InvalidArgument,
+    InvalidPortNumber,
+    InvalidState,
+    KClientError,
+    KernelRestarted,
+    KernelTimeout,
+    LaunchError,
+    LocalProtocolError,
+    NoReply,
+    NoSuchKernel,
+    ProtocolError,
+    RemoteProtocolError,
+    WrongThread,
+)
+from kclient.execution import Execution
+from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
+from kclient.manager import KernelManager
+from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.messages import Message
+from kclient.protocol.session import Session
+from kclient.result import ErrorInfo, Result
+from kclient.start import connect, start_kernel
+
+__all__ = [
+    "BadMessage",
+    "ChannelClosed",
+    "ConnectionFileError",
+    "ConnectionInfo",
+    "ControlChannel",
+    "DeadKernelError",
+    "ErrorInfo",
+    "Execution",
+    "ExecutionAborted",
+    "ExecutionError",
+    "ForkedProcess",
+    "HBChannel",
+    "IOPubChannel",
+    "InvalidArgument",
+    "InvalidPortNumber",
+    "InvalidState",
+    "KClientError",
+    "KernelClient",
+    "KernelManager",
+    "KernelRestarted",
+    "KernelSpec",
+    "KernelTimeout",
+    "LaunchError",
+    "LocalProtocolError",
+    "Message",
+    "NoReply",
+    "NoSuchKernel",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Result",
+    "Session",
+    "ShellChannel",
+    "StdInChannel",
+    "WrongThread",
+    "connect",
+    "find_kernel_spec",
+    "list_kernel_specs",
+    "start_kernel",
+]

@@ -1,0 +1,230 @@
+"""What the five channels have in common: life, delivery to `call_handlers`, and waiting for messages."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gevent
+import zmq
+
+from kclient.channels.wire import RECONNECT_IVL, Wire
+from kclient.errors import BadMessage, ChannelClosed, InvalidState, KernelTimeout
+from kclient.hub import Deadline, Owner, Parking, call_back, log_soon
+from kclient.protocol.connection import make_address
+from kclient.protocol.messages import Message
+from kclient.protocol.session import Session
+
+log = logging.getLogger("kclient")
+
+Failure = Callable[[str | None], Exception]
+"""Makes the error that a waiting call raises, given the id of its request."""
+
+
+class Channel(ABC):
+    """A socket connected to `address`, served in the hub that made the channel.
+
+    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. A subclass may override
+    `call_handlers`, which sees every message once, in a greenlet of its own.
+    """
+
+    name: ClassVar[str]
+    socket_type: ClassVar[int]
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        self.context = context
+        self.session = session
+        self.dropped: Counter[str] = Counter()
+        self._address = make_address(address)
+        self._owner = Owner()
+        self._wire: Wire | None = None
+        self._retire: weakref.finalize[..., Any] | None = None
+        self._is_stopped = False
+        self._failure: Failure | None = None
+        self._deliveries: deque[tuple[Any, ...]] = deque()
+        self._deliverer: gevent.Greenlet[..., Any] | None = None
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_alive() else "stopped" if self._is_stopped else "not started"
+        return f"<{type(self).__name__} {self._address} {state}>"
+
+    @property
+    def address(self) -> str:
+        """The ZeroMQ URL that the channel connects to."""
+        return self._address
+
+    def start(self) -> None:
+        """Connect. Idempotent; after `stop` it raises InvalidState, a RuntimeError: make a new channel."""
+        self._owner.check()
+        if self._is_stopped:
+            raise InvalidState(f"the {self.name} channel was stopped and cannot start again; make a new one")
+        if self._wire is None:
+            self._open()
+
+    def stop(self) -> None:
+        """Disconnect; whoever waits gets ChannelClosed. Idempotent, and without effect in a forked child."""
+        if self._owner.forked:
+            return
+        self._owner.check()
+        self._is_stopped = True
+        self._close()
+        self.fail(lambda msg_id: ChannelClosed(self.name))
+        if self._deliverer is not None and self._deliverer is not gevent.getcurrent():
+            self._deliverer.kill(block=False)
+        self._deliveries.clear()
+
+    def is_alive(self) -> bool:
+        """True between start and stop."""
+        return self._wire is not None and not self._is_stopped
+
+    def call_handlers(self, msg: Any) -> None:
+        """Override to see every message, after it was routed; what it raises is logged. Does nothing here."""
+
+    def fail(self, failure: Failure) -> None:
+        """Wake every waiting call with an error, and refuse new ones until `reopen`."""
+        self._failure = failure
+
+    def reopen(self) -> None:
+        """Connect anew under the same object: what was sent and not delivered is dropped."""
+        self._close()
+        self._failure = None
+        self._open()
+
+    def drain(self) -> None:
+        """Take in what is on the socket now, without waiting."""
+        if self._wire is not None:
+            self._wire.drain()
+
+    @abstractmethod
+    def _receive(self, frames: list[bytes]) -> None:
+        """Take one multipart message off the wire; never raises."""
+
+    def _configure(self, socket: zmq.Socket[Any]) -> None:
+        """Set what a channel's socket needs before it connects."""
+
+    def _open(self) -> None:
+        socket = self.context.socket(self.socket_type)
+        try:
+            socket.linger = 0
+            socket.rcvhwm = 0
+            socket.sndhwm = 0
+            socket.reconnect_ivl = RECONNECT_IVL
+            socket.ipv6 = "[" in self._address
+            self._configure(socket)
+            socket.connect(self._address)
+        except BaseException:
+            socket.close(0)
+            raise
+        self._wire = Wire(self._owner, socket, self._receive, self.stop)
+        self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
+        self._retire.atexit = False
+
+    def _close(self) -> None:
+        if self._retire is not None:
+            self._retire()
+        self._wire = None
+
+    def _check(self) -> Wire:
+        """The wire, for a call that needs it; raises what a closed, dead or foreign channel raises."""
+        self._owner.check()
+        if self._wire is None or self._is_stopped:
+            if self._is_stopped:
+                raise ChannelClosed(self.name)
+            raise InvalidState(f"the {self.name} channel is not running; start it, or call start_channels()")
+        return self._wire
+
+    def _check_failure(self, msg_id: str | None = None) -> None:
+        if self._failure is not None:
+            raise self._failure(msg_id)
+
+    def _drop(self, reason: str, error: Exception) -> None:
+        self.dropped[reason] += 1
+        log_soon(log, logging.WARNING, "dropped a message on %s: %s", self.name, error)
+
+    @property
+    def handles(self) -> bool:
+        """True if someone has overridden `call_handlers`."""
+        return type(self).call_handlers is not Channel.call_handlers or "call_handlers" in vars(self)
+
+    def _deliver(self, *args: Any) -> None:
+        """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
+        if not self.handles:
+            return
+        self._deliveries.append(args)
+        if self._deliverer is None:
+            self._deliverer = gevent.spawn(self._deliver_all)
+
+    def _deliver_all(self) -> None:
+        try:
+            while self._deliveries:
+                args = self._deliveries.popleft()
+                try:
+                    call_back(self.call_handlers, *args)
+                except Exception:
+                    log.exception("call_handlers of the %s channel failed", self.name)
+        finally:
+            self._deliverer = None
+
+
+class MessageChannel(Channel):
+    """A channel of messages, with an inbox of those that nobody else claimed."""
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self._arrived = Parking(self._owner.hub)
+
+    @abstractmethod
+    def _route(self, message: Message) -> None:
+        """Give `message` to whoever it is for."""
+
+    @abstractmethod
+    def _next_unclaimed(self) -> Message:
+        """Take the oldest message out of the inbox; raises KeyError if it is empty."""
+
+    @abstractmethod
+    def msg_ready(self) -> bool:
+        """True if `get_msg` would return at once."""
+
+    def get_msg(self, block: bool = True, timeout: float | None = None) -> Message:
+        """The next message that nobody else claimed, in order of arrival.
+
+        Raises KernelTimeout when none came within `timeout` seconds, at once if `block` is False.
+        """
+        deadline = Deadline(timeout if block else 0)
+        self._check().drain()
+        while True:
+            try:
+                return self._next_unclaimed()
+            except KeyError:
+                self._check()
+                self._check_failure()
+            if not self._arrived.wait(deadline):
+                self.drain()
+                if deadline.is_over and not self.msg_ready():
+                    raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
+
+    def get_msgs(self) -> list[Message]:
+        """Every message that has arrived and that nobody else claimed; does not wait."""
+        self._check().drain()
+        messages = []
+        while self.msg_ready():
+            messages.append(self._next_unclaimed())
+        return messages
+
+    def fail(self, failure: Failure) -> None:
+        super().fail(failure)
+        self._arrived.wake()
+
+    def _receive(self, frames: list[bytes]) -> None:
+        try:
+            message = self.session.deserialize(frames)
+        except BadMessage as exc:
+            self._drop(exc.reason, exc)
+            return
+        self._route(message)
+        if self.handles:
+            self._deliver(message)

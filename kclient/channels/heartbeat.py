@@ -1,0 +1,134 @@
+"""The heartbeat channel: does the kernel's process still answer?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import zmq
+
+from kclient.channels.base import Channel
+from kclient.hub import weakly
+from kclient.protocol.session import Session
+
+PINGS_IN_TIME_TO_DEAD: Final = 4
+"""Pings in the time that a kernel may be silent, so that a stopped one is missed within that time."""
+
+
+class HBChannel(Channel):
+    """Pings, as a REQ would; paused until `unpause`.
+
+    After `time_to_dead` seconds of silence it calls `call_handlers(since_last_heartbeat)`, in seconds, opens a
+    new socket and goes on; a miss means that the kernel is silent, not that it is dead.
+    """
+
+    name = "hb"
+    socket_type = zmq.DEALER  # a REQ refuses to be read between its ping and the next: EFSM
+    time_to_dead: float = 3.0
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self.on_miss: Callable[[], None] | None = None
+        self.misses = 0
+        self._paused = True
+        self._beating = True
+        self._awaits_pong = False
+        self._last_beat = 0.0
+        self._silent_since = 0.0
+        self._next_ping = 0.0
+        self._timer = self._owner.hub.loop.timer(0.0)
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    def pause(self) -> None:
+        """Stop pinging. A paused heartbeat says nothing of the kernel."""
+        self._owner.check()
+        self._paused = True
+        self._timer.stop()
+
+    def unpause(self) -> None:
+        """Ping, from now on; the time to dead starts anew."""
+        self._check()
+        if self._paused:
+            self._paused = False
+            self._last_beat = self._silent_since = monotonic()
+            self._ping()
+
+    def is_beating(self) -> bool:
+        """True if the channel runs, is not paused, and the kernel has answered in time."""
+        if not self.is_alive() or self._paused:
+            return False
+        self._owner.check()
+        self.drain()
+        self._look()
+        return self._beating
+
+    def since_last_beat(self) -> float:
+        """Seconds since the kernel last answered, or since `unpause`."""
+        return monotonic() - self._last_beat
+
+    def stop(self) -> None:
+        if not self._owner.forked:
+            self.pause()
+        super().stop()
+
+    def reopen(self) -> None:
+        super().reopen()
+        self._awaits_pong = False
+        self._beating = True
+        if not self._paused:
+            self._last_beat = self._silent_since = monotonic()
+            self._ping()
+
+    def _ping(self) -> None:
+        if self._wire is None:
+            return
+        self._schedule(self._silent_since + self.time_to_dead)
+        if not self._awaits_pong:
+            self._awaits_pong = True
+            self._wire.send([b"", b"ping"])
+
+    def _receive(self, frames: list[bytes]) -> None:
+        self._awaits_pong = False
+        self._beating = True
+        self._last_beat = self._silent_since = monotonic()
+        if not self._paused:
+            self._next_ping = self._last_beat + self.time_to_dead / PINGS_IN_TIME_TO_DEAD
+            self._schedule(self._next_ping)
+
+    def _schedule(self, when: float) -> None:
+        self._timer.stop()
+        self._timer.close()
+        self._timer = self._owner.hub.loop.timer(max(0.0, when - monotonic()))
+        self._timer.start(weakly(self._look), update=True)
+
+    def _look(self) -> None:
+        """See what the time has come for: a ping, a miss, or nothing yet."""
+        if self._paused or self._wire is None:
+            return
+        self.drain()
+        now = monotonic()
+        if not self._awaits_pong:
+            if now >= self._next_ping:
+                self._ping()
+            else:
+                self._schedule(self._next_ping)
+        elif now - self._silent_since >= self.time_to_dead:
+            self._miss(now)
+        else:
+            self._schedule(self._silent_since + self.time_to_dead)
+
+    def _miss(self, now: float) -> None:
+        self._beating = False
+        self.misses += 1
+        self._silent_since = now
+        self._awaits_pong = False
+        self._close()
+        self._open()
+        self._ping()
+        self._deliver(now - self._last_beat)
+        if self.on_miss is not None:
+            self.on_miss()

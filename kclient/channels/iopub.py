@@ -1,0 +1,101 @@
+"""The iopub channel: what the kernel publishes, to every client alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from kclient.channels.base import Failure, MessageChannel, log
+from kclient.hub import Deadline, Parking, in_callback, log_soon
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import Outputs
+from kclient.protocol.session import Session
+
+INBOX_MESSAGES: Final = 100_000
+INBOX_BYTES: Final = 64 * 2**20
+
+
+class IOPubChannel(MessageChannel):
+    """A SUB that is always drained: to its execution what bears its id, the rest to a bounded inbox."""
+
+    name = "iopub"
+    socket_type = zmq.SUB
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
+        self.changed = Parking(self._owner.hub)
+        self.on_owed_reply: Callable[[], None] | None = None
+
+    def flush(self, timeout: float = 1.0) -> list[Message]:
+        """Take in what is pending and return, and remove, everything that no execution claimed.
+
+        It waits, `timeout` seconds at most, until the idle status of every request of this client whose
+        reply has come is in; not for requests that still run. From a callback it only drains.
+        """
+        deadline = Deadline(timeout)
+        self._check().drain()
+        ledger = self.outputs.ledger
+        while ledger.owed_idle and self._failure is None and not in_callback():
+            if not self.changed.wait(deadline) and deadline.is_over:
+                self._check().drain()
+                ledger.owed_idle.clear()
+        return self.get_msgs()
+
+    def get_msgs(self) -> list[Message]:
+        """Every message that has arrived and that no execution claimed; does not wait."""
+        self._check().drain()
+        return self.outputs.inbox.pop_all()
+
+    def msg_ready(self) -> bool:
+        """True if `get_msg` would return at once."""
+        self._check().drain()
+        return len(self.outputs.inbox) > 0
+
+    def fail(self, failure: Failure) -> None:
+        super().fail(failure)
+        for sink in list(self.outputs.executions.values()):
+            sink.fail(failure)
+        self.changed.wake()
+
+    def stop(self) -> None:
+        super().stop()
+        if not self._owner.forked:
+            self._stop_tracking()
+
+    def reopen(self) -> None:
+        self._stop_tracking()
+        super().reopen()
+
+    def _stop_tracking(self) -> None:
+        self.outputs.ledger.tracking = False
+        self.outputs.ledger.forget()
+        self.outputs.subscribed = False
+        self.outputs.busy_with = None
+
+    def _open(self) -> None:
+        super()._open()
+        self.outputs.ledger.tracking = True
+
+    def _configure(self, socket: zmq.Socket[Any]) -> None:
+        socket.subscribe(b"")
+
+    def _route(self, message: Message) -> None:
+        outputs = self.outputs
+        dropped = outputs.inbox.dropped
+        sink = outputs.route(message)
+        if sink is not None:
+            sink.feed(message)
+        else:
+            self._arrived.wake()
+        self.changed.wake()
+        if outputs.ledger.owed_reply and self.on_owed_reply is not None:
+            self.on_owed_reply()
+        if outputs.inbox.dropped and not dropped:
+            log_soon(log, logging.WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
+
+    def _next_unclaimed(self) -> Message:
+        return self.outputs.inbox.pop_oldest()

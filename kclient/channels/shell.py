@@ -1,0 +1,190 @@
+"""The shell and the control channel: requests that return their replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import zmq
+from gevent import getcurrent
+from greenlet import greenlet
+
+from kclient.channels.base import Failure, MessageChannel
+from kclient.channels.requests import ControlRequests, ShellRequests
+from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
+from kclient.hub import Deadline, Parking
+from kclient.protocol.messages import Content, Message
+from kclient.protocol.routing import Requests, Slot
+from kclient.protocol.session import Session
+
+
+class RequestChannel(MessageChannel):
+    """A DEALER that matches replies to requests by the msg_id of their parent_header."""
+
+    socket_type = zmq.DEALER
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self.requests = Requests()
+        self.answering: set[greenlet] = set()
+
+    def send(
+        self,
+        msg_type: str | Message,
+        content: Mapping[str, Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Sequence[Any] | None = None,
+        subshell_id: str | None = None,
+    ) -> str:
+        """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`."""
+        message = self._build(msg_type, content, metadata, buffers, subshell_id)
+        self.post(message)
+        return message.msg_id
+
+    def get_reply(self, msg_id: str, timeout: float | None = None) -> Message:
+        """The reply to a request that `send` has sent; it can be taken once.
+
+        Raises LocalProtocolError at once for an id that was never sent, is taken, or is awaited by another.
+        After a KernelTimeout one may ask again.
+        """
+        deadline = Deadline(timeout)
+        self._owner.check()
+        self._refuse_if_answering()
+        slot = self.requests.claim(msg_id)
+        if not slot.is_settled:
+            self._check().drain()
+        parking = Parking(self._owner.hub)
+        slot.on_settled = parking.wake
+        try:
+            self._await(slot, parking, deadline)
+        except BaseException:
+            self.requests.release(slot)
+            raise
+        return self.requests.take(slot)
+
+    def request(
+        self,
+        msg_type: str | Message,
+        content: Content | None = None,
+        *,
+        timeout: float | None = None,
+        subshell_id: str | None = None,
+    ) -> Message:
+        """Send a request and return its reply; if the call ends without it, the reply is discarded."""
+        deadline = Deadline(timeout)
+        self._check()
+        self._refuse_if_answering(subshell_id)
+        parking = Parking(self._owner.hub)
+        slot = self.post(self._build(msg_type, content, None, None, subshell_id), parking.wake)
+        try:
+            self._await(slot, parking, deadline)
+        except BaseException:
+            self.requests.abandon(slot)
+            raise
+        return self.requests.take(slot)
+
+    def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
+        """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled."""
+        wire = self._check()
+        self._check_failure(message.msg_id)
+        frames = self.session.serialize(message)
+        slot = self.requests.open(message)
+        slot.on_settled = on_settled
+        try:
+            wire.send(frames)
+        except BaseException:
+            self.requests.discard(slot)
+            raise
+        return slot
+
+    def settle(self, slot: Slot, failure: Failure) -> None:
+        """End the wait for a reply that will not come."""
+        self.requests.discard(slot)
+        slot.error = failure
+        if slot.on_settled is not None:
+            slot.on_settled(slot)
+
+    def msg_ready(self) -> bool:
+        """True if `get_msg` would return at once."""
+        self._check().drain()
+        return len(self.requests.inbox) > 0
+
+    def fail(self, failure: Failure) -> None:
+        super().fail(failure)
+        for slot in self.requests.fail_all(failure):
+            if slot.on_settled is not None:
+                slot.on_settled(slot)
+
+    def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
+        while not slot.is_settled:
+            if not parking.wait(deadline) and deadline.is_over:
+                self.drain()
+                if not slot.is_settled:
+                    raise self._timed_out(slot, deadline)
+
+    def _timed_out(self, slot: Slot, deadline: Deadline) -> KernelTimeout:
+        return KernelTimeout(
+            f"{slot.reply_type or 'reply'} on the {self.name} channel",
+            deadline.timeout,
+            msg_id=slot.msg_id,
+            hint="the kernel may be busy with an earlier request; interrupt it, or allow more time",
+        )
+
+    def _build(
+        self,
+        msg_type: str | Message,
+        content: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        buffers: Sequence[Any] | None,
+        subshell_id: str | None,
+    ) -> Message:
+        if isinstance(msg_type, Message):
+            if content is not None or metadata is not None:
+                raise InvalidArgument("a Message brings its own content and metadata; pass them to session.msg()")
+            message = msg_type
+        else:
+            message = self.session.msg(msg_type, content, metadata=metadata)
+        if buffers is not None:
+            message.buffers = list(buffers)
+        if subshell_id is not None:
+            message.header["subshell_id"] = subshell_id
+        return message
+
+    def _refuse_if_answering(self, subshell_id: str | None = None) -> None:
+        """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
+        if self.answering and subshell_id is None and getcurrent() in self.answering:
+            raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")
+
+    def _route(self, message: Message) -> None:
+        slot = self.requests.route(message)
+        if slot is None:
+            self._arrived.wake()
+        elif slot.on_settled is not None:
+            slot.on_settled(slot)
+
+    def _next_unclaimed(self) -> Message:
+        return self.requests.next_unclaimed()
+
+    def _configure(self, socket: zmq.Socket[Any]) -> None:
+        socket.routing_id = self.session.identity
+
+
+class ShellChannel(RequestChannel, ShellRequests):
+    """Code to execute, and questions about it; the kernel answers in order of arrival."""
+
+    name = "shell"
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self.expects_input: Callable[[], bool] | None = None
+
+    def answers_input(self) -> bool:
+        """True if the client that the channel belongs to would answer an input request."""
+        return self.expects_input is not None and self.expects_input()
+
+
+class ControlChannel(RequestChannel, ControlRequests):
+    """Requests that a kernel answers while it runs code: shutdown, interrupt, debug."""
+
+    name = "control"

@@ -1,0 +1,70 @@
+"""The stdin channel: the kernel asks, a person or a callback answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from kclient.channels.base import MessageChannel
+from kclient.errors import InvalidState
+from kclient.protocol import messages
+from kclient.protocol.inbox import Inbox
+from kclient.protocol.messages import Message
+from kclient.protocol.session import Session
+
+
+class StdInChannel(MessageChannel):
+    """A DEALER of the shell's identity, on which input requests arrive."""
+
+    name = "stdin"
+    socket_type = zmq.DEALER
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self.inbox = Inbox(1000, 64 * 2**20)
+        self.claim: Callable[[Message], bool] | None = None
+        self._asked: Message | None = None
+
+    def input(self, string: str) -> None:
+        """Answer the latest input request; raises InvalidState if there was none."""
+        self._check().drain()
+        if self._asked is None:
+            raise InvalidState("the kernel has not asked for input")
+        self.answer(self._asked, string)
+
+    def answer(self, request: Message, string: str) -> None:
+        """Answer that input request."""
+        reply = self.session.msg("input_reply", messages.input_reply(string), parent=request)
+        wire = self._check()
+        self._check_failure()
+        wire.send(self.session.serialize(reply))
+        if self._asked is request:
+            self._asked = None
+
+    def reopen(self) -> None:
+        self._asked = None
+        super().reopen()
+
+    def is_awaited(self) -> bool:
+        """True if someone will answer here: a greenlet waits in `get_msg`, or `call_handlers` is overridden."""
+        return self.is_alive() and (len(self._arrived) > 0 or self.handles)
+
+    def msg_ready(self) -> bool:
+        """True if `get_msg` would return at once."""
+        self._check().drain()
+        return len(self.inbox) > 0
+
+    def _route(self, message: Message) -> None:
+        if message.header["msg_type"] == "input_request":
+            self._asked = message
+        if self.claim is None or not self.claim(message):
+            self.inbox.append(message)
+            self._arrived.wake()
+
+    def _next_unclaimed(self) -> Message:
+        return self.inbox.pop_oldest()
+
+    def _configure(self, socket: zmq.Socket[Any]) -> None:
+        socket.routing_id = self.session.identity

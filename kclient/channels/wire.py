@@ -1,0 +1,132 @@
+"""A ZeroMQ socket that never loses a wake-up and never starves the loop.
+
+The file descriptor of a ZeroMQ socket is edge-triggered, and any operation on the socket can consume the
+edge, a send too (zmq_getsockopt(3), ZMQ_FD). So whoever touches the socket reads its events afterwards and
+takes in what is there: the watcher's callback, and `send`.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+import zmq
+import zmq.green
+
+from kclient.hub import Owner, weakly
+
+TURN: Final = 0.002
+"""Seconds for which a socket may be read before the loop must turn."""
+
+NEXT_TURN: Final = 1e-6
+"""A timer of this length fires after the loop has really turned; callbacks run 50 at a time ahead of timers."""
+
+RECONNECT_IVL: Final = 5
+"""Milliseconds; ZeroMQ's 100 would be most of the time that a kernel takes to start."""
+
+_recv: Final = zmq.Socket.recv
+_send: Final = zmq.Socket.send
+_get: Final[Callable[[zmq.Socket[Any], int], int]] = zmq.Socket.get  # type: ignore[assignment]
+
+_contexts: dict[int, zmq.green.Context[Any]] = {}
+
+
+def context() -> zmq.green.Context[Any]:
+    """The ZeroMQ context of this process, made when first needed: one from before a fork is of no use."""
+    pid = os.getpid()
+    if pid not in _contexts:
+        made = zmq.green.Context()
+        made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
+        return _contexts.setdefault(pid, made)
+    return _contexts[pid]
+
+
+class Wire:
+    """One socket of the owner's hub; `receive(frames)` gets each message, and must neither block nor raise.
+
+    `lost()` is called when somebody else closed the socket, or its context. The loop holds the wire, and the wire
+    holds the object of `receive` and `lost` only weakly: a channel that is dropped can be collected.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        socket: zmq.Socket[Any],
+        receive: Callable[[list[bytes]], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.socket = socket
+        self.is_closed = False
+        self._receive = weakref.WeakMethod(receive)
+        self._lost = weakly(lost)
+        self._is_draining = False
+        _retire_own_watcher(socket)
+        loop = owner.hub.loop
+        self._again = loop.timer(NEXT_TURN)
+        self._readable = loop.io(_get(socket, zmq.FD), 1)
+        self._readable.start(self.drain)
+
+    def send(self, frames: Sequence[Any]) -> None:
+        """Queue a message, and take in what has arrived meanwhile."""
+        socket = self.socket
+        for frame in frames[:-1]:
+            _send(socket, frame, zmq.SNDMORE | zmq.DONTWAIT)
+        _send(socket, frames[-1], zmq.DONTWAIT)
+        if _get(socket, zmq.EVENTS) & zmq.POLLIN:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take in what is there, for at most `TURN` seconds; what is left waits for the loop's next turn."""
+        receive = self._receive()
+        if self._is_draining or self.is_closed or receive is None:
+            return
+        self._is_draining = True
+        is_empty = False
+        until = monotonic() + TURN
+        try:
+            while not self.is_closed:
+                frames = self._read()
+                if frames is None:
+                    is_empty = True
+                    break
+                receive(frames)
+                if monotonic() > until:
+                    break
+        finally:
+            self._is_draining = False
+            if not is_empty and not self.is_closed:
+                self._again.start(self.drain)
+
+    def close(self) -> None:
+        """Close the socket at once, without waiting for what was not sent. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        for watcher in (self._readable, self._again):
+            watcher.stop()
+            watcher.close()
+        self.socket.close(0)
+
+    def _read(self) -> list[bytes] | None:
+        socket = self.socket
+        try:
+            frames = [_recv(socket, zmq.DONTWAIT)]
+        except zmq.Again:
+            return None
+        except zmq.ZMQError:
+            self.close()
+            self._lost()
+            return None
+        while _get(socket, zmq.RCVMORE):
+            frames.append(_recv(socket, zmq.DONTWAIT))
+        return frames
+
+
+def _retire_own_watcher(socket: zmq.Socket[Any]) -> None:
+    """Stop the watcher that a green socket starts at construction: ours stands in, and saves 2.5 us an event."""
+    watcher = getattr(socket, "_state_event", None)
+    if watcher is not None:
+        watcher.stop()

@@ -1,0 +1,166 @@
+"""KernelClient: talk to a running kernel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from kclient.channels.base import Channel
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shell import ControlChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.channels.wire import context
+from kclient.errors import ConnectionFileError
+from kclient.hub import Deadline, Owner
+from kclient.link import Link
+from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.session import Session
+from kclient.runner import Runner
+from kclient.watch import DeathWatch
+
+Connection = str | os.PathLike[str] | Mapping[str, Any] | ConnectionInfo
+"""What a client connects to: the path of a connection file, its values, or a ConnectionInfo."""
+
+_Self = TypeVar("_Self", bound="KernelClient")
+
+
+class Kernel(Protocol):
+    """What a client needs to know of a kernel process that somebody here started."""
+
+    def is_alive(self) -> bool: ...
+
+    def interrupt(self) -> None: ...
+
+
+class KernelClient(Runner):
+    """Requests to one kernel, and their replies; greenlets of one hub may share it.
+
+    `connection` is a connection file's path, its values, or a ConnectionInfo. `on_input(prompt, password)`, if
+    set, answers the input requests of every execution that has no on_input of its own.
+    """
+
+    shell_channel_class: type[ShellChannel] = ShellChannel
+    control_channel_class: type[ControlChannel] = ControlChannel
+    iopub_channel_class: type[IOPubChannel] = IOPubChannel
+    stdin_channel_class: type[StdInChannel] = StdInChannel
+    hb_channel_class: type[HBChannel] = HBChannel
+
+    def __init__(self, connection: Connection, *, kernel: Kernel | None = None, session: Session | None = None) -> None:
+        self.connection = as_connection_info(connection)
+        self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
+        self._kernel = kernel
+        self._owner = Owner()
+        self._death_watch: DeathWatch | None = None
+        self._link = Link(self._owner, self.session, self._make_channel, self.interrupt_kernel)
+
+    @property
+    def link(self) -> Link:
+        return self._link
+
+    def __repr__(self) -> str:
+        running = ", ".join(channel.name for channel in self.link.running()) or "no channel running"
+        return f"<{type(self).__name__} {self.connection.transport} {self.connection.ip}: {running}>"
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_channels(
+        self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
+    ) -> None:
+        """Connect those channels; the heartbeat starts paused. A channel that the kernel does not have is left out.
+
+        Raises InvalidPortNumber if the kernel's ports are not chosen yet.
+        """
+        self._owner.check()
+        wanted = {"shell": shell, "iopub": iopub, "stdin": stdin, "hb": hb, "control": control}
+        for name, is_wanted in wanted.items():
+            is_missing = self.connection.shell_port and not self.connection.port(name)
+            if is_wanted and not is_missing:
+                self.link.channel(name).start()
+
+    def stop_channels(self) -> None:
+        """Disconnect every channel; whoever waits gets ChannelClosed. `start_channels` opens new ones."""
+        if self._owner.forked:
+            return
+        self._owner.check()
+        if self._death_watch is not None:
+            self._death_watch.stop()
+        self.link.stop()
+
+    def close(self) -> None:
+        """The same as `stop_channels`."""
+        self.stop_channels()
+
+    def is_alive(self) -> bool:
+        """True unless the process has ended or, for a kernel that nobody here started, its heartbeat fails.
+
+        While the heartbeat is paused, or does not run, it does not say that the kernel is dead.
+        """
+        self._owner.check()
+        if self.link.failure is not None:
+            return False
+        if self._kernel is not None:
+            return self._kernel.is_alive()
+        return not self.link.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
+
+    def wait_for_ready(self, timeout: float | None = None) -> None:
+        """Wait until the kernel answers kernel_info and, if iopub runs, its outputs arrive here.
+
+        Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
+        """
+        self._owner.check()
+        self.link.wait_for_ready(Deadline(timeout))
+
+    def watch(self, dead_after: float | None = None) -> None:
+        """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.
+
+        It is dead when, after a missed heartbeat, its address refuses connections; a remote one, from whose host
+        no refusal can come, after `dead_after` seconds of silence (None: never).
+        """
+        self._death_watch = DeathWatch(self.hb_channel, dead_after, self.link.bury)
+        self.hb_channel.unpause()
+
+    def interrupt_kernel(self) -> None:
+        """Interrupt whatever the kernel runs now; does not wait. For one execution: `Execution.interrupt`."""
+        if self._kernel is not None:
+            self._kernel.interrupt()
+        else:
+            self.send_interrupt_request()
+
+    def send_interrupt_request(self) -> None:
+        """Send the interrupt_request of the protocol, and do not wait for its reply."""
+        channel = self.control_channel if self.link.runs("control") else self.shell_channel
+        channel.requests.abandon(channel.post(self.session.msg("interrupt_request")))
+
+    def _make_channel(self, name: str) -> Channel:
+        classes: dict[str, type[Channel]] = {
+            "shell": self.shell_channel_class,
+            "control": self.control_channel_class,
+            "iopub": self.iopub_channel_class,
+            "stdin": self.stdin_channel_class,
+            "hb": self.hb_channel_class,
+        }
+        return classes[name](context(), self.session, self.connection.address(name))
+
+
+def as_connection_info(connection: Connection) -> ConnectionInfo:
+    """The ConnectionInfo that `connection` is, or describes; raises ConnectionFileError."""
+    if isinstance(connection, ConnectionInfo):
+        return connection
+    if isinstance(connection, Mapping):
+        return ConnectionInfo.from_dict(connection)
+    if not isinstance(connection, (str, os.PathLike)):
+        raise ConnectionFileError(
+            f"connection must be the path of a connection file, its values or a ConnectionInfo, not {connection!r}"
+        )
+    from kclient.kernels.files import find_connection_file, read_connection_file
+
+    return read_connection_file(find_connection_file(os.fspath(connection)))

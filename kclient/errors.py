@@ -1,0 +1,227 @@
+"""Every error that kclient raises on purpose.
+
+::
+
+    KClientError
+    |- ProtocolError
+    |   |- LocalProtocolError       what we were asked to do makes no sense
+    |   |   |- InvalidArgument      (also ValueError)    a bad argument; nothing was sent
+    |   |   |- InvalidState         (also RuntimeError)  not now: not started, stopped, busy answering input
+    |   |- RemoteProtocolError      what the kernel sent makes no sense
+    |       |- BadMessage           frames that are no message; counted and dropped  .reason
+    |       |- NoReply              the kernel finished a request without a reply  .msg_id .result
+    |- ConnectionFileError          (also ValueError)    .path
+    |- InvalidPortNumber            (also ValueError)
+    |- NoSuchKernel                 (also KeyError)      .name .available .searched
+    |- ChannelClosed                you closed it        .channel
+    |- DeadKernelError              it died              .exit_code .stderr .result
+    |   |- LaunchError              it never came up     .argv
+    |- KernelRestarted              .msg_id
+    |- KernelTimeout                (also TimeoutError)  .waiting_for .timeout .msg_id .execution .result
+    |- WrongThread, ForkedProcess
+    |- ExecutionError               .ename .evalue .traceback .result; raised on request only
+        |- ExecutionAborted         an earlier error made the kernel skip it
+
+An error in user code is data (`Result.error`), not an exception, unless ``check=True`` asks for one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kclient.execution import Execution
+    from kclient.result import Result
+
+_STDERR_SHOWN = 2000
+"""Characters of a dead kernel's stderr that its message shows; the attribute holds all that was kept."""
+
+
+class KClientError(Exception):
+    """Base of everything that kclient raises on purpose."""
+
+
+class ProtocolError(KClientError):
+    """A rule of the messaging protocol was broken, by us or by the kernel."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were asked for something that the protocol or the state of the channel does not allow."""
+
+
+class InvalidArgument(LocalProtocolError, ValueError):
+    """An argument of the wrong type or out of range; it was found before anything was sent."""
+
+
+class InvalidState(LocalProtocolError, RuntimeError):
+    """The call does not fit the moment: nothing was started yet, or it was stopped already."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The kernel sent something that the protocol does not allow."""
+
+
+class BadMessage(RemoteProtocolError):
+    """Frames that are no valid message; a channel counts and drops them, so only Session raises it.
+
+    `reason` is one of ``"layout"``, ``"signature"``, ``"replay"`` and ``"json"``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NoReply(RemoteProtocolError):
+    """The kernel went idle after a request and never sent its reply."""
+
+    def __init__(self, message: str, *, msg_id: str | None = None, result: Result | None = None) -> None:
+        super().__init__(message)
+        self.msg_id = msg_id
+        self.result = result
+
+
+class ConnectionFileError(KClientError, ValueError):
+    """A connection file, or the values of one, cannot be used."""
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class InvalidPortNumber(KClientError, ValueError):
+    """A port that no channel can connect to, such as 0."""
+
+
+class NoSuchKernel(KClientError, KeyError):
+    """No kernel spec has that name."""
+
+    def __init__(self, name: str, *, available: Sequence[str] = (), searched: Sequence[str] = ()) -> None:
+        super().__init__(name)
+        self.name = name
+        self.available = tuple(available)
+        self.searched = tuple(searched)
+
+    def __str__(self) -> str:
+        have = ", ".join(self.available) or "none"
+        looked = ", ".join(self.searched) or "nowhere"
+        return f"no kernel named {self.name!r}; there are: {have}; looked in: {looked}"
+
+
+class ChannelClosed(KClientError):
+    """The channel was stopped, by this program, before or during the call."""
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(f"the {channel} channel is closed; start_channels() opens new ones")
+        self.channel = channel
+
+
+class DeadKernelError(KClientError):
+    """The kernel's process has ended, or its address refuses connections.
+
+    `exit_code` is negative for a signal, as in `subprocess`, and None where nobody can know it.
+    `stderr` is the end of what the kernel printed. `result` is the partial `Result` of the
+    execution that was waited for, if there was one.
+    """
+
+    def __init__(
+        self,
+        message: str = "the kernel died",
+        *,
+        exit_code: int | None = None,
+        stderr: str = "",
+        result: Result | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.stderr = stderr
+        self.result = result
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.exit_code is not None:
+            text += f" ({describe_exit(self.exit_code)})"
+        if self.stderr.strip():
+            text += "; the end of its output:\n" + self.stderr.strip()[-_STDERR_SHOWN:]
+        return text
+
+
+class LaunchError(DeadKernelError):
+    """The kernel never came up: it could not be executed, or it ended before it answered."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        super().__init__(message, exit_code=exit_code, stderr=stderr)
+        self.argv = list(argv)
+
+
+class KernelRestarted(KClientError):
+    """The kernel was restarted while the call waited; its request was dropped and will not run."""
+
+    def __init__(self, msg_id: str | None = None) -> None:
+        super().__init__("the kernel was restarted before it answered; send the request again")
+        self.msg_id = msg_id
+
+
+class KernelTimeout(KClientError, TimeoutError):
+    """The budget of a blocking call ran out."""
+
+    def __init__(
+        self,
+        waiting_for: str,
+        timeout: float | None,
+        *,
+        msg_id: str | None = None,
+        execution: Execution | None = None,
+        result: Result | None = None,
+        hint: str = "",
+    ) -> None:
+        budget = "" if timeout is None else f" within {timeout:g} s"
+        super().__init__(f"no {waiting_for}{budget}" + (f"; {hint}" if hint else ""))
+        self.waiting_for = waiting_for
+        self.timeout = timeout
+        self.msg_id = msg_id
+        self.execution = execution
+        self.result = result
+
+
+class WrongThread(KClientError):
+    """A call from a thread (a gevent hub) other than the one that owns the object."""
+
+
+class ForkedProcess(KClientError):
+    """A call in a forked child: sockets do not survive a fork; make a new client there."""
+
+
+class ExecutionError(KClientError):
+    """The code raised; only `check=True` and `Result.raise_for_error()` turn that into an exception."""
+
+    def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = (), *, result: Result | None = None) -> None:
+        super().__init__(f"{ename}: {evalue}" if evalue else ename)
+        self.ename = ename
+        self.evalue = evalue
+        self.traceback = list(traceback)
+        self.result = result
+
+
+class ExecutionAborted(ExecutionError):
+    """The kernel skipped the request, since one before it failed with stop_on_error."""
+
+
+def describe_exit(exit_code: int) -> str:
+    """``exit code 3``, or for a negative code the name of the signal, ``killed by SIGKILL``."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"

@@ -1,0 +1,306 @@
+"""One run of code: like a future, and an iterator over its outputs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+
+from kclient.channels.base import Failure
+from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
+from kclient.hub import Deadline, Owner, Parking, call_back, weakly
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import Slot
+from kclient.protocol.transcript import Times, Transcript
+from kclient.result import Result
+
+if TYPE_CHECKING:
+    from kclient.link import Link
+
+OnOutput = Callable[[Message], object]
+OnInput = Callable[[str, bool], str]
+
+INTERRUPT_AGAIN: Final = 0.5
+"""Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
+
+CTRL_C_GRACE: Final = 5.0
+"""Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
+
+
+class Execution:
+    """A request to run code, under way; `submit` makes it.
+
+    Iterate it for its output messages as they arrive: stream, display_data, update_display_data,
+    execute_result, error and clear_output. Each message comes out once.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        transcript: Transcript,
+        *,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        keeps_messages: bool = True,
+    ) -> None:
+        self.msg_id = ""
+        self.subshell_id: str | None = None
+        self._link = link
+        self._owner = Owner()
+        self._transcript = transcript
+        self._check = check
+        self._on_output = on_output
+        self._on_input = on_input
+        self._keeps_messages = keeps_messages
+        self._messages: deque[Message] = deque()
+        self._messages_nbytes = 0
+        self._changed = Parking(self._owner.hub)
+        self._failure: Failure | None = None
+        self._result: Result | None = None
+        self._callback_error: BaseException | None = None
+        self._follower: gevent.Greenlet[..., Any] | None = None
+        self._wants_interrupt = False
+        self._is_over = False
+        self._again = self._owner.hub.loop.timer(INTERRUPT_AGAIN)
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
+
+    def __iter__(self) -> Iterator[Message]:
+        """The output messages as they arrive; ends when the execution is done, or raises why it will not be."""
+        if self._on_output is not None:
+            raise InvalidState("the outputs of this execution go to its on_output; they cannot be iterated as well")
+        deadline = Deadline(None)
+        while True:
+            self._owner.check()
+            while self._messages:
+                yield self._next_message()
+            if self._is_over:
+                self._raise_failure()
+                return
+            self._wait(deadline)
+
+    @property
+    def times(self) -> Times:
+        """When it was sent, and when the kernel said busy, replied, and said idle (`time.perf_counter()`; 0: not yet)."""
+        return self._transcript.times
+
+    @property
+    def takes_input(self) -> bool:
+        return self._on_input is not None
+
+    def done(self) -> bool:
+        """True if the execution has ended; takes in what has arrived, and does not wait."""
+        self._owner.check()
+        self._link.drain()
+        return self._is_over and self._follower is None
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end and return the Result; after a KernelTimeout one may ask again.
+
+        Ctrl-C, in the main greenlet, interrupts the kernel and raises KeyboardInterrupt when it is idle.
+        """
+        self._owner.check()
+        deadline = Deadline(timeout)
+        self._or_interrupt(self._wait_for_end, deadline)
+        if self._callback_error is not None:
+            raise self._callback_error
+        return self._final_result()
+
+    def interrupt(self) -> None:
+        """Interrupt this execution and no other: now if the kernel is at it, else as soon as it gets to it."""
+        self._owner.check()
+        if self._is_over:
+            return
+        self._wants_interrupt = True
+        self._link.drain()
+        self._interrupt_if_running()
+
+    def run(self, deadline: Deadline, on_abandon: str) -> Result:
+        """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""
+        try:
+            self._or_interrupt(self._follow, deadline)
+            return self._final_result()
+        except BaseException:
+            if not self._is_over:
+                if on_abandon == "interrupt":
+                    self.interrupt()
+                self._keeps_messages = False
+                self._messages.clear()
+            raise
+
+    def follow_in_background(self) -> None:
+        """Run the callbacks of `submit` in a greenlet of this execution's own."""
+        self._follower = gevent.spawn(self._follow_all)
+
+    # What the channels call, in whatever greenlet a message was taken in.
+
+    def sent(self, request: Message) -> None:
+        """Take the id of the request, which goes out now."""
+        self.msg_id = request.msg_id
+        self.subshell_id = request.header.get("subshell_id")
+        self._transcript.times.sent = perf_counter()
+
+    def is_running(self) -> bool:
+        """True until the end, as far as it has been taken in."""
+        return not self._is_over
+
+    def feed(self, message: Message) -> None:
+        """Take in an iopub message that bears this execution's id."""
+        transcript = self._transcript
+        if transcript.take(message) and self._keeps_messages:
+            self._keep(message)
+        if self._wants_interrupt and message.header["msg_type"] == "status":
+            self._interrupt_if_running()
+        if transcript.is_done:
+            self._end()
+
+    def feed_input(self, message: Message) -> None:
+        """Take in an input_request."""
+        self._messages.append(message)
+        self._changed.wake()
+
+    def update_display(self, message: Message) -> None:
+        """Apply an update that another execution sent for a display of this one."""
+        self._transcript.update_display(message)
+
+    def on_settled(self, slot: Slot) -> None:
+        """The reply is in, or there will be none."""
+        if slot.error is not None:
+            self.fail(slot.error)
+        if slot.reply is None:
+            return
+        self._transcript.set_reply(slot.reply)
+        if self._transcript.is_done:
+            self._end()
+        else:
+            self._link.watchdog.arm()
+
+    def fail(self, failure: Failure) -> None:
+        """End without a result."""
+        if not self._is_over:
+            self._failure = failure
+            self._end()
+
+    def conclude(self) -> None:
+        """End although the idle status never came; outputs may be missing."""
+        if not self._is_over:
+            self._transcript.complete = False
+            self._end()
+
+    def _keep(self, message: Message) -> None:
+        limit = self._transcript.max_output_bytes
+        if limit is not None and self._messages_nbytes + message.nbytes > limit:
+            self._transcript.truncated = True
+            return
+        self._messages.append(message)
+        self._messages_nbytes += message.nbytes
+        self._changed.wake()
+
+    def _next_message(self) -> Message:
+        message = self._messages.popleft()
+        self._messages_nbytes -= message.nbytes
+        return message
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._again.stop()
+        self._link.forget(self)
+        self._changed.wake()
+
+    def _wait(self, deadline: Deadline) -> None:
+        """Until something changes; raises KernelTimeout."""
+        if not self._changed.wait(deadline) and deadline.is_over:
+            self._link.drain()
+            if not self._is_over:
+                raise KernelTimeout(
+                    "end of the execution",
+                    deadline.timeout,
+                    msg_id=self.msg_id,
+                    execution=self,
+                    result=Result.of(self._transcript),
+                    hint="it goes on unless it is interrupted",
+                )
+
+    def _wait_for_end(self, deadline: Deadline) -> None:
+        while not self._is_over or self._follower is not None:
+            if self._is_over and deadline.is_over:
+                raise KernelTimeout("end of on_output", deadline.timeout, msg_id=self.msg_id, execution=self)
+            self._wait(deadline)
+
+    def _follow(self, deadline: Deadline) -> None:
+        """Run the callbacks, in order of arrival, until the end."""
+        while True:
+            while self._messages:
+                message = self._next_message()
+                try:
+                    self._call_back(message)
+                except BaseException:
+                    self.interrupt()
+                    raise
+            if self._is_over:
+                return
+            self._wait(deadline)
+
+    def _follow_all(self) -> None:
+        try:
+            self._follow(Deadline(None))
+        except Exception as exc:
+            self._callback_error = exc
+            self._on_output = None
+            self._keeps_messages = False
+            self._messages.clear()
+        finally:
+            self._follower = None
+            self._changed.wake()
+
+    def _call_back(self, message: Message) -> None:
+        if message.header["msg_type"] != "input_request":
+            if self._on_output is not None:
+                call_back(self._on_output, message)
+        elif self._on_input is not None:
+            self._link.answer_input(message, self._on_input)
+
+    def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
+        """`wait`; a Ctrl-C in it interrupts the kernel and is raised when the kernel is idle, a second one at once."""
+        try:
+            wait(deadline)
+        except KeyboardInterrupt:
+            if not self._is_over:
+                self.interrupt()
+                grace = Deadline(CTRL_C_GRACE)
+                while not self._is_over and not grace.is_over:
+                    self._changed.wait(grace)
+            raise
+
+    def _interrupt_if_running(self) -> None:
+        if self._wants_interrupt and self._link.is_busy_with(self.msg_id):
+            self._wants_interrupt = False
+            outputs_seen = self._transcript.version
+            self._link.interrupt_kernel()
+            self._again.stop()
+            self._again.start(weakly(self._interrupt_again), outputs_seen)
+
+    def _interrupt_again(self, outputs_seen: int) -> None:
+        if not self._is_over and self._transcript.version == outputs_seen and self._link.is_busy_with(self.msg_id):
+            self._link.interrupt_kernel()
+
+    def _final_result(self) -> Result:
+        self._raise_failure()
+        if self._result is None:
+            self._result = Result.of(self._transcript)
+        if self._check:
+            self._result.raise_for_error()
+        return self._result
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        error = self._failure(self.msg_id)
+        if isinstance(error, (DeadKernelError, NoReply)):
+            error.result = Result.of(self._transcript)
+        raise error

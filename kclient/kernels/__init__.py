@@ -1,0 +1,1 @@
+"""Finding and running kernels: specs, connection files, processes. Knows nothing of channels or clients."""

@@ -1,0 +1,137 @@
+"""Where a kernel that we start will listen: ports, key and connection file, made before its start and removed after."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Final
+
+import attrs
+
+from kclient.errors import InvalidArgument, InvalidState
+from kclient.kernels.files import (
+    PrivateFolder,
+    new_connection_file,
+    new_ipc_folder,
+    read_connection_file,
+    remove_connection_file,
+    remove_ipc_files,
+    write_connection_file,
+)
+from kclient.kernels.ports import PortReservation, is_local, local_addresses
+from kclient.protocol.connection import CHANNELS, ConnectionInfo
+
+TRANSPORTS: Final = ("tcp", "ipc")
+
+
+class Endpoint:
+    """The connection info of one kernel, and the files that go with it.
+
+    Ports of 0 are chosen by `prepare`. Files are removed only if they were written here.
+    """
+
+    def __init__(self, kernel_name: str, transport: str, ip: str | None, path: str | os.PathLike[str] | None) -> None:
+        if transport not in TRANSPORTS:
+            raise InvalidArgument(f"transport must be 'tcp' or 'ipc', not {transport!r}")
+        if ip is not None and not isinstance(ip, str):
+            raise InvalidArgument(f"ip must be a string, not {ip!r}")
+        self.path: str | None = None if path is None else os.fspath(path)
+        self.info = ConnectionInfo(
+            transport=transport,
+            ip=_bind_address(transport, ip),
+            key=secrets.token_hex(32).encode(),
+            kernel_name=kernel_name,
+        )
+        self._wants_fresh_path = path is None
+        self._wants_fresh_ports = True
+        self._is_written = False
+        self._folder: PrivateFolder | None = None
+        self._reservation: PortReservation | None = None
+
+    @property
+    def may_choose_ports(self) -> bool:
+        """True if the ports were not given by a connection file, so that others may be tried."""
+        return self._wants_fresh_ports
+
+    def load(self, path: str) -> None:
+        """Take the values of an existing connection file, which stays its owner's."""
+        self.info = read_connection_file(path)
+        self.path = path
+        self._wants_fresh_path = self._wants_fresh_ports = self._is_written = False
+
+    def prepare(self) -> None:
+        """Choose what is not chosen yet, hold the tcp ports and write the connection file.
+
+        Raises InvalidState, a RuntimeError, if a kernel cannot listen at that ip, since it is another machine's.
+        """
+        info = self.info
+        if info.transport == "tcp" and not is_local(info.ip):
+            raise InvalidState(
+                f"a kernel can only be started on an address of this machine, and {info.ip!r} is none; "
+                f"choose one of {', '.join(local_addresses())}"
+            )
+        if info.shell_port == 0:
+            self._choose()
+        elif info.transport == "tcp" and self._reservation is None:
+            self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
+        self.write()
+
+    def write(self) -> None:
+        """Write the connection file, unless it is there; ports are chosen if they are not."""
+        if self.info.shell_port == 0:
+            self._choose()
+        if self.path is None:
+            self.path = new_connection_file()
+        if not os.path.exists(self.path) or (not self._is_written and self._wants_fresh_ports):
+            write_connection_file(self.info, self.path)
+            self._is_written = True
+
+    def let_go_of_ports(self) -> None:
+        """The kernel has its ports, or will never have them."""
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
+
+    def remove_connection_file(self) -> None:
+        """Remove the connection file, if it was written here."""
+        if self._is_written and self.path is not None:
+            remove_connection_file(self.path)
+            self._is_written = False
+            if self._wants_fresh_path:
+                self.path = None
+
+    def remove_ipc_files(self) -> None:
+        """Remove the sockets of an ipc kernel."""
+        remove_ipc_files(self.info)
+
+    def remove(self) -> None:
+        """Remove every trace, and forget the ports that were chosen here."""
+        self.let_go_of_ports()
+        self.remove_ipc_files()
+        self.remove_connection_file()
+        if self._wants_fresh_ports:
+            if self._folder is not None:
+                self._folder.remove()
+                self._folder = None
+                self.info = attrs.evolve(self.info, ip="")
+            self.info = self._without_ports()
+
+    def _without_ports(self) -> ConnectionInfo:
+        return attrs.evolve(self.info, shell_port=0, iopub_port=0, stdin_port=0, control_port=0, hb_port=0)
+
+    def _choose(self) -> None:
+        if self.info.transport == "tcp":
+            self._reservation = PortReservation(self.info.ip, len(CHANNELS))
+            self.info = self.info.with_ports(self.info.ip, self._reservation.ports)
+            return
+        if not self.info.ip:
+            self._folder = new_ipc_folder()
+        ip = self._folder.ip if self._folder is not None else self.info.ip
+        self.info = self.info.with_ports(ip, range(1, len(CHANNELS) + 1))
+
+
+def _bind_address(transport: str, ip: str | None) -> str:
+    """What goes into the connection file; empty for an ipc folder still to be made."""
+    if transport == "ipc":
+        return os.path.abspath(ip) if ip else ""
+    return "0.0.0.0" if ip in ("*", "") else ip or "127.0.0.1"

@@ -1,0 +1,174 @@
+"""The end of a child process as an event in a gevent hub, with its exit code."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from contextlib import suppress
+from posix import waitpid  # os.waitpid is gevent's after monkey.patch_all(), and would wait in the hub
+from signal import SIG_DFL, SIGCHLD, getsignal
+from typing import Any, Final
+
+from gevent import monkey
+from gevent.event import Event
+from gevent.hub import Hub
+
+from kclient.hub import Owner
+
+_READ: Final = 1
+"""The event mask of libev, and of the loops that stand in for it."""
+
+_PIDFD_GET_INFO: Final = 0xC040FF0B
+"""_IOWR(0xFF, 11, struct pidfd_info) of <linux/pidfd.h>."""
+
+_PIDFD_INFO_EXIT: Final = 1 << 3
+"""Asks for the exit code, which Linux 6.15 and later keep for as long as the pidfd is open."""
+
+_PIDFD_INFO: Final = struct.Struct("QQ11Ii")
+"""mask, cgroupid, eleven ids of process and users, and the exit code in the form of waitpid(2)."""
+
+
+class ExitWatch:
+    """Watches a child and reaps it: `exited` is set in the owner's hub when it has ended, then `exit_code` is known.
+
+    There is nothing to close: what it holds goes with the child. `exit_code` is negative for a signal; it stays None
+    if another part of the program reaped the child first, and neither gevent nor Linux can tell what that part saw.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exited = Event()
+        self.exit_code: int | None = None
+        self._owner = Owner()
+        self._thread_is_done = False
+        self._by_gevent = _watch_by_gevent(pid, self._owner.hub)
+        self._pidfd = _open_pidfd(pid)
+        loop = self._owner.hub.loop
+        self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, _READ)
+        self._watcher.start(self._on_exit)
+        if self._pidfd is None:
+            monkey.get_original("_thread", "start_new_thread")(self._wait_in_thread, ())
+
+    def has_ended(self) -> bool:
+        """True if the process has ended, seen now, without a turn of the loop; from any thread."""
+        if self.exited.is_set() or self._owner.forked:
+            return self.exited.is_set()
+        if self._pidfd is None:
+            return self._thread_is_done
+        ended = self._look(self._pidfd)
+        if ended and self._owner.is_here:
+            self._finish()
+        return ended
+
+    def signal_group(self, signum: int) -> None:
+        """Signal the process group that the child leads; not once it has ended, and not from a forked process.
+
+        The pid cannot belong to another process by then: it is reaped, and so set free, in this hub only.
+        """
+        if not self._owner.forked and not self.has_ended():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signum)
+
+    def _look(self, pidfd: int) -> bool:
+        """Reap the child if it has ended; from another thread only look, lest two take its code."""
+        peek = 0 if self._owner.is_here else os.WNOWAIT
+        try:
+            found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | peek)
+        except OSError:  # another part of the program has reaped it, or the hub has and closed the pidfd
+            if not peek:
+                self.exit_code = self._code_seen_by_gevent()
+                if self.exit_code is None:
+                    self.exit_code = _code_kept_by_linux(pidfd)
+            return True
+        if found is not None and not peek:
+            self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        return found is not None
+
+    def _on_exit(self) -> None:
+        if self._owner.forked:  # a fork takes the pidfd and its watcher along, which would fire for ever
+            self._watcher.stop()
+        elif self._pidfd is None or self._look(self._pidfd):
+            self._finish()
+
+    def _finish(self) -> None:
+        for watcher in (self._watcher, self._by_gevent):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self.exited.set()
+
+    def _wait_in_thread(self) -> None:
+        try:
+            self.exit_code = os.waitstatus_to_exitcode(waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            self.exit_code = self._code_seen_by_gevent()
+        self._thread_is_done = True
+        with suppress(ValueError):  # the hub was destroyed: nobody waits there any more
+            self._watcher.send()
+
+    def _code_seen_by_gevent(self) -> int | None:
+        watcher = self._by_gevent
+        return os.waitstatus_to_exitcode(watcher.rstatus) if watcher is not None and watcher.rpid == self.pid else None
+
+
+def _watch_by_gevent(pid: int, hub: Hub) -> Any:
+    """A child watcher that keeps the status if gevent reaps the child, or None where gevent does not.
+
+    gevent's SIGCHLD handler is there for good from the first use of gevent.subprocess or gevent.os.fork on. It reaps
+    every child of the process, whoever started it. So do not install it where it is not to be expected, since the
+    standard subprocess loses its exit codes then; it works for the default loop only, the one of the main thread.
+    """
+    if not hub.loop.default or not (_is_patched() or _has_foreign_sigchld_handler()):
+        return None
+    watcher = hub.loop.child(pid, ref=False)
+    watcher.start(lambda: None)
+    return watcher
+
+
+def _is_patched() -> bool:
+    return monkey.is_object_patched("subprocess", "Popen") or monkey.is_object_patched("os", "fork")
+
+
+def _has_foreign_sigchld_handler() -> bool:
+    """True if SIGCHLD has a handler that Python knows nothing of: libev's. Linux only, see proc_pid_status(5)."""
+    if getsignal(SIGCHLD) not in (SIG_DFL, None):
+        return False
+    with suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (SIGCHLD - 1) & 1)
+    return False
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A pidfd that can be waited for, or None where there is no such thing."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux; Linux before 5.3, a sandbox, no fd left
+        return None
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return pidfd
+    except (AttributeError, OSError):  # Linux 5.3 can open but not wait for one
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _code_kept_by_linux(pidfd: int) -> int | None:
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, *[0] * 13)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(info)
+    return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None

@@ -1,0 +1,136 @@
+"""OwnedKernel: the process of a kernel that we started, from its launch to the last trace of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from kclient.errors import DeadKernelError, InvalidState, LaunchError
+from kclient.hub import Deadline, Owner
+from kclient.kernels.endpoint import Endpoint
+from kclient.kernels.process import KernelProcess, Launcher, Output
+from kclient.kernels.spec import KernelSpec, find_kernel_spec
+
+TERM_WAIT: Final = 2.0
+"""Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
+
+KILL_WAIT: Final = 10.0
+"""Seconds for the operating system to end a process after SIGKILL."""
+
+
+@attrs.frozen
+class Launch:
+    """The arguments of start_kernel, kept for a restart."""
+
+    extra_arguments: Sequence[str] = ()
+    cwd: str | os.PathLike[str] | None = None
+    env: Mapping[str, str] | None = None
+    stdout: Output = None
+    stderr: Output = None
+
+
+class OwnedKernel:
+    """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
+
+    def __init__(self, kernel_name: str, endpoint: Endpoint, launcher: Launcher) -> None:
+        self.kernel_name = kernel_name
+        self.endpoint = endpoint
+        self.launcher = launcher
+        self.process: KernelProcess | None = None
+        self.launch: Launch | None = None
+        self.argv: list[str] = []
+        self._owner = Owner()
+        self._spec: KernelSpec | None = None
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel spec, looked up when first needed; raises NoSuchKernel."""
+        if self._spec is None:
+            self._spec = find_kernel_spec(self.kernel_name)
+        return self._spec
+
+    def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
+        """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
+        spec = self.spec
+        self.endpoint.prepare()
+        assert self.endpoint.path is not None
+        self.argv = spec.command(self.endpoint.path, launch.extra_arguments)
+        self.process = process = self.launcher.start(
+            self.argv,
+            # ipykernel watches that process, and ends when it is gone
+            env=spec.environment({**os.environ, "JPY_PARENT_PID": str(os.getpid())}, launch.env),
+            cwd=launch.cwd,
+            stdout=launch.stdout,
+            stderr=launch.stderr,
+        )
+        self.launch = launch
+        process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
+
+    def require(self) -> KernelProcess:
+        """The process; raises InvalidState, a RuntimeError, if none was started."""
+        if self.process is None:
+            raise InvalidState("no kernel was started; call start_kernel() first")
+        return self.process
+
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.is_alive()
+
+    def wait_for_exit(self, deadline: Deadline) -> bool:
+        """True when the process has ended, False if it has not within the deadline."""
+        process = self.require()
+        return bool(process.exited.wait(deadline.left())) or not process.is_alive()
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL if that does not help; to the children of the kernel as well."""
+        process = self.require()
+        if process.is_alive():
+            process.send_signal(signal.SIGTERM)
+            if not self.wait_for_exit(Deadline(TERM_WAIT)):
+                self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.require().kill()
+        self.wait_for_exit(Deadline(KILL_WAIT))
+
+    def forget(self) -> None:
+        """Let go of a process that has ended."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.close()
+
+    def death(self, msg_id: str | None = None) -> DeadKernelError:
+        """The error that tells how the process ended."""
+        process = self.process
+        if process is None:
+            return DeadKernelError("the kernel was shut down; start_kernel() starts another")
+        return DeadKernelError(
+            f"the kernel {self.kernel_name!r} died",
+            exit_code=process.exit_code,
+            stderr=process.stderr_tail(),
+        )
+
+    def never_came_up(self, death: DeadKernelError) -> LaunchError:
+        """`death`, of a kernel that had never answered."""
+        return LaunchError(
+            f"the kernel {self.kernel_name!r} ended before it was ready; its command was {self.command_line()}",
+            argv=self.argv,
+            exit_code=death.exit_code,
+            stderr=death.stderr,
+        )
+
+    def command_line(self) -> str:
+        return shlex.join(self.argv)
+
+    def abandon(self, *_: Any) -> None:
+        """Kill the process and remove the files: its manager was dropped, or the program ends."""
+        if self._owner.forked:
+            return
+        if self.process is not None:
+            self.process.kill()
+        self.endpoint.remove()

@@ -1,0 +1,237 @@
+"""Kernel processes: start one, know of its end at once, signal it.
+
+`Launcher` and `KernelProcess` say what kclient needs. To run kernels elsewhere, in a container or through ``ssh`` or
+``nice``, pass ``launcher=`` an object of your own; most need no more than another command line::
+
+    class NiceLauncher:
+        def start(self, argv, **where):
+            return LocalLauncher().start(["nice", *argv], **where)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec, module_from_spec
+from posix import waitpid  # os.waitpid is gevent's after monkey.patch_all()
+from typing import IO, Any, Final, Protocol, TypeAlias
+
+from gevent import monkey
+from gevent.event import Event
+
+from kclient.errors import InvalidArgument, LaunchError
+from kclient.hub import Owner
+from kclient.kernels.exitwatch import ExitWatch
+
+Output: TypeAlias = "int | IO[Any] | None"
+"""As in `subprocess`: PIPE, DEVNULL, STDOUT, a file or its number; None is a hidden file for `stderr_tail`."""
+
+_TAIL: Final = 16 * 1024
+"""Bytes of output that `stderr_tail` returns: some ten long tracebacks."""
+
+
+_SHOWN: Final = 1000
+"""Characters of the command that an error shows; "Argument list too long" can mean two megabytes."""
+
+
+class KernelProcess(Protocol):
+    """A kernel's process. Its methods answer at once; none raises because the process has ended."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, or whatever number tells it from others where it runs."""
+
+    @property
+    def exited(self) -> Event:
+        """Set, in the hub that called `Launcher.start`, as soon as the process has ended. This wakes every waiter."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for a signal; None while it runs, and for good where nobody can know it."""
+
+    def is_alive(self) -> bool:
+        """False once the process has ended, even if the hub has had no turn to notice."""
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the kernel and its children; does nothing after its end."""
+
+    def kill(self) -> None:
+        """End the kernel and its children without asking; does nothing after its end."""
+
+    def stderr_tail(self) -> str:
+        """The end of what the kernel printed, for error messages; empty if that is not known."""
+
+    def close(self) -> None:
+        """Close files and pipes. The process is not touched; `exited` and `exit_code` still work."""
+
+
+class Launcher(Protocol):
+    """Starts kernels. One launcher may start many."""
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdout: Output = None,
+        stderr: Output = None,
+    ) -> KernelProcess:
+        """Start `argv` with exactly the environment `env` (None: ours); raises LaunchError if that cannot be done."""
+
+
+class LocalProcess:
+    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for."""
+
+    def __init__(
+        self, watch: ExitWatch, pipes: tuple[IO[Any] | None, IO[Any] | None], output: IO[bytes] | None
+    ) -> None:
+        self.stdout, self.stderr = pipes
+        self._owner = Owner()
+        self._watch = watch
+        self._output = output
+        self._tail = ""
+
+    def __repr__(self) -> str:
+        return f"<LocalProcess {self.pid}, {'ended' if self.exited.is_set() else 'running'}>"
+
+    @property
+    def pid(self) -> int:
+        return self._watch.pid
+
+    @property
+    def exited(self) -> Event:
+        return self._watch.exited
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._watch.exit_code
+
+    def is_alive(self) -> bool:
+        """False once the process has ended, even if the hub has had no turn to notice; from any thread."""
+        return not self._watch.has_ended()
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the process and its children, its process group; does nothing after its end or in a forked child.
+
+        Raises InvalidArgument for a number that is no signal, and PermissionError for a process of another user.
+        """
+        if signum not in signal.valid_signals():
+            raise InvalidArgument(f"not a signal: {signum!r}")
+        self._watch.signal_group(signum)
+
+    def kill(self) -> None:
+        """SIGKILL for the process and its children."""
+        self.send_signal(signal.SIGKILL)
+
+    def stderr_tail(self) -> str:
+        """The last 16 KiB that the process printed, unless its output went elsewhere; also after `close`."""
+        if self._output is not None and not self._owner.forked:
+            # pread, since the process writes at the offset that it shares with this file
+            number = self._output.fileno()
+            size = os.fstat(number).st_size
+            self._tail = os.pread(number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        return self._tail
+
+    def close(self) -> None:
+        """Close the pipes and the file with the output; the exit is still watched. Nothing in a forked child."""
+        if self._owner.forked:
+            return
+        self.stderr_tail()
+        for file in (self.stdout, self.stderr, self._output):
+            if file is not None:
+                file.close()
+        self._output = None
+
+
+class LocalLauncher:
+    """Starts kernels as child processes, in any thread's hub, whether or not gevent has patched the program."""
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdout: Output = None,
+        stderr: Output = None,
+    ) -> LocalProcess:
+        """Start `argv`; raises LaunchError, which says what is wrong with the command, its directory or environment."""
+        output = _hidden_file(argv) if stdout is None or stderr is None else None
+        try:
+            popen = _popen_class()(
+                argv,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output if stdout is None else stdout,
+                stderr=output if stderr is None else stderr,
+                start_new_session=True,  # a Ctrl-C in the terminal is not for the kernel
+            )
+        except (OSError, ValueError, TypeError, IndexError) as exc:  # IndexError: an empty argv
+            if output is not None:
+                output.close()
+            raise LaunchError(
+                f"cannot start the kernel: {_reason(exc)}; the command was {_shown(argv)}", argv=argv
+            ) from exc
+        popen.returncode = 0  # so that Popen never waits: ExitWatch reaps
+        return LocalProcess(_watch(popen.pid), (popen.stdout, popen.stderr), output)
+
+
+def _watch(pid: int) -> ExitWatch:
+    try:
+        return ExitWatch(pid)
+    except BaseException:  # no thread left, or Ctrl-C: nobody would ever hear of this process again
+        os.killpg(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            waitpid(pid, 0)
+        raise
+
+
+def _hidden_file(argv: Sequence[str]) -> IO[bytes]:
+    """Where a kernel's output goes: a pipe that nobody drains would block it."""
+    try:
+        return tempfile.TemporaryFile(prefix="kclient-", buffering=0)
+    except OSError as exc:
+        raise LaunchError(
+            f"cannot start the kernel: no temporary file for its output: {_reason(exc)}; "
+            "set TMPDIR to a usable directory, or pass stdout= and stderr=",
+            argv=argv,
+        ) from exc
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{exc.strerror}: {exc.filename!r}" if exc.filename is not None else exc.strerror
+    return str(exc)
+
+
+def _shown(argv: Sequence[str]) -> str:
+    text = repr(argv)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _popen_class() -> type[subprocess.Popen[Any]]:
+    if monkey.is_object_patched("subprocess", "Popen"):
+        return _private_popen_class()
+    return subprocess.Popen
+
+
+@cache
+def _private_popen_class() -> type[subprocess.Popen[Any]]:
+    """Popen of a private copy of the standard module.
+
+    gevent's own fails off the main thread, and the patched module's original one everywhere.
+    """
+    spec = find_spec("subprocess")
+    if spec is None or spec.loader is None:
+        raise ImportError("the standard module subprocess cannot be found")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    popen: type[subprocess.Popen[Any]] = module.Popen
+    return popen

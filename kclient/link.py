@@ -1,0 +1,285 @@
+"""Link: the channels of one client, opened, failed, closed and reopened together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, cast
+
+import gevent
+from gevent import getcurrent
+
+from kclient.channels.base import Channel, Failure, log
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.errors import InvalidState, KernelRestarted, KernelTimeout
+from kclient.execution import Execution, OnInput
+from kclient.hub import Deadline, Owner, Parking, call_back, weakly
+from kclient.protocol.messages import Content, Message
+from kclient.protocol.routing import Ledger, Outputs
+from kclient.protocol.session import Session
+from kclient.watch import Overdue, Probe, Watchdog, no_reply
+
+LAST_WORDS: Final = 0.02
+"""Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
+
+SUBSCRIBE_PAUSE: Final = 0.005
+"""Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
+
+
+class Link:
+    """`make(name)` makes the channel of that name; `interrupt()` interrupts the kernel."""
+
+    def __init__(
+        self, owner: Owner, session: Session, make: Callable[[str], Channel], interrupt: Callable[[], None]
+    ) -> None:
+        self.owner = owner
+        self.session = session
+        self.interrupt_kernel = interrupt
+        self.watchdog = Watchdog(self)
+        self.failure: Failure | None = None
+        self.on_input: OnInput | None = None
+        self._make = make
+        self._channels: dict[str, Channel] = {}
+        self._ledger = Ledger()
+        self._is_restarting = False
+        self._restarted = Parking(owner.hub)
+        self._burial: Any = None
+        self._answerers: set[gevent.Greenlet[..., Any]] = set()
+
+    # The channels
+
+    @property
+    def shell(self) -> ShellChannel:
+        return cast(ShellChannel, self.channel("shell"))
+
+    @property
+    def control(self) -> ControlChannel:
+        return cast(ControlChannel, self.channel("control"))
+
+    @property
+    def iopub(self) -> IOPubChannel:
+        return cast(IOPubChannel, self.channel("iopub"))
+
+    @property
+    def stdin(self) -> StdInChannel:
+        return cast(StdInChannel, self.channel("stdin"))
+
+    @property
+    def hb(self) -> HBChannel:
+        return cast(HBChannel, self.channel("hb"))
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """The routing of outputs, while iopub runs."""
+        return self.iopub.outputs if self.runs("iopub") else None
+
+    def channel(self, name: str) -> Channel:
+        """The channel of that name, made when first asked for."""
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = self._make(name)
+            self._join(channel)
+        return channel
+
+    def runs(self, name: str) -> bool:
+        channel = self._channels.get(name)
+        return channel is not None and channel.is_alive()
+
+    def running(self) -> list[Channel]:
+        return [channel for channel in self._channels.values() if channel.is_alive()]
+
+    def drain(self) -> None:
+        """Take in what is on the sockets now, without waiting."""
+        for channel in self.running():
+            channel.drain()
+
+    def _join(self, channel: Channel) -> None:
+        """Let the channel share what the channels of a client share."""
+        if self.failure is not None:
+            channel.fail(self.failure)
+        if isinstance(channel, RequestChannel):
+            channel.requests.ledger = self._ledger
+        if isinstance(channel, ShellChannel):
+            channel.expects_input = self.answers_input
+        elif isinstance(channel, IOPubChannel):
+            channel.outputs.ledger = self._ledger
+            channel.on_owed_reply = self.watchdog.arm
+        elif isinstance(channel, StdInChannel):
+            channel.claim = self._claim_input
+
+    # Life and death
+
+    def stop(self) -> None:
+        """Close every channel, and forget them; whoever waits gets ChannelClosed."""
+        self.watchdog.stop()
+        if self._burial is not None:
+            self._burial.stop()
+        for channel in self._channels.values():
+            channel.stop()
+        self._channels.clear()
+        gevent.killall(list(self._answerers), block=False)
+
+    def fail(self, failure: Failure) -> None:
+        """Wake whoever waits with an error, and refuse new calls."""
+        self.failure = failure
+        for channel in self.running():
+            channel.drain()
+            channel.fail(failure)
+        self._restarted.wake()
+
+    def bury(self, failure: Failure) -> None:
+        """The kernel is dead: read its last words, then fail."""
+        self._burial = self.owner.hub.loop.timer(LAST_WORDS)
+        self._burial.start(weakly(self.fail), failure, update=True)
+
+    def begin_restart(self) -> None:
+        """Let new calls wait until the restarted kernel is ready."""
+        self._is_restarting = True
+
+    def reopen(self) -> None:
+        """Fail what is pending with KernelRestarted and connect anew, to a kernel that is not there yet."""
+        if self._burial is not None:
+            self._burial.stop()
+        for channel in self.running():
+            channel.fail(KernelRestarted)
+        self.failure = None
+        for channel in self.running():
+            channel.reopen()
+
+    def wait_for_restart(self, deadline: Deadline) -> None:
+        """Return when no restart is under way; raises KernelTimeout, or what became of the kernel."""
+        while self._is_restarting and self.failure is None:
+            if not self._restarted.wait(deadline) and deadline.is_over:
+                raise KernelTimeout("kernel after its restart", deadline.timeout)
+        if self.failure is not None:
+            raise self.failure(None)
+
+    def end_restart(self) -> None:
+        self._is_restarting = False
+        self._restarted.wake()
+
+    def wait_for_ready(self, deadline: Deadline) -> None:
+        """Until kernel_info is answered and, if iopub runs, something has come over it."""
+        pause = SUBSCRIBE_PAUSE
+        probe = self.probe(self.shell, deadline)
+        try:
+            while self.runs("iopub") and not self.iopub.outputs.subscribed:
+                if self.iopub.changed.wait(deadline.at_most(pause)):
+                    continue
+                if deadline.is_over:
+                    raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
+                probe.forget()
+                probe = self.probe(self.shell, deadline)
+                pause *= 2
+        except BaseException:
+            probe.forget()
+            raise
+
+    def probe(self, channel: RequestChannel, deadline: Deadline, *, subshell_id: str | None = None) -> Probe:
+        """Ask kernel_info, on kclient's own account, and return when the reply is in."""
+        message = self.session.msg("kernel_info_request")
+        probe = Probe(self.outputs, message.msg_id)
+        try:
+            channel.request(message, timeout=deadline.left(), subshell_id=subshell_id)
+        except BaseException:
+            probe.forget()
+            raise
+        return probe
+
+    def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
+        """True when the idle status of `probe` is in, False if it did not come in time."""
+        while not probe.is_idle and self.runs("iopub"):
+            if not self.iopub.changed.wait(deadline) and deadline.is_over:
+                return probe.is_idle
+        return probe.is_idle
+
+    # Executions
+
+    def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
+        """Send the request of `execution`, whose outputs and reply it gets from now on."""
+        self.owner.check()
+        self.wait_for_restart(deadline)
+        if not self.runs("iopub") or not self.runs("shell"):
+            raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
+        message = self.session.msg("execute_request", content)
+        if subshell_id is not None:
+            message.header["subshell_id"] = subshell_id
+        execution.sent(message)
+        executions = self.iopub.outputs.executions
+        executions[message.msg_id] = execution
+        try:
+            self.shell.post(message, execution.on_settled)
+        except BaseException:
+            executions.pop(message.msg_id, None)
+            raise
+
+    def forget(self, execution: Execution) -> None:
+        """`execution` has ended."""
+        if self.outputs is not None:
+            self.outputs.executions.pop(execution.msg_id, None)
+
+    def is_busy_with(self, msg_id: str) -> bool:
+        """True if the kernel's latest busy status bears `msg_id`."""
+        return self.outputs is not None and self.outputs.busy_with == msg_id
+
+    def overdue(self, since: float) -> list[Overdue]:
+        """Halves of answers that came before `since` and whose other half somebody awaits."""
+        if self.outputs is None or not self.runs("shell"):
+            return []
+        return [*self._overdue_idles(self.outputs, since), *self._overdue_replies(since)]
+
+    def _overdue_idles(self, outputs: Outputs, since: float) -> Iterator[Overdue]:
+        for msg_id, received in self._ledger.owed_idle.items():
+            execution = outputs.executions.get(msg_id)
+            if isinstance(execution, Execution) and received <= since:
+                yield Overdue(self.shell, execution.subshell_id, execution.is_running, execution.conclude)
+
+    def _overdue_replies(self, since: float) -> Iterator[Overdue]:
+        channels = [channel for channel in self.running() if isinstance(channel, RequestChannel)]
+        for msg_id, received in self._ledger.owed_reply.items():
+            for channel in channels:
+                slot = channel.requests.get(msg_id)
+                if slot is not None and slot.on_settled is not None and received <= since:
+                    yield Overdue(channel, slot.subshell_id, slot.is_pending, partial(channel.settle, slot, no_reply))
+
+    # Input
+
+    def answers_input(self) -> bool:
+        """True if someone would answer an input request of an execution without an on_input of its own."""
+        return self.runs("stdin") and (self.on_input is not None or self.stdin.is_awaited())
+
+    def answer_input(self, request: Message, on_input: OnInput) -> None:
+        """Call `on_input` in this greenlet and send what it returns."""
+        content = request.content
+        answering = self.shell.answering
+        answering.add(getcurrent())
+        try:
+            answer = call_back(on_input, str(content.get("prompt", "")), bool(content.get("password", False)))
+        finally:
+            answering.discard(getcurrent())
+        self.stdin.answer(request, answer)
+
+    def _claim_input(self, message: Message) -> bool:
+        """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""
+        execution = self.outputs.executions.get(message.parent_id or "") if self.outputs else None
+        if message.msg_type != "input_request":
+            return False
+        if isinstance(execution, Execution) and execution.takes_input:
+            execution.feed_input(message)
+            return True
+        if self.on_input is None:
+            return False
+        self._answerers.add(gevent.spawn(self._answer_in_background, message, self.on_input))
+        return True
+
+    def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
+        try:
+            self.answer_input(request, on_input)
+        except Exception:
+            log.exception("on_input failed; the code that waits for it is interrupted")
+            self.interrupt_kernel()
+        finally:
+            self._answerers.discard(getcurrent())

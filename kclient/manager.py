@@ -1,0 +1,360 @@
+"""KernelManager: own a kernel process and a client to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import weakref
+from collections.abc import Mapping, Sequence
+from copy import copy
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import attrs
+from gevent.lock import RLock
+
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shell import ControlChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.channels.wire import context
+from kclient.client import Connection, KernelClient
+from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout
+from kclient.hub import Deadline, Owner, weakly
+from kclient.kernels.endpoint import Endpoint
+from kclient.kernels.files import find_connection_file
+from kclient.kernels.owned import Launch, OwnedKernel
+from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
+from kclient.kernels.spec import KernelSpec
+from kclient.link import Link
+from kclient.protocol.session import Session
+from kclient.runner import Runner
+
+_Self = TypeVar("_Self", bound="KernelManager")
+
+
+class _Handle:
+    """What the client may know of its manager; weak, since the manager holds the client."""
+
+    def __init__(self, manager: KernelManager) -> None:
+        self._manager = weakref.ref(manager)
+
+    def is_alive(self) -> bool:
+        manager = self._manager()
+        return manager is not None and manager.is_alive()
+
+    def interrupt(self) -> None:
+        manager = self._manager()
+        if manager is not None:
+            manager.interrupt_kernel()
+
+
+class KernelManager(Runner):
+    """Starts, restarts and ends one kernel, and talks to it; it can be used as a context manager.
+
+    `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
+    path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
+    directory. `launcher` runs the process. Raises NoSuchKernel when the kernel spec is first needed.
+    """
+
+    shell_channel_class: type[ShellChannel] = ShellChannel
+    control_channel_class: type[ControlChannel] = ControlChannel
+    iopub_channel_class: type[IOPubChannel] = IOPubChannel
+    stdin_channel_class: type[StdInChannel] = StdInChannel
+    hb_channel_class: type[HBChannel] = HBChannel
+
+    shutdown_wait_time: float = 5.0
+    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
+
+    def __init__(
+        self,
+        kernel_name: str = "python3",
+        *,
+        transport: str = "tcp",
+        ip: str | None = None,
+        connection_file: str | os.PathLike[str] | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
+        self.kernel_name = kernel_name
+        self._owner = Owner()
+        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
+        self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher())
+        self._finalizer = weakref.finalize(self, self._kernel.abandon)
+        self._session = self._new_session()
+        self._client: KernelClient | None = None
+        self._was_ready = False
+        self._expects_exit = False
+        self._lock = RLock()
+
+    def __repr__(self) -> str:
+        state = f"pid {self.process.pid}" if self.process is not None else "not started"
+        return f"<{type(self).__name__} {self.kernel_name!r} {state}>"
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown_kernel()
+
+    # What it is made of
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel spec, looked up when first needed; raises NoSuchKernel."""
+        return self._kernel.spec
+
+    @property
+    def client(self) -> KernelClient:
+        """The client; a new one after a shutdown."""
+        if self._client is None:
+            self._client = KernelClient(self._endpoint.info, kernel=_Handle(self), session=self._session)
+            for name in ("shell", "control", "iopub", "stdin", "hb"):
+                setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
+            if self.has_kernel and not self._kernel.is_alive():
+                self._client.link.fail(self._kernel.death)
+        return self._client
+
+    @property
+    def link(self) -> Link:
+        return self.client.link
+
+    @property
+    def session(self) -> Session:
+        """Key and message ids of the conversation."""
+        return self._session
+
+    @property
+    def process(self) -> KernelProcess | None:
+        """The kernel's process, from its start to its shutdown."""
+        return self._kernel.process
+
+    @property
+    def has_kernel(self) -> bool:
+        """True from the start of a kernel to its shutdown, also when it has died meanwhile."""
+        return self.process is not None
+
+    @property
+    def connection_file(self) -> str | None:
+        """The path of the connection file; None while none is chosen."""
+        return self._endpoint.path
+
+    def get_connection_info(self) -> dict[str, Any]:
+        """What the connection file holds, the key included."""
+        return self._endpoint.info.to_dict()
+
+    def write_connection_file(self) -> None:
+        """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
+        self._endpoint.write()
+
+    def load_connection_file(self, connection_file: str | os.PathLike[str] | None = None) -> None:
+        """Take the ports and the key of an existing file; raises ConnectionFileError."""
+        if self.has_kernel or self.channels_running:
+            raise InvalidState("a kernel or its channels run; shut them down before loading another connection file")
+        path = connection_file if connection_file is not None else self.connection_file
+        if path is None:
+            raise InvalidState("no connection file was named; pass its path")
+        self._endpoint.load(find_connection_file(path))
+        self._session = self._new_session()
+        self._client = None
+
+    def cleanup_connection_file(self) -> None:
+        """Remove the connection file, if it was written here."""
+        self._endpoint.remove_connection_file()
+
+    def cleanup_ipc_files(self) -> None:
+        """Remove the sockets of an ipc kernel."""
+        self._endpoint.remove_ipc_files()
+
+    # Channels
+
+    def start_channels(
+        self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
+    ) -> None:
+        """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
+        self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
+
+    def stop_channels(self) -> None:
+        """Disconnect every channel; whoever waits gets ChannelClosed."""
+        if self._client is not None:
+            self._client.stop_channels()
+
+    @property
+    def channels_running(self) -> bool:
+        """True if any channel runs."""
+        return self._client is not None and self._client.channels_running
+
+    def wait_for_ready(self, timeout: float | None = None) -> None:
+        """Wait until the kernel answers and its outputs arrive here.
+
+        Raises LaunchError if its process ends instead, and KernelTimeout after `timeout` seconds; both show its output.
+        """
+        try:
+            self.client.wait_for_ready(timeout)
+        except KernelTimeout as exc:
+            output = self.process.stderr_tail().strip() if self.process is not None else ""
+            hint = (
+                f"the command was {self._kernel.command_line()}; the end of its output: {output or 'it printed none'}"
+            )
+            raise KernelTimeout(exc.waiting_for, timeout, msg_id=exc.msg_id, hint=hint) from None
+        except DeadKernelError as exc:
+            if self._was_ready or not self.has_kernel:
+                raise
+            raise self._kernel.never_came_up(exc) from None
+        self._was_ready = True
+        self._endpoint.let_go_of_ports()
+
+    # The process
+
+    def start_kernel(
+        self,
+        *,
+        extra_arguments: Sequence[str] = (),
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: Output = None,
+        stderr: Output = None,
+    ) -> None:
+        """Write the connection file and start the process; `wait_for_ready` waits until it answers.
+
+        `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
+        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, and InvalidState, a
+        RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
+        """
+        self._owner.check()
+        with self._lock:
+            if self.has_kernel:
+                raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
+            try:
+                self._launch(Launch(extra_arguments, cwd, env, stdout, stderr))
+            except BaseException:
+                self._endpoint.remove()
+                raise
+            if not self.channels_running:
+                self._client = None
+
+    def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
+
+        Stops the channels and removes the files, unless a `restart` is to follow. Without a kernel it just cleans up.
+        """
+        if self._owner.forked:
+            return
+        self._owner.check()
+        with self._lock:
+            self._end_process(now=now, restart=restart)
+            if restart:
+                return
+            self.stop_channels()
+            self._endpoint.remove()
+            self._client = None
+
+    def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
+        """End the process and start another with the same ports, key and connection file.
+
+        `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
+        run, it returns when the new kernel is ready, or raises as `wait_for_ready` does. Raises InvalidState, a
+        RuntimeError, before any start.
+        """
+        self._owner.check()
+        deadline = Deadline(timeout)
+        with self._lock:
+            if self._kernel.launch is None:
+                raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
+            try:
+                new_launch = attrs.evolve(self._kernel.launch, **launch)
+            except TypeError as exc:
+                raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
+            link = self.link
+            is_beating = link.runs("hb") and not link.hb.is_paused
+            link.begin_restart()
+            try:
+                self._end_process(now=now, restart=True)
+                link.reopen()
+                self._endpoint.remove_ipc_files()
+                self._launch(new_launch)
+                if link.runs("shell"):
+                    self.wait_for_ready(deadline.left())
+            except BaseException:
+                if not self._kernel.is_alive():
+                    link.fail(self._kernel.death)
+                raise
+            finally:
+                link.end_restart()
+            if is_beating:
+                link.hb.unpause()
+
+    def interrupt_kernel(self) -> None:
+        """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
+        process = self._kernel.require()
+        if self.kernel_spec.interrupt_mode == "message":
+            self.client.send_interrupt_request()
+        else:
+            process.send_signal(signal.SIGINT)
+
+    def signal_kernel(self, signum: int) -> None:
+        """Send a signal to the kernel and its children; raises InvalidState if there is no kernel."""
+        self._owner.check()
+        self._kernel.require().send_signal(signum)
+
+    def kill_kernel(self) -> None:
+        """SIGKILL the kernel and its children, and wait for the end. `restart_kernel` can start it again."""
+        self._owner.check()
+        self._kernel.require()
+        with self._lock:
+            self._end_process(now=True, restart=True)
+
+    def is_alive(self) -> bool:
+        """True while the process runs or, for a kernel that was not started here, while its heartbeat does not fail."""
+        self._owner.check()
+        if self.has_kernel:
+            return self._kernel.is_alive()
+        return self._client is not None and self.channels_running and self._client.is_alive()
+
+    def _new_session(self) -> Session:
+        info = self._endpoint.info
+        return Session(info.key, signature_scheme=info.signature_scheme)
+
+    def _launch(self, launch: Launch) -> None:
+        self._was_ready = self._expects_exit = False
+        self._kernel.start(launch, weakly(self._on_exit))
+
+    def _on_exit(self) -> None:
+        """The process has ended, and nobody here meant it to."""
+        if not self._expects_exit and self._client is not None:
+            self._client.link.bury(self._kernel.death)
+
+    def _end_process(self, *, now: bool, restart: bool) -> None:
+        """Message first, then force."""
+        if not self.has_kernel:
+            return
+        self._expects_exit = True
+        if self._client is not None and self._client.link.runs("hb"):
+            self._client.hb_channel.pause()
+        if now:
+            self._kernel.kill()
+        elif self._kernel.is_alive():
+            self._ask_to_exit(restart=restart)
+            self._kernel.end()
+        if self._client is not None:
+            death = self._kernel.death()
+            self._client.link.fail(lambda msg_id: copy(death))
+        self._kernel.forget()
+
+    def _ask_to_exit(self, *, restart: bool) -> None:
+        """Send a shutdown_request, on a control channel of its own if need be, and wait for the exit."""
+        link = self.client.link
+        control = link.control if link.runs("control") else self._open_control()
+        try:
+            slot = control.post(self._session.msg("shutdown_request", {"restart": restart}))
+            control.requests.abandon(slot)
+            self._kernel.wait_for_exit(Deadline(self.shutdown_wait_time))
+        finally:
+            if control is not self.link.control:
+                control.stop()
+
+    def _open_control(self) -> ControlChannel:
+        control = ControlChannel(context(), self._session, self._endpoint.info.address("control"))
+        control.start()
+        return control

@@ -1,0 +1,1 @@
+"""The messaging protocol, pure: bytes, dicts and bookkeeping. No sockets, no files, no waits."""

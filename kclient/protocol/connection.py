@@ -1,0 +1,176 @@
+"""Where a kernel listens: the values of a connection file, checked, and the addresses they make.
+
+The keys are those of the page "Connection files" in jupyter_client's documentation of kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from kclient.errors import ConnectionFileError, InvalidPortNumber
+
+CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
+"""The five channels, in the order of a connection file."""
+
+MAX_IPC_PATH: Final = 107
+"""Bytes of an ipc path: sockaddr_un has 108, one of them the final NUL (unix(7))."""
+
+_KNOWN: Final = frozenset(
+    [f"{channel}_port" for channel in CHANNELS] + ["transport", "ip", "key", "signature_scheme", "kernel_name"]
+)
+
+
+@attrs.frozen
+class ConnectionInfo:
+    """Addresses and key of one kernel. A port of 0 means: not chosen yet, or the kernel has no such channel.
+
+    `ip` is a host for tcp and a path prefix for ipc; `extra` keeps the keys of a connection file that
+    kclient does not know, so that writing it again loses nothing.
+    """
+
+    transport: str = "tcp"
+    ip: str = "127.0.0.1"
+    shell_port: int = 0
+    iopub_port: int = 0
+    stdin_port: int = 0
+    control_port: int = 0
+    hb_port: int = 0
+    key: bytes = attrs.field(default=b"", repr=False)
+    signature_scheme: str = "hmac-sha256"
+    kernel_name: str = ""
+    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, path: str | None = None) -> ConnectionInfo:
+        """Check the values of a connection file.
+
+        Raises ConnectionFileError, which names `path` if given, and says which value is wrong.
+        """
+        where = f"connection file {path}" if path else "connection info"
+
+        def wrong(what: str) -> ConnectionFileError:
+            return ConnectionFileError(f"{where}: {what}", path=path)
+
+        if not isinstance(values, Mapping):
+            raise wrong(f"expected an object with ports and a key, got {type(values).__name__}")
+        transport = values.get("transport", "tcp")
+        if transport not in ("tcp", "ipc"):
+            raise wrong(f"transport must be 'tcp' or 'ipc', not {transport!r}")
+        ip = values.get("ip", "127.0.0.1" if transport == "tcp" else "kernel-ipc")
+        if not isinstance(ip, str) or not ip:
+            raise wrong(f"ip must be a non-empty string, not {ip!r}")
+        ports: dict[str, int] = {}
+        for channel in CHANNELS:
+            name = f"{channel}_port"
+            port = values.get(name, 0)
+            if name not in values and channel in ("shell", "iopub"):
+                raise wrong(f"{name} is missing")
+            if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+                raise wrong(f"{name} must be a port number from 0 to 65535, not {port!r}")
+            ports[name] = port
+        key = values.get("key", b"")
+        if not isinstance(key, (str, bytes)):
+            raise wrong(f"key must be a string, not {type(key).__name__}")
+        scheme = values.get("signature_scheme", "hmac-sha256")
+        if not _is_scheme(scheme):
+            raise wrong(f"signature_scheme must be hmac- and the name of a hash, not {scheme!r}")
+        if values.get("curve_publickey"):
+            raise wrong("the kernel asks for CurveZMQ encryption, which this version of kclient cannot do yet")
+        return cls(
+            transport=transport,
+            ip=ip,
+            **ports,
+            key=key.encode() if isinstance(key, str) else key,
+            signature_scheme=scheme,
+            kernel_name=str(values.get("kernel_name", "")),
+            extra={name: value for name, value in values.items() if name not in _KNOWN},
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, path: str | None = None) -> ConnectionInfo:
+        """Parse the text of a connection file; raises ConnectionFileError."""
+        where = f"connection file {path}" if path else "connection info"
+        if not text.strip():
+            raise ConnectionFileError(f"{where}: it is empty (is the kernel still starting?)", path=path)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            raise ConnectionFileError(f"{where}: not valid JSON: {exc}", path=path) from None
+        return cls.from_dict(values, path=path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a connection file holds; the key as a string."""
+        values: dict[str, Any] = {f"{channel}_port": self.port(channel) for channel in CHANNELS}
+        values |= {
+            "transport": self.transport,
+            "ip": self.ip,
+            "key": self.key.decode("ascii", "surrogateescape"),
+            "signature_scheme": self.signature_scheme,
+            "kernel_name": self.kernel_name,
+        }
+        return values | dict(self.extra)
+
+    def with_ports(self, ip: str, ports: Sequence[int]) -> ConnectionInfo:
+        """The same kernel at another `ip`, with five ports in the order of `CHANNELS`."""
+        values = {f"{channel}_port": port for channel, port in zip(CHANNELS, ports, strict=True)}
+        return ConnectionInfo.from_dict(self.to_dict() | values | {"ip": ip})
+
+    def port(self, channel: str) -> int:
+        """The port of ``"shell"``, ``"iopub"``, ``"stdin"``, ``"control"`` or ``"hb"``; 0 if there is none."""
+        port: int = getattr(self, f"{channel}_port")
+        return port
+
+    def address(self, channel: str) -> str:
+        """The ZeroMQ address to connect to; raises InvalidPortNumber for port 0."""
+        return make_address((self.ip, self.port(channel)), transport=self.transport)
+
+    def ipc_paths(self) -> list[str]:
+        """The socket files of an ipc kernel; none for tcp."""
+        if self.transport != "ipc":
+            return []
+        return [f"{self.ip}-{self.port(channel)}" for channel in CHANNELS if self.port(channel)]
+
+
+def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> str:
+    """A ZeroMQ address to connect to, of a URL or of an (ip, port) pair.
+
+    Raises InvalidPortNumber for a port of 0 and ConnectionFileError for an ipc path that is too long.
+    The ip ``"*"`` or ``"0.0.0.0"`` is where a kernel binds; one connects to 127.0.0.1.
+    """
+    if isinstance(address, str):
+        if address.startswith("tcp://") and not _port_of(address):
+            raise InvalidPortNumber(f"{address!r} has no port that can be connected to")
+        return address
+    ip, port = address
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= 65535:
+        raise InvalidPortNumber(f"the port of a channel must be a number from 1 to 65535, not {port!r}")
+    if transport == "tcp":
+        host = "127.0.0.1" if ip in ("*", "0.0.0.0", "") else ip
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    path = f"{ip}-{port}"
+    if len(path.encode()) > MAX_IPC_PATH:
+        raise ConnectionFileError(
+            f"ipc path of {len(path.encode())} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH}, "
+            "so choose a shorter ip",
+            path=path,
+        )
+    return f"ipc://{path}"
+
+
+def _port_of(url: str) -> int:
+    text = url.rpartition(":")[2]
+    return int(text) if text.isdecimal() else 0
+
+
+def _is_scheme(scheme: object) -> bool:
+    return (
+        isinstance(scheme, str)
+        and scheme.startswith("hmac-")
+        and scheme[len("hmac-") :].replace("-", "_")
+        in {name.replace("-", "_") for name in hashlib.algorithms_available}
+    )

@@ -1,0 +1,49 @@
+"""What has arrived and nobody claimed: bounded, oldest out, and counted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from kclient.protocol.messages import Message
+
+
+class Inbox:
+    """Messages in order of arrival, at most `max_messages` of at most `max_bytes` together; it keeps the newest."""
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self.dropped = 0
+        self._messages: OrderedDict[int, Message] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def append(self, message: Message) -> list[Message]:
+        """Keep `message`; returns what had to go for it."""
+        self._messages[id(message)] = message
+        self.nbytes += message.nbytes
+        gone = []
+        while len(self._messages) > self.max_messages or (self.nbytes > self.max_bytes and len(self._messages) > 1):
+            gone.append(self.pop_oldest())
+        self.dropped += len(gone)
+        return gone
+
+    def pop_oldest(self) -> Message:
+        """The message that came first; raises KeyError if there is none."""
+        _, message = self._messages.popitem(last=False)
+        self.nbytes -= message.nbytes
+        return message
+
+    def remove(self, message: Message) -> None:
+        """Take out `message`, if it is still there."""
+        if self._messages.pop(id(message), None) is not None:
+            self.nbytes -= message.nbytes
+
+    def pop_all(self) -> list[Message]:
+        """Everything, in order of arrival."""
+        messages = list(self._messages.values())
+        self._messages.clear()
+        self.nbytes = 0
+        return messages

@@ -1,0 +1,194 @@
+"""A message, and the content of each request, checked before anything is sent.
+
+Source: "Messaging in Jupyter", protocol 5.5. Every function here raises InvalidArgument for what the
+kernel could not understand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from kclient.errors import InvalidArgument
+
+PROTOCOL_VERSION: Final = "5.5"
+
+Content = dict[str, Any]
+
+_KEYS: Final = ("header", "msg_id", "msg_type", "parent_header", "metadata", "content", "buffers")
+
+
+@attrs.define(eq=False)
+class Message:
+    """One message of the protocol. Its parts can be had as attributes and, as in a dict, by name.
+
+    `received` is the `time.perf_counter()` of its arrival, 0 for a message built here; `nbytes` is the
+    size of its content and buffers as they came over the wire.
+    """
+
+    header: dict[str, Any]
+    parent_header: dict[str, Any] = attrs.field(factory=dict)
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    content: dict[str, Any] = attrs.field(factory=dict)
+    buffers: list[Any] = attrs.field(factory=list)
+    received: float = 0.0
+    nbytes: int = 0
+
+    @property
+    def msg_id(self) -> str:
+        return self.header["msg_id"]  # type: ignore[no-any-return]
+
+    @property
+    def msg_type(self) -> str:
+        return self.header["msg_type"]  # type: ignore[no-any-return]
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the request that this message answers or belongs to, if any."""
+        return self.parent_header.get("msg_id")
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _KEYS:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _KEYS
+
+    def keys(self) -> tuple[str, ...]:
+        return _KEYS
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in _KEYS else default
+
+
+GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
+"""Messages on shell that the spec answers with nothing."""
+
+
+def reply_type(msg_type: str) -> str | None:
+    """The type of the reply to a request as the spec names it; None where the name does not tell."""
+    if msg_type.endswith("_request"):
+        return msg_type[: -len("_request")] + "_reply"
+    return None
+
+
+def check_code(code: object, name: str = "code") -> str:
+    if not isinstance(code, str):
+        raise InvalidArgument(f"{name} must be a string, not {type(code).__name__}")
+    return code
+
+
+def execute(
+    code: str,
+    *,
+    silent: bool = False,
+    store_history: bool = True,
+    user_expressions: Mapping[str, str] | None = None,
+    allow_stdin: bool = False,
+    stop_on_error: bool = False,
+) -> Content:
+    """Content of an execute_request."""
+    expressions = {} if user_expressions is None else user_expressions
+    if not isinstance(expressions, Mapping) or not all(
+        isinstance(name, str) and isinstance(expression, str) for name, expression in expressions.items()
+    ):
+        raise InvalidArgument(f"user_expressions must be a dict of strings by name, not {user_expressions!r}")
+    return {
+        "code": check_code(code),
+        "silent": bool(silent),
+        "store_history": bool(store_history),
+        "user_expressions": dict(expressions),
+        "allow_stdin": bool(allow_stdin),
+        "stop_on_error": bool(stop_on_error),
+    }
+
+
+def complete(code: str, cursor_pos: int | None = None) -> Content:
+    """Content of a complete_request; `cursor_pos` counts code points, None is the end of the code."""
+    return {"code": check_code(code), "cursor_pos": _cursor(code, cursor_pos)}
+
+
+def inspect(code: str, cursor_pos: int | None = None, detail_level: int = 0) -> Content:
+    """Content of an inspect_request; `detail_level` 1 asks for the source as well."""
+    if isinstance(detail_level, bool) or detail_level not in (0, 1):
+        raise InvalidArgument(f"detail_level must be 0 or 1, not {detail_level!r}")
+    return {"code": check_code(code), "cursor_pos": _cursor(code, cursor_pos), "detail_level": detail_level}
+
+
+_HISTORY: Final[dict[str, dict[str, Any]]] = {
+    "range": {"session": 0, "start": 0, "stop": None},
+    "tail": {"n": 10},
+    "search": {"pattern": "*", "n": None, "unique": False},
+}
+
+
+def history(raw: bool = True, output: bool = False, hist_access_type: str = "range", **kwargs: Any) -> Content:
+    """Content of a history_request.
+
+    ``"range"`` takes session, start, stop; ``"tail"`` takes n; ``"search"`` takes pattern, n, unique.
+    """
+    if hist_access_type not in _HISTORY:
+        raise InvalidArgument(f"hist_access_type must be one of {', '.join(_HISTORY)}, not {hist_access_type!r}")
+    known = _HISTORY[hist_access_type]
+    unknown = {name for name in kwargs if not any(name in names for names in _HISTORY.values())}
+    if unknown:
+        raise InvalidArgument(
+            f"history of type {hist_access_type!r} takes {', '.join(known)}, not {', '.join(unknown)}"
+        )
+    for name in ("session", "start", "stop", "n"):
+        value = kwargs.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | None):
+            raise InvalidArgument(f"{name} must be a whole number, not {value!r}")
+    content: Content = {"raw": bool(raw), "output": bool(output), "hist_access_type": hist_access_type}
+    chosen = {**known, **kwargs}
+    return content | {name: value for name, value in chosen.items() if value is not None}
+
+
+def is_complete(code: str) -> Content:
+    """Content of an is_complete_request."""
+    return {"code": check_code(code)}
+
+
+def comm_info(target_name: str | None = None) -> Content:
+    """Content of a comm_info_request; without a target name it asks for all comms."""
+    return {} if target_name is None else {"target_name": check_code(target_name, "target_name")}
+
+
+def shutdown(restart: bool = False) -> Content:
+    """Content of a shutdown_request."""
+    return {"restart": bool(restart)}
+
+
+def debug(command: str, arguments: Mapping[str, Any] | None, seq: int) -> Content:
+    """Content of a debug_request: a request of the Debug Adapter Protocol."""
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise InvalidArgument(f"arguments must be a dict, not {type(arguments).__name__}")
+    return {
+        "type": "request",
+        "seq": seq,
+        "command": check_code(command, "command"),
+        "arguments": dict(arguments or {}),
+    }
+
+
+def subshell(subshell_id: str) -> Content:
+    """Content of a delete_subshell_request."""
+    return {"subshell_id": check_code(subshell_id, "subshell_id")}
+
+
+def input_reply(string: str) -> Content:
+    """Content of an input_reply."""
+    return {"value": check_code(string, "the answer to an input request"), "status": "ok"}
+
+
+def _cursor(code: str, cursor_pos: int | None) -> int:
+    if cursor_pos is None:
+        return len(code)
+    if isinstance(cursor_pos, bool) or not isinstance(cursor_pos, int) or not 0 <= cursor_pos <= len(code):
+        raise InvalidArgument(
+            f"cursor_pos must be a position in the code, from 0 to {len(code)} code points, not {cursor_pos!r}"
+        )
+    return cursor_pos

@@ -1,0 +1,263 @@
+"""Who gets a message: which waiter a reply, which execution an output; and what is still owed.
+
+Nothing here waits or wakes anybody. A channel feeds messages in, and does what comes back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from kclient.errors import LocalProtocolError
+from kclient.protocol.inbox import Inbox
+from kclient.protocol.messages import GETS_NO_REPLY, Message, reply_type
+
+MAX_UNCOLLECTED: Final = 10_000
+"""Replies kept for a get_reply that may still come, and abandoned requests remembered."""
+
+MAX_UNCOLLECTED_BYTES: Final = 256 * 2**20
+
+OUTPUT_TYPES: Final = frozenset(
+    ["stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"]
+)
+"""The iopub messages that make up the output of an execution."""
+
+_OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
+
+
+class Slot:
+    """The place of one reply: who awaits it, and then the reply or the reason why there is none."""
+
+    __slots__ = ("abandoned", "error", "msg_id", "on_settled", "reply", "reply_type", "subshell_id")
+
+    def __init__(self, msg_id: str, reply_type: str | None, subshell_id: str | None = None) -> None:
+        self.msg_id = msg_id
+        self.reply_type = reply_type
+        self.subshell_id = subshell_id
+        self.reply: Message | None = None
+        self.error: Callable[[str | None], Exception] | None = None
+        self.on_settled: Callable[[Slot], None] | None = None
+        self.abandoned = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self.reply is not None or self.error is not None
+
+    def is_pending(self) -> bool:
+        return not self.is_settled
+
+    def accepts(self, message: Message) -> bool:
+        """Whether `message` can be the reply: the first one, and of the request's own type."""
+        return self.reply is None and self.reply_type in (None, message.header["msg_type"])
+
+
+class Ledger:
+    """Requests half answered: their reply has come but not their idle status, or the other way round.
+
+    Shared by the channels of a client; `tracking` is on while iopub runs.
+    """
+
+    def __init__(self) -> None:
+        self.tracking = False
+        self.owed_idle: OrderedDict[str, float] = OrderedDict()
+        self.owed_reply: OrderedDict[str, float] = OrderedDict()
+
+    def note_reply(self, msg_id: str, now: float) -> None:
+        if self.owed_reply.pop(msg_id, None) is None and self.tracking:
+            _remember(self.owed_idle, msg_id, now)
+
+    def note_idle(self, msg_id: str, now: float) -> None:
+        if self.owed_idle.pop(msg_id, None) is None and self.tracking:
+            _remember(self.owed_reply, msg_id, now)
+
+    def forget(self) -> None:
+        self.owed_idle.clear()
+        self.owed_reply.clear()
+
+
+class Requests:
+    """The requests of one channel and the slots of their replies.
+
+    A slot is open from the sending of its request until its reply is taken, once, by `claim` or out of
+    the inbox. `abandon` says that nobody will: the reply is then discarded when it comes.
+    """
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.inbox = Inbox(MAX_UNCOLLECTED, MAX_UNCOLLECTED_BYTES)
+        self._slots: dict[str, Slot] = {}
+        self._abandoned: deque[str] = deque()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(list(self._slots.values()))
+
+    def get(self, msg_id: str) -> Slot | None:
+        return self._slots.get(msg_id)
+
+    def open(self, message: Message) -> Slot:
+        """A slot for the reply to `message`, which is about to be sent."""
+        slot = Slot(message.msg_id, reply_type(message.msg_type), message.header.get("subshell_id"))
+        if message.msg_type not in GETS_NO_REPLY:
+            self._slots[slot.msg_id] = slot
+        return slot
+
+    def claim(self, msg_id: str) -> Slot:
+        """The slot of a request that nobody else awaits; raises LocalProtocolError."""
+        slot = self._slots.get(msg_id)
+        if slot is None or slot.abandoned:
+            raise LocalProtocolError(
+                f"no reply can come for {msg_id!r}: it was never sent here, or its reply was already taken"
+            )
+        if slot.on_settled is not None:
+            raise LocalProtocolError(f"another greenlet already awaits the reply to {msg_id!r}")
+        return slot
+
+    def take(self, slot: Slot) -> Message:
+        """The reply in a settled slot, which is closed by that; raises its error if it has one."""
+        self._slots.pop(slot.msg_id, None)
+        if slot.reply is None:
+            assert slot.error is not None
+            raise slot.error(slot.msg_id)
+        self.inbox.remove(slot.reply)
+        return slot.reply
+
+    def release(self, slot: Slot) -> None:
+        """Who awaited `slot` gave up; its reply, if it just came, can be asked for again."""
+        slot.on_settled = None
+        if slot.is_settled:
+            self._slots[slot.msg_id] = slot
+        if slot.reply is not None:
+            self._keep(slot.reply)
+
+    def abandon(self, slot: Slot) -> None:
+        """Nobody will take the reply of `slot`: discard it, now or when it comes."""
+        if slot.is_settled:
+            self.discard(slot)
+            return
+        slot.abandoned = True
+        slot.on_settled = None
+        self._abandoned.append(slot.msg_id)
+        if len(self._abandoned) > MAX_UNCOLLECTED:
+            self._slots.pop(self._abandoned.popleft(), None)
+
+    def discard(self, slot: Slot) -> None:
+        """Close `slot` as if its request had never been sent."""
+        self._slots.pop(slot.msg_id, None)
+        if slot.reply is not None:
+            self.inbox.remove(slot.reply)
+
+    def route(self, message: Message) -> Slot | None:
+        """The slot that awaits `message`, now settled; None if the message is for the inbox or for nobody.
+
+        A reply of another type than the request's does not count as its reply.
+        """
+        parent_id = message.parent_header.get("msg_id")
+        slot = self._slots.get(parent_id) if isinstance(parent_id, str) else None
+        if slot is None or not slot.accepts(message):
+            self._keep(message)
+            return None
+        self.ledger.note_reply(slot.msg_id, message.received)
+        if slot.abandoned:
+            del self._slots[slot.msg_id]
+            return None
+        slot.reply = message
+        if slot.on_settled is None:
+            self._keep(message)
+            return None
+        del self._slots[slot.msg_id]
+        return slot
+
+    def next_unclaimed(self) -> Message:
+        """The oldest message of the inbox; its slot, if it has one, is closed by that. Raises KeyError."""
+        message = self.inbox.pop_oldest()
+        self._close_slot_of(message)
+        return message
+
+    def fail_all(self, error: Callable[[str | None], Exception]) -> list[Slot]:
+        """Settle every unanswered slot with `error(msg_id)`; returns those that somebody awaits."""
+        unanswered = [slot for slot in self._slots.values() if slot.reply is None]
+        for slot in unanswered:
+            if slot.on_settled is not None or slot.abandoned or slot.error is not None:
+                del self._slots[slot.msg_id]
+            slot.error = error
+        return [slot for slot in unanswered if slot.on_settled is not None]
+
+    def _keep(self, message: Message) -> None:
+        for gone in self.inbox.append(message):
+            self._close_slot_of(gone)
+
+    def _close_slot_of(self, message: Message) -> None:
+        parent_id = message.parent_header.get("msg_id")
+        slot = self._slots.get(parent_id) if isinstance(parent_id, str) else None
+        if slot is not None and slot.reply is message:
+            del self._slots[slot.msg_id]
+
+
+class Sink(Protocol):
+    """An execution, as the routing of outputs sees it."""
+
+    def feed(self, message: Message) -> None: ...
+
+    def update_display(self, message: Message) -> None: ...
+
+    def fail(self, failure: Callable[[str | None], Exception]) -> None: ...
+
+
+class Outputs:
+    """Which execution an iopub message belongs to, and what the kernel says of its own state."""
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self.ledger = Ledger()
+        self.inbox = Inbox(max_messages, max_bytes)
+        self.executions: dict[str, Sink] = {}
+        self.execution_state = "unknown"
+        self.busy_with: str | None = None
+        self.subscribed = False
+
+    def route(self, message: Message) -> Sink | None:
+        """The execution that `message` belongs to; None if it went to the inbox."""
+        self.subscribed = True
+        msg_type = message.header["msg_type"]
+        parent_id = message.parent_header.get("msg_id")
+        if not isinstance(parent_id, str):
+            parent_id = None
+        if msg_type == "status":
+            self._note_status(message, parent_id)
+        elif msg_type == "update_display_data":
+            self._update_displays(message, parent_id)
+        if parent_id is not None and msg_type in _OF_AN_EXECUTION:
+            sink = self.executions.get(parent_id)
+            if sink is not None:
+                return sink
+        if msg_type != "iopub_welcome":
+            self.inbox.append(message)
+        return None
+
+    def _note_status(self, message: Message, parent_id: str | None) -> None:
+        state = message.content.get("execution_state")
+        if not isinstance(state, str):
+            return
+        self.execution_state = state
+        if state == "busy":
+            self.busy_with = parent_id
+        elif state == "idle":
+            if self.busy_with == parent_id:
+                self.busy_with = None
+            if parent_id is not None:
+                self.ledger.note_idle(parent_id, message.received)
+
+    def _update_displays(self, message: Message, parent_id: str | None) -> None:
+        """An update may concern what another execution displayed."""
+        for msg_id, sink in self.executions.items():
+            if msg_id != parent_id:
+                sink.update_display(message)
+
+
+def _remember(entries: OrderedDict[str, float], msg_id: str, now: float) -> None:
+    entries[msg_id] = now
+    if len(entries) > MAX_UNCOLLECTED:
+        entries.popitem(last=False)

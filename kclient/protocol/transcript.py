@@ -1,0 +1,165 @@
+"""What one execution has brought so far: its outputs in notebook format, its reply, its states.
+
+Outputs follow nbformat 4: streams of one name that come in a row are one output; clear_output and
+update_display_data are applied and are not outputs themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import OUTPUT_TYPES
+
+MAX_OUTPUT_BYTES: Final = 256 * 2**20
+
+
+@attrs.define
+class Times:
+    """When an execution was sent, and when the kernel said busy, replied and said idle: `perf_counter` seconds, or 0."""
+
+    sent: float = 0.0
+    busy: float = 0.0
+    reply: float = 0.0
+    idle: float = 0.0
+
+
+class Transcript:
+    """The record of one execution; `is_done` once its reply and its idle status are both in.
+
+    `version` counts the iopub messages taken in.
+    """
+
+    def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES) -> None:
+        self.max_output_bytes = max_output_bytes
+        self.reply: Message | None = None
+        self.idle = False
+        self.complete = True
+        self.truncated = False
+        self.dropped = 0
+        self.version = 0
+        self.times = Times()
+        self.execution_count: int | None = None
+        self._outputs: list[dict[str, Any]] = []
+        self._nbytes = 0
+        self._clear_next = False
+        self._displays: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return self.reply is not None and (self.idle or not self.complete)
+
+    def set_reply(self, reply: Message) -> None:
+        self.reply = reply
+        self.times.reply = reply.received
+        self._count(reply)
+
+    def take(self, message: Message) -> bool:
+        """Record an iopub message; True if it is an output that a reader of the execution wants to see."""
+        self.version += 1
+        msg_type = message.header["msg_type"]
+        if msg_type in OUTPUT_TYPES:
+            return self._take_output(msg_type, message)
+        if msg_type == "status":
+            self._take_status(message)
+        elif msg_type == "execute_input":
+            self._count(message)
+        return False
+
+    def update_display(self, message: Message) -> None:
+        """Apply an update_display_data to the displays of its display_id."""
+        content = message.content
+        for output in self._displays.get(_display_id(content), ()):
+            output["data"] = content.get("data", {})
+            output["metadata"] = content.get("metadata", {})
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """A copy of the outputs, in notebook format."""
+        return [
+            {**output, "text": "".join(output["text"])} if output["output_type"] == "stream" else dict(output)
+            for output in self._outputs
+        ]
+
+    def _take_status(self, message: Message) -> None:
+        state = message.content.get("execution_state")
+        if state == "busy":
+            self.times.busy = message.received
+        elif state == "idle":
+            self.idle = True
+            self.times.idle = message.received
+
+    def _take_output(self, msg_type: str, message: Message) -> bool:
+        if self.max_output_bytes is not None and self._nbytes + message.nbytes > self.max_output_bytes:
+            self.truncated = True
+            self.dropped += 1
+            return False
+        content = message.content
+        if msg_type == "clear_output":
+            self._clear_next = bool(content.get("wait"))
+            if not self._clear_next:
+                self._clear()
+        elif msg_type == "update_display_data":
+            self.update_display(message)
+        else:
+            if self._clear_next:
+                self._clear()
+            self._nbytes += message.nbytes
+            self._append(msg_type, content)
+        return True
+
+    def _append(self, msg_type: str, content: dict[str, Any]) -> None:
+        if msg_type == "stream":
+            self._append_stream(str(content.get("name", "stdout")), str(content.get("text", "")))
+        elif msg_type == "error":
+            self._outputs.append({"output_type": "error", **error_fields(content)})
+        else:
+            self._append_display(msg_type, content)
+
+    def _append_stream(self, name: str, text: str) -> None:
+        last = self._outputs[-1] if self._outputs else None
+        if last is not None and last["output_type"] == "stream" and last["name"] == name:
+            last["text"].append(text)
+        else:
+            self._outputs.append({"output_type": "stream", "name": name, "text": [text]})
+
+    def _append_display(self, msg_type: str, content: dict[str, Any]) -> None:
+        output = {
+            "output_type": msg_type,
+            "data": content.get("data", {}),
+            "metadata": content.get("metadata", {}),
+        }
+        if msg_type == "execute_result":
+            output["execution_count"] = content.get("execution_count")
+        self._outputs.append(output)
+        display_id = _display_id(content)
+        if display_id:
+            self._displays.setdefault(display_id, []).append(output)
+
+    def _clear(self) -> None:
+        self._clear_next = False
+        self._outputs.clear()
+        self._displays.clear()
+        self._nbytes = 0
+
+    def _count(self, message: Message) -> None:
+        count = message.content.get("execution_count")
+        if isinstance(count, int):
+            self.execution_count = count
+
+
+def error_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """ename, evalue and traceback of an error; some kernels leave out one or the other."""
+    traceback = content.get("traceback")
+    return {
+        "ename": str(content.get("ename") or "Error"),
+        "evalue": str(content.get("evalue") or ""),
+        "traceback": [str(line) for line in traceback] if isinstance(traceback, list) else [],
+    }
+
+
+def _display_id(content: dict[str, Any]) -> str:
+    transient = content.get("transient")
+    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    return display_id if isinstance(display_id, str) else ""

@@ -1,0 +1,109 @@
+"""What came of one execution, as a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from kclient.errors import ExecutionAborted, ExecutionError
+from kclient.protocol.messages import Message
+from kclient.protocol.transcript import Transcript, error_fields
+
+
+@attrs.frozen
+class ErrorInfo:
+    """An error in user code, as the kernel tells it; `traceback` is a list of lines that may hold ANSI colours."""
+
+    ename: str
+    evalue: str
+    traceback: list[str] = attrs.field(factory=list, repr=False)
+
+
+@attrs.frozen(eq=False)
+class Result:
+    """The outcome of `run`; it never changes.
+
+    `outputs` are in notebook format (nbformat 4); `reply` is the execute_reply, None in a partial result.
+    `complete` is False if outputs may be missing, since the kernel's idle status was lost; `truncated` is True if
+    outputs beyond max_output_bytes were dropped.
+    """
+
+    reply: Message | None = attrs.field(repr=False)
+    outputs: list[dict[str, Any]] = attrs.field(repr=False)
+    execution_count: int | None = None
+    complete: bool = True
+    truncated: bool = False
+
+    @classmethod
+    def of(cls, transcript: Transcript) -> Result:
+        """The result so far; final if the transcript is done."""
+        return cls(
+            reply=transcript.reply,
+            outputs=transcript.outputs(),
+            execution_count=transcript.execution_count,
+            complete=transcript.complete and transcript.is_done,
+            truncated=transcript.truncated,
+        )
+
+    @property
+    def status(self) -> str:
+        """``"ok"``, ``"error"`` or ``"aborted"``, as the kernel replied; ``"unknown"`` without a reply."""
+        status = self.reply.content.get("status") if self.reply is not None else None
+        if status == "abort":  # what kernels of protocol 5.0 say
+            return "aborted"
+        return status if isinstance(status, str) else "unknown"
+
+    @property
+    def ok(self) -> bool:
+        """True if the code ran to its end without an error."""
+        return self.status == "ok" and self.error is None
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        """The error that the code raised, from the reply or, for kernels that put it only there, the outputs."""
+        if self.reply is not None and self.status == "error":
+            return ErrorInfo(**error_fields(self.reply.content))
+        for output in reversed(self.outputs):
+            if output["output_type"] == "error":
+                return ErrorInfo(output["ename"], output["evalue"], output["traceback"])
+        return None
+
+    @property
+    def stdout(self) -> str:
+        """All that was written to standard output."""
+        return self._stream("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """All that was written to standard error."""
+        return self._stream("stderr")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The mime bundle of the execute_result, {} if there is none."""
+        for output in reversed(self.outputs):
+            if output["output_type"] == "execute_result":
+                bundle: dict[str, Any] = output["data"]
+                return bundle
+        return {}
+
+    @property
+    def text(self) -> str | None:
+        """The text/plain of the execute_result, None if there is none."""
+        return self.data.get("text/plain")
+
+    def raise_for_error(self) -> None:
+        """Raise ExecutionError if the code raised, ExecutionAborted if the kernel skipped it."""
+        error = self.error
+        if error is not None:
+            raise ExecutionError(error.ename, error.evalue, error.traceback, result=self)
+        if self.status == "aborted":
+            raise ExecutionAborted("Aborted", "an earlier request failed with stop_on_error", result=self)
+        if not self.ok:
+            raise ExecutionError("Error", f"the kernel replied with status {self.status!r}", result=self)
+
+    def _stream(self, name: str) -> str:
+        return "".join(
+            output["text"] for output in self.outputs if output["output_type"] == "stream" and output["name"] == name
+        )

@@ -1,0 +1,178 @@
+"""Runner: everything that one asks of a kernel, for KernelClient and KernelManager alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Final
+
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.requests import ControlRequests, ShellRequests
+from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.errors import InvalidArgument
+from kclient.execution import Execution, OnInput, OnOutput
+from kclient.hub import Deadline
+from kclient.link import Link
+from kclient.protocol import messages
+from kclient.protocol.messages import Content, Message
+from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
+from kclient.result import Result
+
+_ONLY_ON_CONTROL: Final = frozenset(
+    ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
+)
+_RATHER_ON_CONTROL: Final = frozenset(["shutdown_request", "interrupt_request"])
+
+
+class Runner(ShellRequests, ControlRequests):
+    """The five channels of a kernel, the requests that go over them, `run` and `submit`."""
+
+    @property
+    @abstractmethod
+    def link(self) -> Link:
+        """The channels, and what they share."""
+
+    @property
+    def on_input(self) -> OnInput | None:
+        """Called as `on_input(prompt, password)`, it answers the input requests of code that has no other on_input."""
+        return self.link.on_input
+
+    @on_input.setter
+    def on_input(self, on_input: OnInput | None) -> None:
+        self.link.on_input = on_input
+
+    @property
+    def shell_channel(self) -> ShellChannel:
+        return self.link.shell
+
+    @property
+    def control_channel(self) -> ControlChannel:
+        return self.link.control
+
+    @property
+    def iopub_channel(self) -> IOPubChannel:
+        return self.link.iopub
+
+    @property
+    def stdin_channel(self) -> StdInChannel:
+        return self.link.stdin
+
+    @property
+    def hb_channel(self) -> HBChannel:
+        return self.link.hb
+
+    @property
+    def channels_running(self) -> bool:
+        """True if any channel runs."""
+        return bool(self.link.running())
+
+    def request(
+        self,
+        msg_type: str,
+        content: Content | None = None,
+        *,
+        timeout: float | None = None,
+        subshell_id: str | None = None,
+    ) -> Message:
+        """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
+        deadline = Deadline(timeout)
+        self.link.owner.check()
+        self.link.wait_for_restart(deadline)
+        channel: RequestChannel = self.shell_channel
+        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and self.link.runs("control")):
+            channel = self.control_channel
+        return channel.request(msg_type, content, timeout=deadline.left(), subshell_id=subshell_id)
+
+    def answers_input(self) -> bool:
+        """True if someone would answer an input request of an execution that brings no on_input of its own."""
+        return self.link.answers_input()
+
+    def input(self, string: str) -> None:
+        """Answer the latest input request."""
+        self.stdin_channel.input(string)
+
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        stop_on_error: bool = False,
+        subshell_id: str | None = None,
+        on_abandon: str = "interrupt",
+        max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+    ) -> Result:
+        """Run `code` and return its Result, when its reply and all of its outputs are in.
+
+        An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
+        output message as it arrives, `on_input(prompt, password)` returns the answer to an input request; both
+        run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
+        or otherwise, interrupts its code; `on_abandon="leave"` lets it go on.
+        """
+        deadline = Deadline(timeout)
+        if on_abandon not in ("interrupt", "leave"):
+            raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
+        on_input = on_input or self.on_input
+        content = messages.execute(
+            code,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            allow_stdin=self._allows_stdin(on_input),
+            stop_on_error=stop_on_error,
+        )
+        execution = Execution(
+            self.link,
+            Transcript(max_output_bytes),
+            check=check,
+            on_output=on_output,
+            on_input=on_input,
+            keeps_messages=on_output is not None,
+        )
+        self.link.start(execution, content, subshell_id, deadline)
+        return execution.run(deadline, on_abandon)
+
+    def submit(
+        self,
+        code: str,
+        *,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        stop_on_error: bool = False,
+        subshell_id: str | None = None,
+        max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+    ) -> Execution:
+        """Send `code` to run and return its Execution at once.
+
+        Callbacks run in a greenlet of the execution's own; what they raise comes out of `Execution.result`.
+        """
+        on_input = on_input or self.on_input
+        content = messages.execute(
+            code,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            allow_stdin=self._allows_stdin(on_input),
+            stop_on_error=stop_on_error,
+        )
+        execution = Execution(
+            self.link, Transcript(max_output_bytes), check=check, on_output=on_output, on_input=on_input
+        )
+        self.link.start(execution, content, subshell_id, Deadline(None))
+        if on_output is not None or on_input is not None:
+            execution.follow_in_background()
+        return execution
+
+    def _allows_stdin(self, on_input: OnInput | None) -> bool:
+        return self.answers_input() or (on_input is not None and self.link.runs("stdin"))

@@ -1,0 +1,77 @@
+"""The two ways in: start a kernel, or connect to one that runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kclient.client import Connection, KernelClient
+from kclient.errors import LaunchError
+from kclient.hub import Deadline
+from kclient.kernels.process import Launcher, Output
+from kclient.manager import KernelManager
+
+ATTEMPTS: Final = 3
+"""Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
+
+
+def start_kernel(
+    kernel_name: str = "python3",
+    *,
+    timeout: float | None = 60,
+    transport: str = "tcp",
+    ip: str | None = None,
+    connection_file: str | os.PathLike[str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    extra_arguments: Sequence[str] = (),
+    stdout: Output = None,
+    stderr: Output = None,
+    launcher: Launcher | None = None,
+) -> KernelManager:
+    """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
+
+    Use it in a `with` statement, which shuts the kernel down. Raises NoSuchKernel, LaunchError with the command, exit
+    code and output of a kernel that did not come up, and KernelTimeout; then nothing is left behind.
+    """
+    deadline = Deadline(timeout)
+    for attempts_left in reversed(range(ATTEMPTS)):
+        manager = KernelManager(
+            kernel_name, transport=transport, ip=ip, connection_file=connection_file, launcher=launcher
+        )
+        try:
+            manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+            manager.start_channels()
+            manager.wait_for_ready(deadline.left())
+            return manager
+        except LaunchError as exc:
+            manager.shutdown_kernel(now=True)
+            if not attempts_left or "ddress already in use" not in exc.stderr:
+                raise
+        except BaseException:
+            manager.shutdown_kernel(now=True)
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def connect(
+    connection: Connection, *, timeout: float | None = 60, watch: bool = True, dead_after: float | None = None
+) -> KernelClient:
+    """Connect to a running kernel and return its client when it is ready, within `timeout` seconds.
+
+    `connection` is the path of a connection file, its name or kernel id in Jupyter's runtime directory, its values, or a
+    ConnectionInfo. `watch` runs the heartbeat, so that the kernel's death wakes whoever waits; see `KernelClient.watch`
+    for `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running.
+    """
+    client = KernelClient(connection)
+    deadline = Deadline(timeout)
+    try:
+        client.start_channels()
+        if watch and client.connection.hb_port:
+            client.watch(dead_after)
+        client.wait_for_ready(deadline.left())
+    except BaseException:
+        client.close()
+        raise
+    return client

@@ -1,0 +1,174 @@
+"""What a client watches for: an idle status or a reply that was lost, and the death of a kernel it did not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import gevent
+
+from kclient.channels.base import Failure, log
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.shell import RequestChannel
+from kclient.errors import DeadKernelError, KClientError, NoReply
+from kclient.hub import Deadline, Owner, weakly
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import Outputs
+
+if TYPE_CHECKING:
+    from kclient.link import Link
+
+OVERDUE: Final = 1.0
+"""Seconds between the one half of an answer and the other after which the kernel is asked again."""
+
+ASK_AT_MOST: Final = 3
+"""Times that the kernel is asked before it is taken for one that sends no idle status at all."""
+
+
+class Probe:
+    """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
+
+    def __init__(self, outputs: Outputs | None, msg_id: str) -> None:
+        self.is_idle = False
+        self._outputs = outputs
+        self._msg_id = msg_id
+        if outputs is not None:
+            outputs.executions[msg_id] = self
+
+    def feed(self, message: Message) -> None:
+        if message.content.get("execution_state") == "idle":
+            self.is_idle = True
+            self.forget()
+
+    def update_display(self, message: Message) -> None:
+        """A probe displays nothing."""
+
+    def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        if self._outputs is not None:
+            self._outputs.executions.pop(self._msg_id, None)
+
+
+@attrs.frozen
+class Overdue:
+    """Something the kernel should have sent: where to ask for it, and what to do if it will not come."""
+
+    channel: RequestChannel
+    subshell_id: str | None
+    is_still_owed: Callable[[], bool]
+    give_up: Callable[[], None]
+
+
+class Watchdog:
+    """Ends executions whose idle was lost, and requests whose reply was: a kernel's PUB may drop messages.
+
+    It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._timer = Owner().hub.loop.timer(OVERDUE)
+        self._is_armed = False
+        self._watcher: gevent.Greenlet[..., Any] | None = None
+
+    def arm(self) -> None:
+        """Look for what is overdue in a second's time."""
+        if not self._is_armed:
+            self._is_armed = True
+            self._timer.start(weakly(self._spawn), update=True)
+
+    def stop(self) -> None:
+        self._is_armed = False
+        self._timer.stop()
+        if self._watcher is not None:
+            self._watcher.kill(block=False)
+
+    def _spawn(self) -> None:
+        self._watcher = gevent.spawn(self._look)
+
+    def _look(self) -> None:
+        try:
+            self._link.drain()
+            for overdue in self._link.overdue(perf_counter() - OVERDUE):
+                if overdue.is_still_owed() and self._ask(overdue) and overdue.is_still_owed():
+                    overdue.give_up()
+        except KClientError as exc:
+            log.debug("the watch for lost messages ended: %s", exc)
+        finally:
+            self._watcher = None
+            self._is_armed = False
+        if self._link.overdue(perf_counter()):
+            self.arm()
+
+    def _ask(self, overdue: Overdue) -> bool:
+        """True when the kernel has answered a later request, or when there is no use in asking on."""
+        for _ in range(ASK_AT_MOST):
+            probe = self._link.probe(overdue.channel, Deadline(None), subshell_id=overdue.subshell_id)
+            try:
+                if self._link.wait_for_idle(probe, Deadline(OVERDUE)) or not overdue.is_still_owed():
+                    return True
+            finally:
+                probe.forget()
+        return True
+
+
+class DeathWatch:
+    """Tells, after missed heartbeats, whether a kernel that nobody here started is dead.
+
+    It is when its hb address refuses a connection; a kernel that is merely stopped still accepts one. Where no
+    refusal can come, from a host that is gone, `dead_after` seconds of silence decide (None: never).
+    """
+
+    def __init__(self, hb: HBChannel, dead_after: float | None, bury: Callable[[Failure], None]) -> None:
+        self._hb = hb
+        self._dead_after = dead_after
+        self._bury = bury
+        self._prober: gevent.Greenlet[..., Any] | None = None
+        hb.on_miss = weakly(self._on_miss)
+
+    def stop(self) -> None:
+        if self._prober is not None:
+            self._prober.kill(block=False)
+
+    def _on_miss(self) -> None:
+        if self._prober is None:
+            self._prober = gevent.spawn(self._probe)
+
+    def _probe(self) -> None:
+        try:
+            silence = self._hb.since_last_beat()
+            refused = refuses(self._hb.address)
+        finally:
+            self._prober = None
+        if refused:
+            self._bury(lambda msg_id: DeadKernelError(f"the kernel died: {self._hb.address} refuses connections"))
+        elif self._dead_after is not None and silence >= self._dead_after:
+            self._bury(lambda msg_id: DeadKernelError(f"the kernel has been silent for {silence:.1f} s"))
+
+
+def refuses(address: str) -> bool:
+    """True if nobody listens at a ZeroMQ `address`; False if somebody does, or if it can't be told within 1 s."""
+    from gevent import socket  # only a silent kernel needs it
+
+    transport, _, where = address.partition("://")
+    try:
+        if transport == "ipc":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                probe.connect(where)
+        else:
+            host, _, port = where.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def no_reply(msg_id: str | None) -> NoReply:
+    return NoReply("the kernel finished the request and sent no reply to it", msg_id=msg_id)

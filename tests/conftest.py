@@ -1,0 +1,227 @@
+"""What every test gets: folders of its own, a check for what it left behind, an end if it hangs, and kernels."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import greenlet
+import hypothesis
+import leaks
+import pytest
+import zmq
+from _pytest.outcomes import Failed
+
+from kclient.channels.wire import context
+
+if TYPE_CHECKING:
+    import kclient
+
+hypothesis.settings.register_profile("kclient", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("kclient")
+
+REAL_KERNELS = {"shared_kernel", "kernel", "kernel_manager", "start_kernel"}
+"""Fixtures that start a kernel: who uses one gets the mark."""
+
+START = 30
+"""Seconds that a kernel may take to start, on a busy machine."""
+
+HUNG_AGAIN = 15
+"""Seconds after which a test that was ended already, and hangs in its teardown, is ended again."""
+
+_number = count(1)
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a real kernel, before ``-m`` chooses."""
+    for item in items:
+        if REAL_KERNELS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.kernel)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_failed] = True
+    return report
+
+
+# A test that hangs
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+    """End a test that takes too long by an exception in its own greenlet, with the stacks of all others.
+
+    pytest-timeout's methods fit no greenlets: "signal" raises in whichever greenlet runs, which may
+    swallow it and so let the test pass; "thread" ends the whole run, and shows the hub's stack only.
+    """
+    main = greenlet.getcurrent()
+
+    def on_alarm(signum: int, frame: FrameType | None) -> None:
+        current = greenlet.getcurrent()
+        running = f"{current!r} in {leaks.lines(frame, 10)}"
+        failure = Failed("\n".join([f"more than {settings.timeout:g} s", f"running: {running}", *leaks.everyone()]))
+        if current is main:
+            raise failure
+        hub = gevent.get_hub()
+        hub.loop.run_callback(main.throw, failure)
+        if current is not hub:
+            raise gevent.GreenletExit  # it may be in a loop that never lets the hub run
+
+    old = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, HUNG_AGAIN)
+
+    def cancel() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+    item.cancel_timeout = cancel  # type: ignore[attr-defined]  # pytest-timeout's own hook calls it
+    return True
+
+
+# Folders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a short path, home of everything that this run writes: the user's own files stay out of it."""
+    tmp_path_factory.getbasetemp()  # pytest's own, before TMPDIR points into ours
+    short = "/tmp" if Path("/tmp").is_dir() else None  # an ipc path may have 107 bytes
+    base = Path(tempfile.mkdtemp(prefix="kc-", dir=short))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PYTHONSTARTUP"):
+            patch.delenv(name, raising=False)
+        for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "XDG_CONFIG_HOME"):
+            patch.setenv(name, make(base / name.lower()))
+        use_folder(patch, base)
+        yield base
+    shutil.rmtree(base)
+
+
+@pytest.fixture(autouse=True)
+def folder(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A test's own folder; JUPYTER_RUNTIME_DIR and TMPDIR are in it."""
+    base = session_folder / str(next(_number))
+    use_folder(monkeypatch, base)
+    yield base
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def runtime_dir(folder: Path) -> Path:
+    """Where connection files go."""
+    return folder / "r"
+
+
+def use_folder(patch: pytest.MonkeyPatch, base: Path) -> None:
+    patch.setenv("JUPYTER_RUNTIME_DIR", make(base / "r"))
+    patch.setenv("TMPDIR", make(base / "t"))
+    patch.setattr(tempfile, "tempdir", str(base / "t"))
+
+
+def make(path: Path) -> str:
+    path.mkdir(parents=True, mode=0o700)
+    return str(path)
+
+
+# What is left behind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> None:
+    """Make what a process makes once and keeps: the hub's descriptors, the ZeroMQ context's threads."""
+    hub = gevent.get_hub()
+    hub.loop.run_callback_threadsafe(lambda: None)
+    child = hub.loop.async_()
+    child.start(lambda: None)
+    leaks.turn_loop()
+    child.stop()
+    child.close()
+    context().socket(zmq.PAIR).close(0)  # the first socket starts the threads
+    leaks.turn_loop()
+    gc.collect()
+    gc.freeze()  # what was imported so far need not be looked at after each test
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest, warm: None, folder: Path) -> Iterator[None]:
+    """Fail a test that passed and leaves a greenlet, descriptor, process, thread or file.
+
+    What a fixture of wider scope holds, such as `shared_kernel`, was there before and does not count.
+    """
+    before = leaks.Snapshot(environment=str(folder / "r"), directories=[folder / "r", folder / "t"])
+    yield
+    if request.node.stash.get(_failed, False):
+        return  # its traceback holds on to what it used
+    if left := before.leaks():
+        pytest.fail(f"{request.node.nodeid} left behind:\n" + "\n".join(left), pytrace=False)
+
+
+# Kernels
+
+
+@pytest.fixture(scope="session", params=["tcp", "ipc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both transports in turn. Of session scope, so that `shared_kernel` starts once for each."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_kernel(transport: str, session_folder: Path, warm: None) -> Iterator[SharedKernel]:
+    """One real kernel for all tests that leave it as it was; they ask for `kernel`."""
+    import kclient
+
+    with kclient.start_kernel(transport=transport, timeout=START) as manager:
+        manager.run("None", timeout=START)
+        yield SharedKernel(manager)
+
+
+@pytest.fixture
+def kernel(shared_kernel: SharedKernel, request: pytest.FixtureRequest) -> Iterator[kclient.KernelManager]:
+    """A ready kernel over each transport, whose user namespace is empty. Don't restart, kill or close it."""
+    if shared_kernel.broken_by:
+        pytest.fail(f"the shared kernel was broken by {shared_kernel.broken_by}", pytrace=False)
+    shared_kernel.broken_by = request.node.nodeid
+    yield shared_kernel.manager
+    assert shared_kernel.manager.run("%reset -f", silent=True, timeout=START).ok
+    shared_kernel.manager.iopub_channel.flush()
+    shared_kernel.broken_by = None
+
+
+class SharedKernel:
+    def __init__(self, manager: kclient.KernelManager) -> None:
+        self.manager = manager
+        self.broken_by: str | None = None
+
+
+@pytest.fixture
+def start_kernel() -> Iterator[Callable[..., kclient.KernelManager]]:
+    """`kclient.start_kernel`, whose kernels are ended with the test."""
+    import kclient
+
+    with ExitStack() as stack:
+
+        def start(*args: Any, **kwargs: Any) -> kclient.KernelManager:
+            return stack.enter_context(kclient.start_kernel(*args, **{"timeout": START, **kwargs}))
+
+        yield start
+
+
+@pytest.fixture
+def kernel_manager(start_kernel: Callable[..., kclient.KernelManager], transport: str) -> kclient.KernelManager:
+    """A kernel of the test's own, over each transport, to restart, kill or close."""
+    return start_kernel(transport=transport)

@@ -1,0 +1,167 @@
+"""What a test left behind: greenlets, file descriptors, processes, threads, files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+
+import gevent
+import greenlet
+from gevent.hub import Hub
+
+SETTLE = 5.0
+"""Seconds for what ends without us: libzmq's threads close the descriptors of a closed socket, a killed process dies.
+Greenlets get three turns of the loop, and no more."""
+
+PROC = Path("/proc/self").is_dir()
+"""Descriptors, processes and threads can be counted only where there is a /proc."""
+
+
+class Snapshot:
+    """What there is now; `leaks()` says what came since."""
+
+    def __init__(self, *, environment: str = "", directories: Iterable[Path] = ()) -> None:
+        """`environment`: processes anywhere whose environment holds this text are the test's own, too."""
+        self.environment = environment
+        self.directories = list(directories)
+        self.greenlets = live_greenlets()
+        self.threads = native_threads()
+        self.descriptors = descriptors()
+        self.processes = processes(environment)
+
+    def leaks(self) -> list[str]:
+        """A line for each thing left behind. Runs the hub until nothing is, for `SETTLE` seconds at most."""
+        gc.collect()
+        end_threadpool()
+        for _ in range(3):  # a killed greenlet ends in the next turn of the loop, what it ends in the one after
+            turn_loop()
+        found = [f"greenlet: {where(left)}" for left in live_greenlets() - self.greenlets]
+        return found + settled(
+            lambda: [*self.new_processes(), *self.new_threads(), *self.new_descriptors(), *self.new_files()]
+        )
+
+    def new_processes(self) -> list[str]:
+        now = processes(self.environment)
+        return [f"process: {pid} {now[pid]}" for pid in now.keys() - self.processes.keys()]
+
+    def new_threads(self) -> list[str]:
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        return [f"thread: {names.get(tid, 'native')} ({tid})" for tid in native_threads() - self.threads]
+
+    def new_descriptors(self) -> list[str]:
+        """More descriptors of a kind than before; one that took another's place is none."""
+        now = descriptors()
+        more = Counter(map(kind, now.values())) - Counter(map(kind, self.descriptors.values()))
+        new = dict(now.items() - self.descriptors.items())
+        return [
+            f"descriptor: {count} x {what}, among {sorted(fd for fd, target in new.items() if kind(target) == what)}"
+            for what, count in more.items()
+        ]
+
+    def new_files(self) -> list[str]:
+        return [f"file: {path}" for directory in self.directories for path in sorted(directory.rglob("*"))]
+
+
+def settled(look: Callable[[], list[str]]) -> list[str]:
+    """What `look` finds once it finds nothing, or after `SETTLE` seconds."""
+    deadline = monotonic() + SETTLE
+    while found := look():
+        if monotonic() > deadline:
+            break
+        turn_loop(0.002)
+        gc.collect()
+    return found
+
+
+def end_threadpool() -> None:
+    """End the threads in which gevent looks up host names: they are the hub's, which keeps them for the next time."""
+    pool = gevent.get_hub()._threadpool
+    if pool is not None:
+        pool.kill()
+
+
+def turn_loop(seconds: float = 1e-6) -> None:
+    """Let the hub run; the timer makes the loop really turn, which sleep(0) does not."""
+    gevent.sleep(seconds)
+
+
+def live_greenlets() -> set[greenlet.greenlet]:
+    """Greenlets that were started, or will be, and have not ended, in every hub; not the hubs themselves."""
+    return {
+        found
+        for found in gc.get_objects()
+        if issubclass(type(found), greenlet.greenlet)
+        and not issubclass(type(found), Hub)
+        and not found.dead
+        and found.parent is not None
+        and (bool(found) or (issubclass(type(found), gevent.Greenlet) and found.started))
+    }
+
+
+def where(waiting: greenlet.greenlet, depth: int = 4) -> str:
+    """A greenlet, and the innermost lines that it waits in."""
+    return f"{waiting!r} in {lines(waiting.gr_frame, depth)}"
+
+
+def lines(frame: FrameType | None, depth: int) -> str:
+    found = []
+    while frame is not None and len(found) < depth:
+        code = frame.f_code
+        found.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
+        frame = frame.f_back
+    return " < ".join(found) or "no Python code"
+
+
+def everyone() -> list[str]:
+    """What every greenlet and every other thread is at."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    others = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
+    return [
+        *(where(waiting, depth=10) for waiting in live_greenlets()),
+        *(f"thread {names.get(ident, ident)} in {lines(frame, 10)}" for ident, frame in others.items()),
+    ]
+
+
+def native_threads() -> set[int]:
+    return {int(tid) for tid in os.listdir("/proc/self/task")} if PROC else set()
+
+
+def descriptors() -> dict[int, str]:
+    """What each open file descriptor is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd") if PROC else []:
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+    return found
+
+
+def kind(target: str) -> str:
+    """``socket:[123]`` and ``socket:[456]`` are of one kind; each path is its own."""
+    return target.partition(":[")[0] if target.startswith(("socket:", "pipe:")) else target
+
+
+def processes(environment: str = "") -> dict[int, str]:
+    """Our children, dead ones that nobody reaped too, and whoever has `environment` in its environment."""
+    me, found = os.getpid(), {}
+    for entry in Path("/proc").iterdir() if PROC else []:
+        if not entry.name.isdecimal() or int(entry.name) == me:
+            continue
+        try:
+            name, _, rest = (entry / "stat").read_text(errors="replace").rpartition(")")
+            state, parent = rest.split()[:2]
+            is_ours = int(parent) == me or (environment and environment.encode() in (entry / "environ").read_bytes())
+            if is_ours:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[int(entry.name)] = f"state {state}, {command or name.partition('(')[2]}"
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+    return found
