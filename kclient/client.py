@@ -8,10 +8,6 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from kclient.channels.base import Channel
-from kclient.channels.heartbeat import HBChannel
-from kclient.channels.iopub import IOPubChannel
-from kclient.channels.shell import ControlChannel, ShellChannel
-from kclient.channels.stdin import StdInChannel
 from kclient.channels.wire import context
 from kclient.errors import ConnectionFileError
 from kclient.hub import Deadline, Owner
@@ -41,12 +37,6 @@ class KernelClient(Runner):
     `connection` is a connection file's path, its values, or a ConnectionInfo. `on_input(prompt, password)`, if
     set, answers the input requests of every execution that has no on_input of its own.
     """
-
-    shell_channel_class: type[ShellChannel] = ShellChannel
-    control_channel_class: type[ControlChannel] = ControlChannel
-    iopub_channel_class: type[IOPubChannel] = IOPubChannel
-    stdin_channel_class: type[StdInChannel] = StdInChannel
-    hb_channel_class: type[HBChannel] = HBChannel
 
     def __init__(self, connection: Connection, *, kernel: Kernel | None = None, session: Session | None = None) -> None:
         self.connection = as_connection_info(connection)

@@ -86,7 +86,7 @@ class Execution:
 
     @property
     def times(self) -> Times:
-        """When it was sent, and when the kernel said busy, replied, and said idle (`time.perf_counter()`; 0: not yet)."""
+        """When it was sent, and the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
         return self._transcript.times
 
     @property
@@ -249,7 +249,7 @@ class Execution:
     def _follow_all(self) -> None:
         try:
             self._follow(Deadline(None))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - `result` raises it
             self._callback_error = exc
             self._on_output = None
             self._keeps_messages = False

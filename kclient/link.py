@@ -278,7 +278,7 @@ class Link:
     def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
         try:
             self.answer_input(request, on_input)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a user's callback
             log.exception("on_input failed; the code that waits for it is interrupted")
             self.interrupt_kernel()
         finally:

@@ -8,17 +8,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from copy import copy
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from gevent.lock import RLock
 
-from kclient.channels.heartbeat import HBChannel
-from kclient.channels.iopub import IOPubChannel
-from kclient.channels.shell import ControlChannel, ShellChannel
-from kclient.channels.stdin import StdInChannel
+from kclient.channels.shell import ControlChannel
 from kclient.channels.wire import context
-from kclient.client import Connection, KernelClient
+from kclient.client import KernelClient
 from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Owner, weakly
 from kclient.kernels.endpoint import Endpoint
@@ -57,12 +54,6 @@ class KernelManager(Runner):
     directory. `launcher` runs the process. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
-    shell_channel_class: type[ShellChannel] = ShellChannel
-    control_channel_class: type[ControlChannel] = ControlChannel
-    iopub_channel_class: type[IOPubChannel] = IOPubChannel
-    stdin_channel_class: type[StdInChannel] = StdInChannel
-    hb_channel_class: type[HBChannel] = HBChannel
-
     shutdown_wait_time: float = 5.0
     """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
 
@@ -97,8 +88,6 @@ class KernelManager(Runner):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.shutdown_kernel()
-
-    # What it is made of
 
     @property
     def kernel_spec(self) -> KernelSpec:

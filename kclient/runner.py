@@ -27,7 +27,16 @@ _RATHER_ON_CONTROL: Final = frozenset(["shutdown_request", "interrupt_request"])
 
 
 class Runner(ShellRequests, ControlRequests):
-    """The five channels of a kernel, the requests that go over them, `run` and `submit`."""
+    """The five channels of a kernel, the requests that go over them, `run` and `submit`.
+
+    A subclass may replace the classes of its channels.
+    """
+
+    shell_channel_class: type[ShellChannel] = ShellChannel
+    control_channel_class: type[ControlChannel] = ControlChannel
+    iopub_channel_class: type[IOPubChannel] = IOPubChannel
+    stdin_channel_class: type[StdInChannel] = StdInChannel
+    hb_channel_class: type[HBChannel] = HBChannel
 
     @property
     @abstractmethod

@@ -48,19 +48,14 @@ class Endpoint:
         self._folder: PrivateFolder | None = None
         self._reservation: PortReservation | None = None
 
-    @property
-    def may_choose_ports(self) -> bool:
-        """True if the ports were not given by a connection file, so that others may be tried."""
-        return self._wants_fresh_ports
-
     def load(self, path: str) -> None:
         """Take the values of an existing connection file, which stays its owner's."""
         self.info = read_connection_file(path)
         self.path = path
         self._wants_fresh_path = self._wants_fresh_ports = self._is_written = False
 
-    def prepare(self) -> None:
-        """Choose what is not chosen yet, hold the tcp ports and write the connection file.
+    def prepare(self) -> str:
+        """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
 
         Raises InvalidState, a RuntimeError, if a kernel cannot listen at that ip, since it is another machine's.
         """
@@ -74,10 +69,10 @@ class Endpoint:
             self._choose()
         elif info.transport == "tcp" and self._reservation is None:
             self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
-        self.write()
+        return self.write()
 
-    def write(self) -> None:
-        """Write the connection file, unless it is there; ports are chosen if they are not."""
+    def write(self) -> str:
+        """Write the connection file, unless it is there, and return its path; ports are chosen if they are not."""
         if self.info.shell_port == 0:
             self._choose()
         if self.path is None:
@@ -85,6 +80,7 @@ class Endpoint:
         if not os.path.exists(self.path) or (not self._is_written and self._wants_fresh_ports):
             write_connection_file(self.info, self.path)
             self._is_written = True
+        return self.path
 
     def let_go_of_ports(self) -> None:
         """The kernel has its ports, or will never have them."""

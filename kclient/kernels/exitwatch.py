@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 from contextlib import suppress
-from posix import waitpid  # os.waitpid is gevent's after monkey.patch_all(), and would wait in the hub
+from posix import close, waitpid  # after monkey.patch_all() gevent's own wait in the hub, and close some time later
 from signal import SIG_DFL, SIGCHLD, getsignal
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ class ExitWatch:
             return self._thread_is_done
         ended = self._look(self._pidfd)
         if ended and self._owner.is_here:
-            self._finish()
+            self._settle()
         return ended
 
     def signal_group(self, signum: int) -> None:
@@ -78,8 +78,6 @@ class ExitWatch:
         except OSError:  # another part of the program has reaped it, or the hub has and closed the pidfd
             if not peek:
                 self.exit_code = self._code_seen_by_gevent()
-                if self.exit_code is None:
-                    self.exit_code = _code_kept_by_linux(pidfd)
             return True
         if found is not None and not peek:
             self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
@@ -89,15 +87,29 @@ class ExitWatch:
         if self._owner.forked:  # a fork takes the pidfd and its watcher along, which would fire for ever
             self._watcher.stop()
         elif self._pidfd is None or self._look(self._pidfd):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Finish, but if gevent may have reaped the child let it speak first: on libuv it does so a bit later."""
+        if self.exit_code is None and self._by_gevent is not None:
+            self._watcher.stop()
+            self._owner.hub.loop.run_callback(self._finish)
+        else:
             self._finish()
 
     def _finish(self) -> None:
+        if self.exited.is_set():
+            return
+        if self.exit_code is None:
+            self.exit_code = self._code_seen_by_gevent()
+        if self.exit_code is None and self._pidfd is not None:
+            self.exit_code = _code_kept_by_linux(self._pidfd)
         for watcher in (self._watcher, self._by_gevent):
             if watcher is not None:
                 watcher.stop()
                 watcher.close()
         if self._pidfd is not None:
-            os.close(self._pidfd)
+            close(self._pidfd)
         self.exited.set()
 
     def _wait_in_thread(self) -> None:
@@ -154,7 +166,7 @@ def _open_pidfd(pid: int) -> int | None:
     except ChildProcessError:
         return pidfd
     except (AttributeError, OSError):  # Linux 5.3 can open but not wait for one
-        os.close(pidfd)
+        close(pidfd)
         return None
     return pidfd
 

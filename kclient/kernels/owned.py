@@ -57,9 +57,7 @@ class OwnedKernel:
     def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
         """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
         spec = self.spec
-        self.endpoint.prepare()
-        assert self.endpoint.path is not None
-        self.argv = spec.command(self.endpoint.path, launch.extra_arguments)
+        self.argv = spec.command(self.endpoint.prepare(), launch.extra_arguments)
         self.process = process = self.launcher.start(
             self.argv,
             # ipykernel watches that process, and ends when it is gone

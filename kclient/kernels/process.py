@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec, module_from_spec
-from posix import waitpid  # os.waitpid is gevent's after monkey.patch_all()
+from posix import close, waitpid  # those of os are gevent's after monkey.patch_all()
+from types import ModuleType
 from typing import IO, Any, Final, Protocol, TypeAlias
 
 from gevent import monkey
@@ -217,21 +218,25 @@ def _shown(argv: Sequence[str]) -> str:
 
 
 def _popen_class() -> type[subprocess.Popen[Any]]:
-    if monkey.is_object_patched("subprocess", "Popen"):
+    if monkey.is_object_patched("subprocess", "Popen") or monkey.is_object_patched("os", "close"):
         return _private_popen_class()
     return subprocess.Popen
 
 
 @cache
 def _private_popen_class() -> type[subprocess.Popen[Any]]:
-    """Popen of a private copy of the standard module.
+    """Popen of a private copy of the standard module, with an `os` as it was.
 
-    gevent's own fails off the main thread, and the patched module's original one everywhere.
+    gevent's own Popen fails off the main thread, and the patched module's original one everywhere. gevent's os.close
+    (25.8.1 and later) closes at the next turn of the loop, but Popen waits for the end of a pipe that it has closed.
     """
     spec = find_spec("subprocess")
     if spec is None or spec.loader is None:
         raise ImportError("the standard module subprocess cannot be found")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    unpatched = ModuleType("os")
+    vars(unpatched).update(vars(os), close=close, waitpid=waitpid)
+    vars(module)["os"] = unpatched
     popen: type[subprocess.Popen[Any]] = module.Popen
     return popen

@@ -20,7 +20,7 @@ Content = dict[str, Any]
 _KEYS: Final = ("header", "msg_id", "msg_type", "parent_header", "metadata", "content", "buffers")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Message:
     """One message of the protocol. Its parts can be had as attributes and, as in a dict, by name.
 
@@ -35,6 +35,10 @@ class Message:
     buffers: list[Any] = attrs.field(factory=list)
     received: float = 0.0
     nbytes: int = 0
+
+    def __repr__(self) -> str:
+        text = repr(self.content)
+        return f"<Message {self.header.get('msg_type')} {text if len(text) <= 200 else text[:200] + '...'}>"
 
     @property
     def msg_id(self) -> str:

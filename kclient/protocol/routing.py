@@ -119,11 +119,12 @@ class Requests:
     def take(self, slot: Slot) -> Message:
         """The reply in a settled slot, which is closed by that; raises its error if it has one."""
         self._slots.pop(slot.msg_id, None)
-        if slot.reply is None:
-            assert slot.error is not None
+        if slot.reply is not None:
+            self.inbox.remove(slot.reply)
+            return slot.reply
+        if slot.error is not None:
             raise slot.error(slot.msg_id)
-        self.inbox.remove(slot.reply)
-        return slot.reply
+        raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
 
     def release(self, slot: Slot) -> None:
         """Who awaited `slot` gave up; its reply, if it just came, can be asked for again."""

@@ -18,7 +18,7 @@ MAX_OUTPUT_BYTES: Final = 256 * 2**20
 
 @attrs.define
 class Times:
-    """When an execution was sent, and when the kernel said busy, replied and said idle: `perf_counter` seconds, or 0."""
+    """When an execution was sent, and the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
 
     sent: float = 0.0
     busy: float = 0.0

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from importlib.util import find_spec
 
 import gevent
 import pytest
@@ -19,7 +20,7 @@ from kclient.kernels.process import LocalLauncher
 WAIT = 20
 """Seconds for what takes milliseconds on an idle machine."""
 
-RUN_ON = "print('up', flush=True); import signal; signal.pause()"
+RUN_ON = "print('up', flush=True); import signal; signal.alarm(60); signal.pause()"
 
 
 @pytest.fixture(params=["pidfd", "pidfd_open is missing", "pidfd_open is refused", "pidfds cannot be waited for"])
@@ -191,7 +192,7 @@ def test_process_that_cannot_be_watched_is_not_left_running(monkeypatch):
 
     monkeypatch.setattr(process_module, "ExitWatch", fail)
     with pytest.raises(RuntimeError):
-        LocalLauncher().start([sys.executable, "-I", "-S", "-c", RUN_ON])
+        LocalLauncher().start(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert is_reaped(pids[0])
 
 
@@ -478,7 +479,7 @@ def test_forked_child_neither_signals_nor_reaps_nor_closes(watched_by, running):
 FORK_SCRIPT = """
 import os, signal, sys, time, gevent, gevent.os, gevent.select
 from kclient.kernels.process import LocalLauncher
-process = LocalLauncher().start([sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"])
+process = LocalLauncher().start([sys.executable, "-I", "-S", "-c", "import signal; signal.alarm(60); signal.pause()"])
 read, write = os.pipe()
 pid = gevent.os.fork_gevent()
 if pid == 0:
@@ -490,6 +491,7 @@ if pid == 0:
 process.kill()
 process.exited.wait(20)
 os.close(write)
+process.close()
 print(process.exit_code, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
@@ -551,7 +553,8 @@ def others():
     assert gevent.subprocess.run([sys.executable, "-c", "raise SystemExit(5)"]).returncode == 5
 """
 
-LOOPS = ["libev-cext", "libev-cffi", "libuv"]
+needs_cffi = pytest.mark.skipif(find_spec("_cffi_backend") is None, reason="gevent has this loop through cffi")
+LOOPS = ["libev-cext", pytest.param("libev-cffi", marks=needs_cffi), pytest.param("libuv", marks=needs_cffi)]
 
 
 @pytest.mark.parametrize("platform", ["", "old-linux", "no-pidfd"])
@@ -584,11 +587,21 @@ def test_standard_subprocess_keeps_its_exit_codes_beside_ours():
     assert run_script(CODES + others + "print(codes(), in_thread(codes))") == "(3, -9, 4) (3, -9, 4)"
 
 
+RUNS_ON = """
+import subprocess, sys
+from kclient.kernels.process import LocalLauncher
+if "no-pidfd" in sys.argv:
+    import os
+    del os.pidfd_open
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+print(LocalLauncher().start(["sleep", "60"], **quiet).pid)
+"""
+
+
 @pytest.mark.parametrize("prelude", ["", "from gevent import monkey; monkey.patch_all()\n"])
 @pytest.mark.parametrize("platform", ["", "no-pidfd"])
 def test_program_ends_although_its_process_runs_on(prelude, platform):
-    script = prelude + CODES + "print(start('import signal; signal.pause()').pid)"
-    pid = int(run_script(script, platform))
+    pid = int(run_script(prelude + RUNS_ON, platform))
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,128 @@
+"""What a fake kernel answers: the steps of a script, and the answers to what no script mentions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from kclient.protocol.messages import Message, reply_type
+
+if TYPE_CHECKING:
+    from kclient.testing.kernel import FakeKernel
+
+Step = tuple[str, dict[str, Any]]
+"""Something that code publishes: a message type of iopub and its content."""
+
+Handler = Callable[["Request"], object]
+
+
+def stream(text: str, name: str = "stdout") -> Step:
+    """What `print` publishes."""
+    return "stream", {"name": name, "text": text}
+
+
+def result(text: str, **mime_bundle: Any) -> Step:
+    """The value of the last expression; `mime_bundle` adds further representations."""
+    return "execute_result", {"data": {"text/plain": text, **mime_bundle}, "metadata": {}}
+
+
+def display(data: Mapping[str, Any], display_id: str | None = None) -> Step:
+    """A display_data of that mime bundle."""
+    transient = {} if display_id is None else {"display_id": display_id}
+    return "display_data", {"data": dict(data), "metadata": {}, "transient": transient}
+
+
+def error(ename: str, evalue: str = "", traceback: Sequence[str] = ()) -> Step:
+    """An exception: the reply has the status "error", too."""
+    return "error", {"ename": ename, "evalue": evalue, "traceback": list(traceback)}
+
+
+@attrs.define(eq=False)
+class Request:
+    """A request that the fake kernel has received, and what its handler can answer."""
+
+    kernel: FakeKernel
+    channel: str
+    message: Message
+    identities: list[bytes]
+    is_answered: bool = False
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return self.message.content
+
+    def publish(self, msg_type: str, content: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> None:
+        """Send a message of this request over iopub."""
+        self.kernel.publish(msg_type, content, parent=self.message, buffers=buffers)
+
+    def reply(self, content: Mapping[str, Any] | None = None, msg_type: str | None = None) -> None:
+        """Answer; the status is "ok" unless `content` has another. May be called twice, as a broken kernel would."""
+        self.is_answered = True
+        kind = msg_type or reply_type(self.message.msg_type) or "reply"
+        message = self.kernel.session.msg(kind, {"status": "ok", **(content or {})}, parent=self.message)
+        self.kernel.send(self.channel, message, self.identities)
+
+    def ask(self, prompt: str = "", password: bool = False) -> str:
+        """Send an input_request to the client and wait for its answer."""
+        return self.kernel.ask(self, prompt, password)
+
+
+def _execute(request: Request) -> None:
+    kernel, content = request.kernel, request.content
+    code = content["code"]
+    if content.get("store_history", True) and not content.get("silent"):
+        kernel.execution_count += 1
+    count = {"execution_count": kernel.execution_count}
+    request.publish("execute_input", {"code": code, **count})
+    steps = kernel.script.get(code, ())
+    if callable(steps):
+        steps(request)
+        steps = ()
+    for msg_type, step in steps:
+        request.publish(msg_type, {**step, **count} if msg_type == "execute_result" else step)
+        if msg_type == "error":
+            request.reply({**step, "status": "error", **count})
+    if not request.is_answered:
+        request.reply({**count, "user_expressions": {}, "payload": []})
+
+
+def _kernel_info(request: Request) -> None:
+    language = {"name": "none", "version": "0", "mimetype": "text/plain", "file_extension": ".txt"}
+    request.reply(
+        {
+            "protocol_version": "5.5",
+            "implementation": "fake",
+            "implementation_version": "0",
+            "language_info": language,
+            "banner": "a fake kernel",
+            "help_links": [],
+            "supported_features": [],
+        }
+    )
+
+
+def _complete(request: Request) -> None:
+    cursor = request.content["cursor_pos"]
+    request.reply({"matches": [], "cursor_start": cursor, "cursor_end": cursor, "metadata": {}})
+
+
+def _shutdown(request: Request) -> None:
+    request.kernel.was_shut_down = True
+    content = {"restart": request.content.get("restart", False)}
+    request.reply(content)
+    request.publish("shutdown_reply", {"status": "ok", **content})
+
+
+DEFAULT_HANDLERS: Final[dict[str, Handler]] = {
+    "execute_request": _execute,
+    "kernel_info_request": _kernel_info,
+    "complete_request": _complete,
+    "inspect_request": lambda request: request.reply({"found": False, "data": {}, "metadata": {}}),
+    "is_complete_request": lambda request: request.reply({"status": "complete"}),
+    "history_request": lambda request: request.reply({"history": []}),
+    "comm_info_request": lambda request: request.reply({"comms": {}}),
+    "interrupt_request": lambda request: request.reply(),
+    "shutdown_request": _shutdown,
+}
