@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from kclient.channels.base import Channel
 from kclient.channels.wire import context
 from kclient.errors import ConnectionFileError
 from kclient.hub import Deadline, Owner
-from kclient.link import Link
+from kclient.link import Kernel, Link
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.session import Session
 from kclient.runner import Runner
@@ -21,14 +21,6 @@ Connection = str | os.PathLike[str] | Mapping[str, Any] | ConnectionInfo
 """What a client connects to: the path of a connection file, its values, or a ConnectionInfo."""
 
 _Self = TypeVar("_Self", bound="KernelClient")
-
-
-class Kernel(Protocol):
-    """What a client needs to know of a kernel process that somebody here started."""
-
-    def is_alive(self) -> bool: ...
-
-    def interrupt(self) -> None: ...
 
 
 class KernelClient(Runner):
@@ -41,10 +33,9 @@ class KernelClient(Runner):
     def __init__(self, connection: Connection, *, kernel: Kernel | None = None, session: Session | None = None) -> None:
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
-        self._kernel = kernel
         self._owner = Owner()
         self._death_watch: DeathWatch | None = None
-        self._link = Link(self._owner, self.session, self._make_channel, self.interrupt_kernel)
+        self._link = Link(self._owner, self.session, self._make_channel, kernel)
 
     @property
     def link(self) -> Link:
@@ -97,8 +88,8 @@ class KernelClient(Runner):
         self._owner.check()
         if self.link.failure is not None:
             return False
-        if self._kernel is not None:
-            return self._kernel.is_alive()
+        if self.link.kernel is not None:
+            return self.link.kernel.is_alive()
         return not self.link.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
 
     def wait_for_ready(self, timeout: float | None = None) -> None:
@@ -112,23 +103,15 @@ class KernelClient(Runner):
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.
 
-        It is dead when, after a missed heartbeat, its address refuses connections; a remote one, from whose host
-        no refusal can come, after `dead_after` seconds of silence (None: never).
+        It is dead when, after a missed heartbeat, its addresses refuse connections; a remote one, from whose host no
+        refusal can come, after `dead_after` seconds of silence (None: never).
         """
-        self._death_watch = DeathWatch(self.hb_channel, dead_after, self.link.bury)
+        self._death_watch = DeathWatch(self.hb_channel, self.shell_channel.address, dead_after, self.link.bury)
         self.hb_channel.unpause()
 
     def interrupt_kernel(self) -> None:
         """Interrupt whatever the kernel runs now; does not wait. For one execution: `Execution.interrupt`."""
-        if self._kernel is not None:
-            self._kernel.interrupt()
-        else:
-            self.send_interrupt_request()
-
-    def send_interrupt_request(self) -> None:
-        """Send the interrupt_request of the protocol, and do not wait for its reply."""
-        channel = self.control_channel if self.link.runs("control") else self.shell_channel
-        channel.requests.abandon(channel.post(self.session.msg("interrupt_request")))
+        self.link.interrupt_kernel()
 
     def _make_channel(self, name: str) -> Channel:
         classes: dict[str, type[Channel]] = {

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from kclient.channels.base import Failure
-from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
+from kclient.channels.base import Failure, log
+from kclient.errors import DeadKernelError, InvalidState, KClientError, KernelTimeout, NoReply
 from kclient.hub import Deadline, Owner, Parking, call_back, weakly
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
@@ -58,6 +58,7 @@ class Execution:
         self._keeps_messages = keeps_messages
         self._messages: deque[Message] = deque()
         self._messages_nbytes = 0
+        self._input_requests: deque[Message] = deque()
         self._changed = Parking(self._owner.hub)
         self._failure: Failure | None = None
         self._result: Result | None = None
@@ -96,7 +97,7 @@ class Execution:
     def done(self) -> bool:
         """True if the execution has ended; takes in what has arrived, and does not wait."""
         self._owner.check()
-        self._link.drain()
+        self._link.look()
         return self._is_over and self._follower is None
 
     def result(self, timeout: float | None = None) -> Result:
@@ -161,7 +162,7 @@ class Execution:
 
     def feed_input(self, message: Message) -> None:
         """Take in an input_request."""
-        self._messages.append(message)
+        self._input_requests.append(message)
         self._changed.wake()
 
     def update_display(self, message: Message) -> None:
@@ -190,6 +191,7 @@ class Execution:
         """End although the idle status never came; outputs may be missing."""
         if not self._is_over:
             self._transcript.complete = False
+            log.warning("the idle status of %s was lost: its outputs may be incomplete", self.msg_id)
             self._end()
 
     def _keep(self, message: Message) -> None:
@@ -233,18 +235,25 @@ class Execution:
             self._wait(deadline)
 
     def _follow(self, deadline: Deadline) -> None:
-        """Run the callbacks, in order of arrival, until the end."""
+        """Run the callbacks, in order of arrival, until the end; what was printed before a prompt comes before it."""
         while True:
-            while self._messages:
-                message = self._next_message()
-                try:
-                    self._call_back(message)
-                except BaseException:
-                    self.interrupt()
-                    raise
+            try:
+                self._call_on_output()
+                if self._input_requests and self._on_input is not None:
+                    self._link.drain()
+                    self._call_on_output()
+                    self._link.answer_input(self._input_requests.popleft(), self._on_input)
+                    continue
+            except BaseException:
+                self.interrupt()
+                raise
             if self._is_over:
                 return
             self._wait(deadline)
+
+    def _call_on_output(self) -> None:
+        while self._messages and self._on_output is not None:
+            call_back(self._on_output, self._next_message())
 
     def _follow_all(self) -> None:
         try:
@@ -257,13 +266,6 @@ class Execution:
         finally:
             self._follower = None
             self._changed.wake()
-
-    def _call_back(self, message: Message) -> None:
-        if message.header["msg_type"] != "input_request":
-            if self._on_output is not None:
-                call_back(self._on_output, message)
-        elif self._on_input is not None:
-            self._link.answer_input(message, self._on_input)
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
         """`wait`; a Ctrl-C in it interrupts the kernel and is raised when the kernel is idle, a second one at once."""
@@ -281,13 +283,19 @@ class Execution:
         if self._wants_interrupt and self._link.is_busy_with(self.msg_id):
             self._wants_interrupt = False
             outputs_seen = self._transcript.version
-            self._link.interrupt_kernel()
+            self._send_interrupt()
             self._again.stop()
             self._again.start(weakly(self._interrupt_again), outputs_seen)
 
     def _interrupt_again(self, outputs_seen: int) -> None:
         if not self._is_over and self._transcript.version == outputs_seen and self._link.is_busy_with(self.msg_id):
+            self._send_interrupt()
+
+    def _send_interrupt(self) -> None:
+        try:
             self._link.interrupt_kernel()
+        except KClientError as exc:  # closed or dead: then the execution ends anyway
+            log.debug("cannot interrupt %s: %s", self.msg_id, exc)
 
     def _final_result(self) -> Result:
         self._raise_failure()

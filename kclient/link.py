@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import gevent
 from gevent import getcurrent
@@ -14,7 +14,7 @@ from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
-from kclient.errors import InvalidState, KernelRestarted, KernelTimeout
+from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution, OnInput
 from kclient.hub import Deadline, Owner, Parking, call_back, weakly
 from kclient.protocol.messages import Content, Message
@@ -29,15 +29,24 @@ SUBSCRIBE_PAUSE: Final = 0.005
 """Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
 
 
-class Link:
-    """`make(name)` makes the channel of that name; `interrupt()` interrupts the kernel."""
+class Kernel(Protocol):
+    """What a client needs to know of a kernel process that somebody here started."""
 
-    def __init__(
-        self, owner: Owner, session: Session, make: Callable[[str], Channel], interrupt: Callable[[], None]
-    ) -> None:
+    def is_alive(self) -> bool: ...
+
+    def interrupt(self) -> bool:
+        """Signal the process; False if the kernel wants an interrupt_request instead."""
+
+    def death(self, msg_id: str | None) -> DeadKernelError: ...
+
+
+class Link:
+    """`make(name)` makes the channel of that name; `kernel` is None for a kernel that nobody here started."""
+
+    def __init__(self, owner: Owner, session: Session, make: Callable[[str], Channel], kernel: Kernel | None) -> None:
         self.owner = owner
         self.session = session
-        self.interrupt_kernel = interrupt
+        self.kernel = kernel
         self.watchdog = Watchdog(self)
         self.failure: Failure | None = None
         self.on_input: OnInput | None = None
@@ -95,6 +104,20 @@ class Link:
         """Take in what is on the sockets now, without waiting."""
         for channel in self.running():
             channel.drain()
+
+    def look(self) -> None:
+        """Take in what there is to know without the help of the loop: messages, and the death of the process."""
+        self.drain()
+        kernel = self.kernel
+        if kernel is not None and self.failure is None and not self._is_restarting and not kernel.is_alive():
+            self.fail(kernel.death)
+
+    def interrupt_kernel(self) -> None:
+        """Interrupt what the kernel runs now, by signal or by message; nobody waits for the reply to that."""
+        if self.kernel is not None and self.kernel.interrupt():
+            return
+        channel = self.control if self.runs("control") else self.shell
+        channel.requests.abandon(channel.post(self.session.msg("interrupt_request")))
 
     def _join(self, channel: Channel) -> None:
         """Let the channel share what the channels of a client share."""

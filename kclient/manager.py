@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import weakref
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -28,22 +27,6 @@ from kclient.protocol.session import Session
 from kclient.runner import Runner
 
 _Self = TypeVar("_Self", bound="KernelManager")
-
-
-class _Handle:
-    """What the client may know of its manager; weak, since the manager holds the client."""
-
-    def __init__(self, manager: KernelManager) -> None:
-        self._manager = weakref.ref(manager)
-
-    def is_alive(self) -> bool:
-        manager = self._manager()
-        return manager is not None and manager.is_alive()
-
-    def interrupt(self) -> None:
-        manager = self._manager()
-        if manager is not None:
-            manager.interrupt_kernel()
 
 
 class KernelManager(Runner):
@@ -98,7 +81,7 @@ class KernelManager(Runner):
     def client(self) -> KernelClient:
         """The client; a new one after a shutdown."""
         if self._client is None:
-            self._client = KernelClient(self._endpoint.info, kernel=_Handle(self), session=self._session)
+            self._client = KernelClient(self._endpoint.info, kernel=self._kernel, session=self._session)
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             if self.has_kernel and not self._kernel.is_alive():
@@ -276,11 +259,9 @@ class KernelManager(Runner):
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
-        process = self._kernel.require()
-        if self.kernel_spec.interrupt_mode == "message":
-            self.client.send_interrupt_request()
-        else:
-            process.send_signal(signal.SIGINT)
+        self._owner.check()
+        self._kernel.require()
+        self.link.interrupt_kernel()
 
     def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel and its children; raises InvalidState if there is no kernel."""

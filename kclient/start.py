@@ -61,8 +61,8 @@ def connect(
     """Connect to a running kernel and return its client when it is ready, within `timeout` seconds.
 
     `connection` is the path of a connection file, its name or kernel id in Jupyter's runtime directory, its values, or
-    a ConnectionInfo. `watch` runs the heartbeat, so that the kernel's death wakes whoever waits;
-    `KernelClient.watch` explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running.
+    a ConnectionInfo. `watch` runs the heartbeat, so that the kernel's death wakes whoever waits; `KernelClient.watch`
+    explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running.
     """
     client = KernelClient(connection)
     deadline = Deadline(timeout)

@@ -119,12 +119,16 @@ class Watchdog:
 class DeathWatch:
     """Tells, after missed heartbeats, whether a kernel that nobody here started is dead.
 
-    It is when its hb address refuses a connection; a kernel that is merely stopped still accepts one. Where no
-    refusal can come, from a host that is gone, `dead_after` seconds of silence decide (None: never).
+    It is when its hb address and, since some kernels have no heartbeat, its shell address refuse a connection; a
+    kernel that is merely stopped still accepts one. Where no refusal can come, from a host that is gone, `dead_after`
+    seconds of silence decide (None: never).
     """
 
-    def __init__(self, hb: HBChannel, dead_after: float | None, bury: Callable[[Failure], None]) -> None:
+    def __init__(
+        self, hb: HBChannel, shell_address: str, dead_after: float | None, bury: Callable[[Failure], None]
+    ) -> None:
         self._hb = hb
+        self._shell_address = shell_address
         self._dead_after = dead_after
         self._bury = bury
         self._prober: gevent.Greenlet[..., Any] | None = None
@@ -141,7 +145,7 @@ class DeathWatch:
     def _probe(self) -> None:
         try:
             silence = self._hb.since_last_beat()
-            refused = refuses(self._hb.address)
+            refused = refuses(self._hb.address) and refuses(self._shell_address)
         finally:
             self._prober = None
         if refused:

@@ -17,7 +17,7 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "execution", "watch", "link"}
+CLIENT = BOTTOM | {"channels", "result", "execution", "watch", "link", "runner"}
 MANAGER = CLIENT | {"client", "kernels"}
 
 LAYERS = {
@@ -26,16 +26,18 @@ LAYERS = {
     "protocol": {"errors"},
     "channels": BOTTOM,
     "kernels": BOTTOM,
-    "testing": BOTTOM | {"channels"},
+    "testing": BOTTOM | {"channels", "kernels"},
     "result": {"errors", "protocol"},
     "execution": BOTTOM | {"channels", "result"},
     "watch": BOTTOM | {"channels", "result"},
-    "link": CLIENT,
+    "link": CLIENT - {"runner"},
+    "runner": CLIENT,
     "client": CLIENT,
     "manager": MANAGER,
-    "pool": MANAGER | {"manager"},
-    "cli": MANAGER | {"manager", "pool", "kclient"},
-    "kclient": MANAGER | {"manager", "pool"},
+    "start": MANAGER | {"manager"},
+    "pool": MANAGER | {"manager", "start"},
+    "kclient": MANAGER | {"manager", "start", "pool"},
+    "cli": MANAGER | {"manager", "start", "pool", "kclient"},
 }
 """What each layer may import of kclient besides itself. A layer is a module, or a folder; "kclient" is its __init__."""
 
@@ -50,11 +52,13 @@ PACKAGES = {
     "execution": {"attrs", "gevent"},
     "watch": {"attrs", "gevent"},
     "link": {"attrs", "gevent"},
+    "runner": {"attrs", "gevent"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},
+    "start": set(),
     "pool": {"attrs", "gevent"},
-    "cli": {"click", "rich"},
     "kclient": set(),
+    "cli": {"click", "rich"},
 }
 """What each layer may import from outside the standard library: only `channels` may know what a ZeroMQ socket is."""
 

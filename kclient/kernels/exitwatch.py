@@ -48,7 +48,7 @@ class ExitWatch:
         self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, _READ)
         self._watcher.start(self._on_exit)
         if self._pidfd is None:
-            monkey.get_original("_thread", "start_new_thread")(self._wait_in_thread, ())
+            self._start_thread()
 
     def has_ended(self) -> bool:
         """True if the process has ended, seen now, without a turn of the loop; from any thread."""
@@ -112,7 +112,15 @@ class ExitWatch:
             close(self._pidfd)
         self.exited.set()
 
-    def _wait_in_thread(self) -> None:
+    def _start_thread(self) -> None:
+        start, make_lock = monkey.get_original("_thread", ["start_new_thread", "allocate_lock"])
+        begun = make_lock()
+        begun.acquire()
+        start(self._wait_in_thread, (begun,))
+        begun.acquire()  # CPython before 3.13 may crash if the program ends while a thread begins
+
+    def _wait_in_thread(self, begun: Any) -> None:
+        begun.release()
         try:
             self.exit_code = os.waitstatus_to_exitcode(waitpid(self.pid, 0)[1])
         except ChildProcessError:

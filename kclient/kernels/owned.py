@@ -78,6 +78,13 @@ class OwnedKernel:
     def is_alive(self) -> bool:
         return self.process is not None and self.process.is_alive()
 
+    def interrupt(self) -> bool:
+        """SIGINT to the kernel and its children; False if the spec wants an interrupt_request instead."""
+        if self.spec.interrupt_mode == "message":
+            return False
+        self.require().send_signal(signal.SIGINT)
+        return True
+
     def wait_for_exit(self, deadline: Deadline) -> bool:
         """True when the process has ended, False if it has not within the deadline."""
         process = self.require()

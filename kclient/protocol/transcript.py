@@ -72,8 +72,8 @@ class Transcript:
         """Apply an update_display_data to the displays of its display_id."""
         content = message.content
         for output in self._displays.get(_display_id(content), ()):
-            output["data"] = content.get("data", {})
-            output["metadata"] = content.get("metadata", {})
+            output["data"] = _mapping(content, "data")
+            output["metadata"] = _mapping(content, "metadata")
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs, in notebook format."""
@@ -125,10 +125,10 @@ class Transcript:
             self._outputs.append({"output_type": "stream", "name": name, "text": [text]})
 
     def _append_display(self, msg_type: str, content: dict[str, Any]) -> None:
-        output = {
+        output: dict[str, Any] = {
             "output_type": msg_type,
-            "data": content.get("data", {}),
-            "metadata": content.get("metadata", {}),
+            "data": _mapping(content, "data"),
+            "metadata": _mapping(content, "metadata"),
         }
         if msg_type == "execute_result":
             output["execution_count"] = content.get("execution_count")
@@ -159,7 +159,11 @@ def error_fields(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
+
+
 def _display_id(content: dict[str, Any]) -> str:
-    transient = content.get("transient")
-    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    display_id = _mapping(content, "transient").get("display_id")
     return display_id if isinstance(display_id, str) else ""
