@@ -64,6 +64,7 @@ class Execution:
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
         self._follower: gevent.Greenlet[..., Any] | None = None
+        self._on_timeout = "it goes on; ask for its result again, or interrupt it"
         self._wants_interrupt = False
         self._is_over = False
         self._again = self._owner.hub.loop.timer(INTERRUPT_AGAIN)
@@ -123,6 +124,8 @@ class Execution:
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
         """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""
+        if on_abandon == "interrupt":
+            self._on_timeout = "its code is interrupted"
         try:
             self._or_interrupt(self._follow, deadline)
             return self._final_result()
@@ -225,7 +228,7 @@ class Execution:
                     msg_id=self.msg_id,
                     execution=self,
                     result=Result.of(self._transcript),
-                    hint="it goes on unless it is interrupted",
+                    hint=self._on_timeout,
                 )
 
     def _wait_for_end(self, deadline: Deadline) -> None:

@@ -68,6 +68,8 @@ class Wire:
         self._again = loop.timer(NEXT_TURN)
         self._readable = loop.io(_get(socket, zmq.FD), 1)
         self._readable.start(self.drain)
+        # A pipe signals only a reader that has found it empty before, so have a look without being told.
+        self._again.start(self.drain)
 
     def send(self, frames: Sequence[Any]) -> None:
         """Queue a message, and take in what has arrived meanwhile."""

@@ -40,6 +40,7 @@ class Gate:
     """A place in the kernel's code, `code`, where it waits for `open` here."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         os.mkfifo(path)
         self._number = os.open(path, os.O_RDWR)
         self.code = f"import os; _ = os.read(os.open({str(path)!r}, os.O_RDWR), 1);"
@@ -48,6 +49,9 @@ class Gate:
         os.write(self._number, b"!")
 
     def close(self) -> None:
+        """Let go whoever still waits; who comes later finds no such file."""
+        self._path.unlink()
+        self.open()
         os.close(self._number)
 
 

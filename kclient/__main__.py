@@ -1,0 +1,6 @@
+"""``python -m kclient`` is the `kclient` command."""
+
+from kclient.cli import main
+
+if __name__ == "__main__":
+    main()
