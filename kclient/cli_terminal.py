@@ -13,7 +13,7 @@ import stat
 import sys
 import termios
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, TextIO
 
@@ -23,6 +23,7 @@ from gevent.socket import wait_read, wait_write
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import KClientError
 from kclient.protocol.messages import Message
+from kclient.protocol.transcript import error_fields
 from kclient.result import ErrorInfo
 
 ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -37,7 +38,7 @@ OUTPUT_FIRST: Final = 0.01
 """Seconds that a prompt leaves to output printed before it, which comes over another socket."""
 
 
-class OutputLost(Exception):  # noqa: N818  what is lost is output; it is caught in one place
+class OutputLost(Exception):
     """Our output cannot be written; `errno` is EPIPE if its reader has gone."""
 
     def __init__(self, exc: OSError) -> None:
@@ -120,7 +121,7 @@ class Screen:
             stream = self.err if content.get("name") == "stderr" else self.out
             stream.write(str(content.get("text", "")))
         elif message.msg_type == "error":
-            self.show_error(ErrorInfo.of(content))
+            self.show_error(ErrorInfo(**error_fields(content)))
         elif message.msg_type in ("execute_result", "display_data", "update_display_data"):
             text = plain_text(content.get("data"))
             if text:
@@ -129,6 +130,8 @@ class Screen:
     def show_error(self, error: ErrorInfo) -> None:
         """Write the traceback, to standard error."""
         self.has_shown_error = True
+        if is_success(error):
+            return
         text = "\n".join(error.traceback) or f"{error.ename}: {error.evalue}"
         self.err.write_lines(text if self.shows_colours else ANSI.sub("", text))
 
@@ -139,7 +142,16 @@ class Screen:
 
     def prompt(self, text: str) -> None:
         """Write the prompt where the person who is to answer can see it."""
-        (self.out if self.out.is_terminal else self.err).write(text)
+        self._terminal.write(text)
+
+    def note_typing(self, *, at_line_start: bool) -> None:
+        """The terminal has echoed what was typed: the end of a line, or ``^C``."""
+        if self._terminal.is_terminal:
+            self._terminal.at_line_start = at_line_start
+
+    @property
+    def _terminal(self) -> Stream:
+        return self.out if self.out.is_terminal else self.err
 
     def _clear(self) -> None:
         """Clear the line that is being written, or leave it: what stands above it cannot be taken back."""
@@ -147,6 +159,11 @@ class Screen:
         if not self.out.at_line_start:
             self.out.write(CLEAR_LINE if self.out.is_terminal else "\n")
             self.out.at_line_start = True
+
+
+def is_success(error: ErrorInfo) -> bool:
+    """True for the SystemExit of ``sys.exit(0)``, with which many a Python script ends."""
+    return error.ename == "SystemExit" and error.evalue in ("", "0", "None")
 
 
 def plain_text(data: Any) -> str:
@@ -175,9 +192,8 @@ class Prompter:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._server.kill()
-        if self._asking is not None:
-            self._asking.kill()  # it gives the terminal its echo back
+        # Who asks for a password gives the terminal its echo back.
+        gevent.killall([greenlet for greenlet in (self._server, self._asking) if greenlet is not None])
 
     def cancel(self) -> None:
         """Leave the question that is being asked, since the code is interrupted."""
@@ -197,7 +213,7 @@ class Prompter:
             answer = self._read_password()
         else:
             answer = self._read_line()
-            self._screen.out.at_line_start = True  # the terminal has echoed the end of the line
+            self._screen.note_typing(at_line_start=True)
         with suppress(KClientError):
             self._channel.answer(request, answer)
 
@@ -209,14 +225,9 @@ class Prompter:
 
     def _read_line(self) -> str:
         """A line without its end, or END_OF_FILE. The terminal's own editing is on, so a read gets a line."""
-        line = b""
-        while not line.endswith(b"\n"):
-            wait_read(self._fd)
-            some = os.read(self._fd, 4096)
-            if not some:
-                return END_OF_FILE
-            line += some
-        return line.rstrip(b"\n").decode(sys.stdin.encoding, "replace")
+        wait_read(self._fd)
+        line = os.read(self._fd, 4096)
+        return line.rstrip(b"\n").decode(sys.stdin.encoding, "replace") if line else END_OF_FILE
 
     @contextmanager
     def _no_echo(self) -> Iterator[None]:
@@ -228,7 +239,3 @@ class Prompter:
             yield
         finally:
             termios.tcsetattr(self._fd, termios.TCSAFLUSH, attributes)
-
-
-def prompter(channel: StdInChannel, screen: Screen, *, if_wanted: bool) -> Any:
-    return Prompter(channel, screen) if if_wanted else nullcontext()

@@ -150,6 +150,7 @@ class Link:
         self.failure = failure
         for channel in self.running():
             channel.drain()
+            channel.disconnect()
             channel.fail(failure)
         self._restarted.wake()
 

@@ -7,6 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import gevent
@@ -93,6 +94,12 @@ class Channel(ABC):
         self._close()
         self._failure = None
         self._open()
+
+    def disconnect(self) -> None:
+        """Stop trying to reach a kernel that is dead, which at 5 ms a try costs 2 % of a processor."""
+        if self._wire is not None and not self._wire.is_closed:
+            with suppress(zmq.ZMQError):  # ENOENT: it is disconnected already
+                self._wire.socket.disconnect(self._address)
 
     def drain(self) -> None:
         """Take in what is on the socket now, without waiting."""

@@ -64,7 +64,8 @@ class ExitWatch:
     def signal_group(self, signum: int) -> None:
         """Signal the process group that the child leads; not once it has ended, and not from a forked process.
 
-        The pid cannot belong to another process by then: it is reaped, and so set free, in this hub only.
+        So no other process can have its pid: a child keeps that until it is reaped, which happens in this hub only.
+        (Where a thread stands in, it is reaped there, some microseconds before the hub can know.)
         """
         if not self._owner.forked and not self.has_ended():
             with suppress(ProcessLookupError):
@@ -113,11 +114,10 @@ class ExitWatch:
         self.exited.set()
 
     def _start_thread(self) -> None:
-        start, make_lock = monkey.get_original("_thread", ["start_new_thread", "allocate_lock"])
-        begun = make_lock()
+        begun = monkey.get_original("_thread", "allocate_lock")()
         begun.acquire()
-        start(self._wait_in_thread, (begun,))
-        begun.acquire()  # CPython before 3.13 may crash if the program ends while a thread begins
+        monkey.get_original("_thread", "start_new_thread")(self._wait_in_thread, (begun,))
+        begun.acquire()  # CPython may crash if the program ends while a thread begins
 
     def _wait_in_thread(self, begun: Any) -> None:
         begun.release()

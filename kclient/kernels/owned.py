@@ -138,4 +138,5 @@ class OwnedKernel:
             return
         if self.process is not None:
             self.process.kill()
+            self.process.close()
         self.endpoint.remove()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _socket  # after monkey.patch_all() the sockets of `socket` bring watchers of the loop along
+import _socket  # after monkey.patch_all() those of `socket` bring watchers of the loop, and threads, along
 import errno
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -111,8 +111,9 @@ def _resolve(ip: str) -> _Address:
     if ip == "localhost":  # libzmq too takes it for IPv4
         return socket.AF_INET, ("127.0.0.1", 0)
     host = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
+    found: Sequence[tuple[Any, ...]]
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = _socket.getaddrinfo(host, 0, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = look_up(host, 0, socket.AF_INET, socket.SOCK_STREAM)
     family, _, _, _, address = found[0]

@@ -1,6 +1,7 @@
 import os
 import resource
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -193,6 +194,23 @@ def test_reservation_without_an_fd_left_is_an_error_and_leaves_none_open():
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_ports_are_held_after_monkey_patching_too():
+    script = """
+from gevent import monkey; monkey.patch_all()
+import os, socket, gevent
+from kclient.kernels.ports import PortReservation, is_local
+assert is_local("127.0.0.1") and is_local("*") and not is_local("192.0.2.1")
+with PortReservation("127.0.0.1") as reservation:
+    try:
+        socket.socket().bind(("127.0.0.1", reservation.ports[0]))
+    except OSError as exc:
+        print(exc.strerror)
+assert len(os.listdir("/proc/self/task")) == 1, "a thread was started"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout == "Address already in use\n"
 
 
 def test_ports_are_let_go_at_once_where_a_listener_could_not_bind_them(monkeypatch):

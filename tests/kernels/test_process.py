@@ -504,7 +504,7 @@ def test_exit_neither_reaches_nor_keeps_busy_a_forked_child_that_runs_gevent():
 
 
 def run_script(script, *arguments, **env):
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script, *arguments]
+    command = [sys.executable, "-W", "ignore", "-W", "error::ResourceWarning", "-c", script, *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=50, env={**os.environ, **env}, check=False, close_fds=True
     )

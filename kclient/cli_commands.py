@@ -1,0 +1,186 @@
+"""The commands of `kclient`: their arguments, their options and their help."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import click
+
+from kclient.cli_run import ExitCode, Job, run_job
+from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
+
+INTERRUPTED: Final = 130
+
+UNLIMITED: Final = 100_000
+"""Columns of a table that goes to a file or to another program, for which nothing is cut or wrapped."""
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0    the code ran to its end
+  1    it failed, and its traceback was shown; or its kernel died
+  2    kclient could not do what was asked: a wrong option, no such
+       file or kernel, a kernel that does not start or answer
+  124  --timeout, or the 60 s that a kernel has to start, ran out
+  130  ended by Ctrl-C;  143  by SIGTERM
+  141  whoever read the output has gone
+"""
+
+
+def run_command_line() -> int:
+    """Do what the command line says and return the exit code; what is wrong with it is told in one line."""
+    try:
+        return main.main(prog_name="kclient", standalone_mode=False) or ExitCode.OK
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except click.ClickException as exc:
+        hint = f" (see {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
+        with suppress(OSError):  # nobody reads it
+            click.echo(f"kclient: {exc.format_message()}{hint}", err=True)
+        return ExitCode.NOT_DONE
+
+
+def own_version() -> str:
+    """The version that is installed; a checkout that is not installed has none."""
+    try:
+        return version("kclient")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(own_version(), message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Run code in Jupyter kernels."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def check_timeout(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """`value`, if it is a number of seconds."""
+    if value is not None and (math.isnan(value) or value < 0):
+        raise click.BadParameter(f"{value:g} is not a number of seconds, 0 or more.")
+    return value
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("file", required=False)
+@click.option("-c", "code", metavar="CODE", help="Run this code.")
+@click.option(
+    "--kernel",
+    metavar="NAME",
+    help=f"The kernel to start, one of those that `kclient kernels` lists.  [default: {NATIVE_KERNEL}]",
+)
+@click.option(
+    "--existing",
+    metavar="CONNECTION_FILE",
+    help="Use a kernel that runs, and leave it running: its connection file, or its id.",
+)
+@click.option("--transport", type=click.Choice(["tcp", "ipc"]), help="How to talk to the kernel.  [default: tcp]")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=float,
+    callback=check_timeout,
+    help="How long the start of the kernel and the code may take together.",
+)
+@click.pass_context
+def run(
+    context: click.Context,
+    file: str | None,
+    code: str | None,
+    kernel: str | None,
+    existing: str | None,
+    transport: str | None,
+    timeout: float | None,
+) -> int:
+    """Run FILE, or standard input if FILE is -, or CODE, in a kernel.
+
+    What the code prints appears as it is printed, results and displays by their plain text. The code may ask for
+    input if standard input is a terminal. Ctrl-C interrupts the code, which may catch that and go on; a second Ctrl-C
+    ends the kernel, or leaves the existing one.
+    """
+    if (file is None) == (code is None):
+        raise click.UsageError("Give either a FILE (- is standard input) or -c CODE.", context)
+    if existing is not None and (kernel is not None or transport is not None):
+        raise click.UsageError("--existing takes a kernel as it is, so --kernel and --transport say nothing.", context)
+    return run_job(
+        Job(
+            code=check_code(code) if code is not None else read_code(file or ""),
+            kernel=kernel or NATIVE_KERNEL,
+            transport=transport or "tcp",
+            existing=existing,
+            timeout=timeout,
+            may_ask=file != "-" and sys.stdin is not None and sys.stdin.isatty(),
+        )
+    )
+
+
+class CannotRead(click.ClickException):
+    exit_code = ExitCode.NOT_DONE
+
+
+def read_code(file: str) -> str:
+    """The text of `file`; raises CannotRead."""
+    is_stdin = file == "-"
+    name = "standard input" if is_stdin else repr(file)
+    try:
+        with open(0 if is_stdin else file, encoding="utf-8-sig", closefd=not is_stdin) as source:
+            return source.read()
+    except OSError as exc:
+        raise CannotRead(f"cannot read {name}: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise CannotRead(f"{name} is not UTF-8 text: {exc.reason} at byte {exc.start}") from exc
+
+
+def check_code(code: str) -> str:
+    """`code`, if the command line gave it as UTF-8; raises CannotRead."""
+    try:
+        code.encode()
+    except UnicodeEncodeError as exc:
+        raise CannotRead("the code after -c is not UTF-8 text") from exc
+    return code
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def kernels(context: click.Context) -> None:
+    """List the kernels that can be started."""
+    if context.invoked_subcommand is None:
+        list_kernels()
+
+
+@kernels.command("list")
+def list_command() -> None:
+    """List the kernels that can be started."""
+    list_kernels()
+
+
+def list_kernels() -> None:
+    specs = sorted(list_kernel_specs().values(), key=lambda spec: spec.name)
+    if specs:
+        click.echo(table_of(specs))
+    else:
+        click.echo("kclient: there is no kernel yet: pip install ipykernel", err=True)
+
+
+def table_of(specs: Iterable[KernelSpec]) -> str:
+    """A table, as wide as the terminal, or, for another reader, as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else UNLIMITED, markup=False, highlight=False, emoji=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("name", "display name", "language", "where"):
+        table.add_column(column, overflow="fold", no_wrap=not is_terminal)
+    for spec in specs:
+        table.add_row(spec.name, spec.display_name, spec.language, spec.resource_dir)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

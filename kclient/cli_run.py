@@ -1,0 +1,228 @@
+"""``kclient run``: code runs in a kernel, its output is shown as it comes, and the exit code tells how it went."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from enum import IntEnum
+from types import FrameType
+from typing import Final
+
+import attrs
+import gevent
+
+import kclient
+from kclient.cli_terminal import OutputLost, Prompter, Screen, is_success
+from kclient.errors import KClientError, KernelTimeout
+from kclient.execution import Execution
+from kclient.hub import Deadline
+from kclient.manager import KernelManager
+from kclient.result import Result
+from kclient.runner import Runner
+
+START_TIMEOUT: Final = 60.0
+"""Seconds for a kernel to be ready, where --timeout says nothing."""
+
+LAST_WORDS: Final = 5.0
+"""Seconds for a kernel to end by itself; what it passes on meanwhile is shown."""
+
+LATE_OUTPUT: Final = 0.1
+"""Seconds for what a kernel that goes on passes on after the end of the code: ipykernel 7 took up to 0.02 for the
+output of a child process."""
+
+LEAVE_WAIT: Final = 1.0
+"""Seconds for code that we leave behind in a running kernel to heed its interrupt."""
+
+
+class ExitCode(IntEnum):
+    """How it went; the help of ``kclient run`` explains them."""
+
+    OK = 0
+    FAILED = 1
+    NOT_DONE = 2
+    TIMED_OUT = 124  # that of timeout(1)
+    SIGNAL = 128  # and the signal's number, as a shell reports it
+
+
+@attrs.frozen
+class Job:
+    """What to run, and where; `existing` is the connection file of a running kernel, `may_ask` at our terminal."""
+
+    code: str
+    kernel: str
+    transport: str
+    existing: str | None
+    timeout: float | None
+    may_ask: bool
+
+
+def run_job(job: Job) -> int:
+    """Run the code, show what it prints, and return the exit code of the command."""
+    screen, signals = Screen(), Signals()
+    is_ready = False
+    try:
+        deadline = Deadline(job.timeout)
+        with opened(job, deadline) as kernel:
+            is_ready = True
+            return Run(job, kernel, screen, signals).exit_code(deadline)
+    except Stopped as exc:
+        screen.note_typing(at_line_start=False)  # ^C
+        screen.complain(f"ended by {signal.Signals(exc.signum).name}")
+        return ExitCode.SIGNAL + exc.signum
+    except OutputLost as exc:
+        if exc.errno == errno.EPIPE:  # `| head`: it has seen enough
+            return ExitCode.SIGNAL + signal.SIGPIPE
+        screen.complain(str(exc))
+        return ExitCode.NOT_DONE
+    except KernelTimeout as exc:
+        screen.complain(str(exc))
+        return ExitCode.TIMED_OUT
+    except KClientError as exc:
+        screen.complain(str(exc))
+        return signals.failure if is_ready else ExitCode.NOT_DONE
+
+
+@contextmanager
+def opened(job: Job, deadline: Deadline) -> Iterator[Runner]:
+    """A kernel that is ready: a new one, which ends with the block, or the existing one, which goes on."""
+    timeout = START_TIMEOUT if job.timeout is None else deadline.left()
+    if job.existing is not None:
+        with kclient.connect(job.existing, timeout=timeout) as client:
+            yield client
+        return
+    kernel = kclient.start_kernel(job.kernel, timeout=timeout, transport=job.transport)
+    try:
+        yield kernel
+        kernel.shutdown_kernel()
+    finally:
+        kernel.shutdown_kernel(now=True)  # unless it has ended
+
+
+class Stopped(BaseException):
+    """A signal told us to end now."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Signals:
+    """What signals do from now on to the end of the process.
+
+    SIGINT interrupts the code; a second one, or one while no code runs, ends the command, as SIGTERM and SIGHUP do.
+    None raises where it happens to strike: Stopped is thrown into a wait of this greenlet, so that no output is torn
+    and no kernel left behind.
+    """
+
+    def __init__(self) -> None:
+        self._has_interrupted = False
+        self._interrupt: Callable[[], None] | None = None
+        self._main = gevent.getcurrent()
+        self._loop = gevent.get_hub().loop
+        self._is_stopping = False
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup, and the & of a script, set it
+                signal.signal(signum, self._on_signal)
+
+    @property
+    def failure(self) -> int:
+        """The exit code for code that failed, perhaps since it was interrupted."""
+        return ExitCode.SIGNAL + signal.SIGINT if self._has_interrupted else ExitCode.FAILED
+
+    @contextmanager
+    def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Let the first SIGINT call `interrupt`, in a greenlet of its own, during the block."""
+        self._interrupt = interrupt
+        try:
+            yield
+        finally:
+            self._interrupt = None
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        interrupt = self._interrupt
+        if signum == signal.SIGINT and interrupt is not None:
+            self._interrupt = None
+            self._has_interrupted = True
+            gevent.spawn(interrupt)
+        elif not self._is_stopping:
+            self._is_stopping = True
+            self._loop.run_callback(self._main.throw, Stopped(signum))
+
+
+class Run:
+    """One run of the code in a kernel that is ready."""
+
+    def __init__(self, job: Job, kernel: Runner, screen: Screen, signals: Signals) -> None:
+        self._job = job
+        self._kernel = kernel
+        self._screen = screen
+        self._signals = signals
+
+    def exit_code(self, deadline: Deadline) -> int:
+        """Run the code to its end; raises KernelTimeout, DeadKernelError, Stopped and OutputLost."""
+        with ExitStack() as stack:
+            prompter = None
+            if self._job.may_ask:
+                prompter = stack.enter_context(Prompter(self._kernel.stdin_channel, self._screen))
+            # Without a bound, since all of it is to be shown.
+            execution = self._kernel.submit(self._job.code, max_output_bytes=None)
+
+            def interrupt() -> None:
+                self._screen.note_typing(at_line_start=False)
+                if prompter is not None:
+                    prompter.cancel()
+                execution.interrupt()
+
+            stack.enter_context(self._signals.interrupting(interrupt))
+            try:
+                result = self._follow(execution, deadline)
+            except BaseException:
+                self._leave(execution)
+                raise
+        self._show_late_output(execution)
+        return self._judge(result)
+
+    def _follow(self, execution: Execution, deadline: Deadline) -> Result:
+        """Show the outputs as they arrive, to the end."""
+        with gevent.Timeout(deadline.left(), False):  # type: ignore[arg-type]  # the stubs don't know it
+            self._show(execution)
+        if not execution.done():
+            raise KernelTimeout("end of the code", self._job.timeout)
+        self._show(execution)  # what came just before the timeout
+        return execution.result(timeout=0)
+
+    def _show(self, execution: Execution) -> None:
+        for message in execution:
+            self._screen.show(message)
+
+    def _leave(self, execution: Execution) -> None:
+        """Don't let code that nobody follows any more run on in somebody's kernel."""
+        if self._job.existing is not None:
+            execution.interrupt()
+            with suppress(KClientError):
+                execution.result(timeout=LEAVE_WAIT)  # the interrupt may be a message, which closing would drop
+
+    def _show_late_output(self, execution: Execution) -> None:
+        """Show what the code has printed and the kernel passes on after its end, from child processes for one."""
+        with suppress(KClientError):  # a KernelTimeout, or the end of the kernel
+            deadline = Deadline(LATE_OUTPUT)
+            if isinstance(self._kernel, KernelManager):
+                deadline = Deadline(LAST_WORDS)
+                self._kernel.shutdown_wait_time = 0.0  # this is the wait
+                self._kernel.shutdown(timeout=deadline.left())
+            while True:
+                message = self._kernel.iopub_channel.get_msg(timeout=deadline.left())
+                if message.parent_id == execution.msg_id:
+                    self._screen.show(message)
+
+    def _judge(self, result: Result) -> int:
+        error = result.error
+        if result.ok or (error is not None and is_success(error)):
+            return ExitCode.OK
+        if error is None:
+            self._screen.complain(f"the kernel did not run the code: its reply is {result.status!r}")
+        elif not self._screen.has_shown_error:  # some kernels put it into the reply alone
+            self._screen.show_error(error)
+        return self._signals.failure
