@@ -11,9 +11,12 @@ def main() -> None:
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         sys.exit(_say_what_is_missing(missing))
-    from kclient.cli_commands import run_command_line
+    try:
+        from kclient.cli_commands import run_command_line
 
-    sys.exit(run_command_line())
+        sys.exit(run_command_line())
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _say_what_is_missing(names: list[str]) -> int:

@@ -14,8 +14,6 @@ import click
 from kclient.cli_run import ExitCode, Job, run_job
 from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
 
-INTERRUPTED: Final = 130
-
 UNLIMITED: Final = 100_000
 """Columns of a table that goes to a file or to another program, for which nothing is cut or wrapped."""
 
@@ -35,8 +33,8 @@ def run_command_line() -> int:
     """Do what the command line says and return the exit code; what is wrong with it is told in one line."""
     try:
         return main.main(prog_name="kclient", standalone_mode=False) or ExitCode.OK
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+    except click.Abort:  # a Ctrl-C, before a kernel is asked for
+        return ExitCode.INTERRUPTED
     except click.ClickException as exc:
         hint = f" (see {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
         with suppress(OSError):  # nobody reads it

@@ -44,6 +44,8 @@ class ExitCode(IntEnum):
     NOT_DONE = 2
     TIMED_OUT = 124  # that of timeout(1)
     SIGNAL = 128  # and the signal's number, as a shell reports it
+    INTERRUPTED = SIGNAL + signal.SIGINT
+    UNREAD = SIGNAL + signal.SIGPIPE
 
 
 @attrs.frozen
@@ -64,7 +66,7 @@ def run_job(job: Job) -> int:
     is_ready = False
     try:
         deadline = Deadline(job.timeout)
-        with opened(job, deadline) as kernel:
+        with opened(job) as kernel:
             is_ready = True
             return Run(job, kernel, screen, signals).exit_code(deadline)
     except Stopped as exc:
@@ -73,7 +75,7 @@ def run_job(job: Job) -> int:
         return ExitCode.SIGNAL + exc.signum
     except OutputLost as exc:
         if exc.errno == errno.EPIPE:  # `| head`: it has seen enough
-            return ExitCode.SIGNAL + signal.SIGPIPE
+            return ExitCode.UNREAD
         screen.complain(str(exc))
         return ExitCode.NOT_DONE
     except KernelTimeout as exc:
@@ -85,9 +87,9 @@ def run_job(job: Job) -> int:
 
 
 @contextmanager
-def opened(job: Job, deadline: Deadline) -> Iterator[Runner]:
+def opened(job: Job) -> Iterator[Runner]:
     """A kernel that is ready: a new one, which ends with the block, or the existing one, which goes on."""
-    timeout = START_TIMEOUT if job.timeout is None else deadline.left()
+    timeout = START_TIMEOUT if job.timeout is None else job.timeout
     if job.existing is not None:
         with kclient.connect(job.existing, timeout=timeout) as client:
             yield client
@@ -129,7 +131,7 @@ class Signals:
     @property
     def failure(self) -> int:
         """The exit code for code that failed, perhaps since it was interrupted."""
-        return ExitCode.SIGNAL + signal.SIGINT if self._has_interrupted else ExitCode.FAILED
+        return ExitCode.INTERRUPTED if self._has_interrupted else ExitCode.FAILED
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:
@@ -212,7 +214,7 @@ class Run:
                 deadline = Deadline(LAST_WORDS)
                 self._kernel.shutdown_wait_time = 0.0  # this is the wait
                 self._kernel.shutdown(timeout=deadline.left())
-            while True:
+            while not deadline.is_over:  # a thread of the code may print for ever
                 message = self._kernel.iopub_channel.get_msg(timeout=deadline.left())
                 if message.parent_id == execution.msg_id:
                     self._screen.show(message)

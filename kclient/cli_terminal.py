@@ -208,25 +208,25 @@ class Prompter:
 
     def _ask(self, request: Message) -> None:
         gevent.sleep(OUTPUT_FIRST)
-        self._screen.prompt(str(request.content.get("prompt", "")))
+        prompt = str(request.content.get("prompt", ""))
         if request.content.get("password"):
-            answer = self._read_password()
+            with self._no_echo():
+                answer = self._read_line(prompt)
+            self._screen.prompt("\n")
         else:
-            answer = self._read_line()
+            answer = self._read_line(prompt)
             self._screen.note_typing(at_line_start=True)
         with suppress(KClientError):
             self._channel.answer(request, answer)
 
-    def _read_password(self) -> str:
-        with self._no_echo():
-            answer = self._read_line()
-        self._screen.prompt("\n")
-        return answer
-
-    def _read_line(self) -> str:
+    def _read_line(self, prompt: str) -> str:
         """A line without its end, or END_OF_FILE. The terminal's own editing is on, so a read gets a line."""
+        self._screen.prompt(prompt)
         wait_read(self._fd)
-        line = os.read(self._fd, 4096)
+        try:
+            line = os.read(self._fd, 4096)
+        except OSError:  # EIO: the terminal was hung up
+            line = b""
         return line.rstrip(b"\n").decode(sys.stdin.encoding, "replace") if line else END_OF_FILE
 
     @contextmanager

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kclient.execution import Execution
@@ -40,7 +40,24 @@ _STDERR_SHOWN = 2000
 
 
 class KClientError(Exception):
-    """Base of everything that kclient raises on purpose."""
+    """Base of everything that kclient raises on purpose. Each can be copied, and pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self._facts())
+
+    def __copy__(self) -> KClientError:
+        return _rebuild(type(self), self.args, vars(self))
+
+    def _facts(self) -> dict[str, Any]:
+        """The attributes that can travel to another process."""
+        return dict(vars(self))
+
+
+def _rebuild(kind: type[KClientError], args: tuple[Any, ...], facts: dict[str, Any]) -> KClientError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(facts)
+    return error
 
 
 class ProtocolError(KClientError):
@@ -192,6 +209,9 @@ class KernelTimeout(KClientError, TimeoutError):
         self.msg_id = msg_id
         self.execution = execution
         self.result = result
+
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"execution": None}  # it belongs to a hub
 
 
 class WrongThread(KClientError):

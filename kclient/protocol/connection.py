@@ -5,14 +5,14 @@ The keys are those of the page "Connection files" in jupyter_client's documentat
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
-from kclient.errors import ConnectionFileError, InvalidPortNumber
+from kclient.errors import ConnectionFileError, InvalidArgument, InvalidPortNumber
 
 CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
 """The five channels, in the order of a connection file."""
@@ -77,17 +77,21 @@ class ConnectionInfo:
         if not isinstance(key, (str, bytes)):
             raise wrong(f"key must be a string, not {type(key).__name__}")
         scheme = values.get("signature_scheme", "hmac-sha256")
-        if not _is_scheme(scheme):
+        if digest_of(scheme) is None:
             raise wrong(f"signature_scheme must be hmac- and the name of a hash, not {scheme!r}")
+        try:
+            key = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+        except UnicodeEncodeError:
+            raise wrong("key is not valid Unicode") from None
         if values.get("curve_publickey"):
             raise wrong("the kernel asks for CurveZMQ encryption, which this version of kclient cannot do yet")
         return cls(
             transport=transport,
             ip=ip,
             **ports,
-            key=key.encode() if isinstance(key, str) else key,
+            key=key,
             signature_scheme=scheme,
-            kernel_name=str(values.get("kernel_name", "")),
+            kernel_name=str(values.get("kernel_name") or ""),
             extra={name: value for name, value in values.items() if name not in _KNOWN},
         )
 
@@ -109,7 +113,7 @@ class ConnectionInfo:
         values |= {
             "transport": self.transport,
             "ip": self.ip,
-            "key": self.key.decode("ascii", "surrogateescape"),
+            "key": self.key.decode("utf-8", "surrogateescape"),
             "signature_scheme": self.signature_scheme,
             "kernel_name": self.kernel_name,
         }
@@ -143,34 +147,51 @@ def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> s
     The ip ``"*"`` or ``"0.0.0.0"`` is where a kernel binds; one connects to 127.0.0.1.
     """
     if isinstance(address, str):
-        if address.startswith("tcp://") and not _port_of(address):
-            raise InvalidPortNumber(f"{address!r} has no port that can be connected to")
-        return address
+        return _check_url(address)
+    if not isinstance(address, tuple) or len(address) != 2 or not isinstance(address[0], str):
+        raise InvalidArgument(f"an address is a ZeroMQ URL or a pair of ip and port, not {address!r}")
     ip, port = address
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= 65535:
         raise InvalidPortNumber(f"the port of a channel must be a number from 1 to 65535, not {port!r}")
+    if transport == "ipc":
+        return "ipc://" + _check_ipc_path(f"{ip}-{port}")
+    host = "127.0.0.1" if ip in ("*", "0.0.0.0", "") else ip
+    return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
+
+
+def _check_url(url: str) -> str:
+    transport, separator, where = url.partition("://")
+    if not separator or not where:
+        raise InvalidArgument(f"an address is a ZeroMQ URL such as 'tcp://127.0.0.1:5555', not {url!r}")
     if transport == "tcp":
-        host = "127.0.0.1" if ip in ("*", "0.0.0.0", "") else ip
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-    path = f"{ip}-{port}"
-    if len(path.encode()) > MAX_IPC_PATH:
+        port = where.rpartition(":")[2]
+        if not port.isdecimal() or not 0 < int(port) <= 65535:
+            raise InvalidPortNumber(f"{url!r} has no port that can be connected to, from 1 to 65535")
+    elif transport == "ipc":
+        _check_ipc_path(where)
+    return url
+
+
+def _check_ipc_path(path: str) -> str:
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise ConnectionFileError(f"ipc path {path!r} is not valid Unicode; choose another ip", path=path) from None
+    if size > MAX_IPC_PATH:
         raise ConnectionFileError(
-            f"ipc path of {len(path.encode())} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH}, "
-            "so choose a shorter ip",
+            f"ipc path of {size} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH}, so choose a shorter ip",
             path=path,
         )
-    return f"ipc://{path}"
+    return path
 
 
-def _port_of(url: str) -> int:
-    text = url.rpartition(":")[2]
-    return int(text) if text.isdecimal() else 0
-
-
-def _is_scheme(scheme: object) -> bool:
-    return (
-        isinstance(scheme, str)
-        and scheme.startswith("hmac-")
-        and scheme[len("hmac-") :].replace("-", "_")
-        in {name.replace("-", "_") for name in hashlib.algorithms_available}
-    )
+def digest_of(scheme: object) -> str | None:
+    """``"sha256"`` for the signature_scheme ``"hmac-sha256"``; None for what is no scheme."""
+    if not isinstance(scheme, str) or not scheme.startswith("hmac-"):
+        return None
+    digest = scheme.removeprefix("hmac-").replace("-", "_")
+    try:
+        hmac.new(b"", digestmod=digest)
+    except (ValueError, TypeError):  # TypeError: no name at all
+        return None
+    return digest

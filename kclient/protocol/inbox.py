@@ -20,6 +20,9 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._messages)
 
+    def __contains__(self, message: Message) -> bool:
+        return id(message) in self._messages
+
     def append(self, message: Message) -> list[Message]:
         """Keep `message`; returns what had to go for it."""
         self._messages[id(message)] = message

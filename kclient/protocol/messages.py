@@ -134,7 +134,7 @@ def history(raw: bool = True, output: bool = False, hist_access_type: str = "ran
 
     ``"range"`` takes session, start, stop; ``"tail"`` takes n; ``"search"`` takes pattern, n, unique.
     """
-    if hist_access_type not in _HISTORY:
+    if not isinstance(hist_access_type, str) or hist_access_type not in _HISTORY:
         raise InvalidArgument(f"hist_access_type must be one of {', '.join(_HISTORY)}, not {hist_access_type!r}")
     known = _HISTORY[hist_access_type]
     unknown = {name for name in kwargs if not any(name in names for names in _HISTORY.values())}
@@ -146,6 +146,7 @@ def history(raw: bool = True, output: bool = False, hist_access_type: str = "ran
         value = kwargs.get(name)
         if isinstance(value, bool) or not isinstance(value, int | None):
             raise InvalidArgument(f"{name} must be a whole number, not {value!r}")
+    check_code(kwargs.get("pattern", ""), "pattern")
     content: Content = {"raw": bool(raw), "output": bool(output), "hist_access_type": hist_access_type}
     chosen = {**known, **kwargs}
     return content | {name: value for name, value in chosen.items() if value is not None}

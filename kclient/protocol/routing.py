@@ -99,7 +99,9 @@ class Requests:
         return self._slots.get(msg_id)
 
     def open(self, message: Message) -> Slot:
-        """A slot for the reply to `message`, which is about to be sent."""
+        """A slot for the reply to `message`, which is about to be sent; raises LocalProtocolError if it is already."""
+        if message.msg_id in self._slots:
+            raise LocalProtocolError(f"{message.msg_id!r} was sent already and awaits its reply; make a new message")
         slot = Slot(message.msg_id, reply_type(message.msg_type), message.header.get("subshell_id"))
         if message.msg_type not in GETS_NO_REPLY:
             self._slots[slot.msg_id] = slot
@@ -131,7 +133,7 @@ class Requests:
         slot.on_settled = None
         if slot.is_settled:
             self._slots[slot.msg_id] = slot
-        if slot.reply is not None:
+        if slot.reply is not None and slot.reply not in self.inbox:
             self._keep(slot.reply)
 
     def abandon(self, slot: Slot) -> None:
@@ -203,7 +205,7 @@ class Sink(Protocol):
 
     def feed(self, message: Message) -> None: ...
 
-    def update_display(self, message: Message) -> None: ...
+    def update_display(self, message: Message) -> object: ...
 
     def fail(self, failure: Callable[[str | None], Exception]) -> None: ...
 

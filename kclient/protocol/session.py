@@ -19,6 +19,7 @@ from typing import Any, Final
 import orjson
 
 from kclient.errors import BadMessage, InvalidArgument
+from kclient.protocol.connection import digest_of
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
 
 DELIMITER: Final = b"<IDS|MSG>"
@@ -45,8 +46,11 @@ class Session:
         self.username = username
         self.key = key.encode() if isinstance(key, str) else key
         self._auth: hmac.HMAC | None = None
+        digest = digest_of(signature_scheme)
+        if digest is None:
+            raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
         if self.key:
-            self._auth = hmac.new(self.key, digestmod=signature_scheme.removeprefix("hmac-").replace("-", "_"))
+            self._auth = hmac.new(self.key, digestmod=digest)
         self._count = 0
         self._replay_history = replay_history
         self._seen: set[bytes] = set()
@@ -98,7 +102,7 @@ class Session:
             _dumps(message.metadata),
             _dumps(message.content),
         ]
-        return [DELIMITER, self.sign(parts), *parts, *message.buffers]
+        return [DELIMITER, self.sign(parts), *parts, *map(_check_buffer, message.buffers)]
 
     def deserialize(self, frames: Sequence[bytes]) -> Message:
         """The message in `frames`; raises BadMessage.
@@ -140,9 +144,14 @@ class Session:
 
 
 def _header_of(parent: Message | Mapping[str, Any] | None) -> dict[str, Any]:
-    if isinstance(parent, Message):
-        return parent.header
-    return {} if parent is None else dict(parent.get("header", parent))
+    if parent is None:
+        return {}
+    header = parent.header if isinstance(parent, Message) else parent
+    if isinstance(header, Mapping):
+        header = header.get("header", header)
+    if not isinstance(header, Mapping):
+        raise InvalidArgument(f"parent must be a Message or the header of one, not {parent!r}")
+    return dict(header)
 
 
 def _dict(value: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
@@ -167,9 +176,23 @@ def _dumps(value: dict[str, Any]) -> bytes:
     except TypeError:
         pass
     try:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return json.dumps(value, separators=(",", ":"), default=_as_orjson_has_it).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"cannot be written as JSON: {exc}") from None
+
+
+def _as_orjson_has_it(value: object) -> Any:
+    """A UUID or the value of an Enum, which orjson writes and the standard library does not."""
+    return orjson.loads(orjson.dumps(value, option=_ORJSON))
+
+
+def _check_buffer(buffer: Any) -> Any:
+    try:
+        if isinstance(buffer, bytes) or memoryview(buffer).contiguous:
+            return buffer
+    except TypeError:
+        pass
+    raise InvalidArgument(f"a buffer must hold contiguous bytes, which a {type(buffer).__name__} does not")
 
 
 def _loads_dict(text: bytes, name: str, *, optional: bool = False, exact: bool = False) -> dict[str, Any]:

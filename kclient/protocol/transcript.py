@@ -26,6 +26,14 @@ class Times:
     idle: float = 0.0
 
 
+@attrs.define(eq=False)
+class _Display:
+    """An output with a display_id, and its size on the wire."""
+
+    output: dict[str, Any]
+    nbytes: int
+
+
 class Transcript:
     """The record of one execution; `is_done` once its reply and its idle status are both in.
 
@@ -45,7 +53,7 @@ class Transcript:
         self._outputs: list[dict[str, Any]] = []
         self._nbytes = 0
         self._clear_next = False
-        self._displays: dict[str, list[dict[str, Any]]] = {}
+        self._displays: dict[str, list[_Display]] = {}
 
     @property
     def is_done(self) -> bool:
@@ -68,12 +76,18 @@ class Transcript:
             self._count(message)
         return False
 
-    def update_display(self, message: Message) -> None:
-        """Apply an update_display_data to the displays of its display_id."""
-        content = message.content
-        for output in self._displays.get(_display_id(content), ()):
-            output["data"] = _mapping(content, "data")
-            output["metadata"] = _mapping(content, "metadata")
+    def update_display(self, message: Message) -> bool:
+        """Apply an update_display_data to the displays of its display_id; False if there is no room for it."""
+        displays = self._displays.get(_display_id(message.content), [])
+        growth = sum(message.nbytes - display.nbytes for display in displays)
+        if not self._has_room(self._nbytes + growth):
+            return False
+        self._nbytes += growth
+        for display in displays:
+            display.nbytes = message.nbytes
+            display.output["data"] = _mapping(message.content, "data")
+            display.output["metadata"] = _mapping(message.content, "metadata")
+        return True
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs, in notebook format."""
@@ -91,31 +105,36 @@ class Transcript:
             self.times.idle = message.received
 
     def _take_output(self, msg_type: str, message: Message) -> bool:
-        if self.max_output_bytes is not None and self._nbytes + message.nbytes > self.max_output_bytes:
-            self.truncated = True
-            self.dropped += 1
-            return False
-        content = message.content
         if msg_type == "clear_output":
-            self._clear_next = bool(content.get("wait"))
+            self._clear_next = bool(message.content.get("wait"))
             if not self._clear_next:
                 self._clear()
-        elif msg_type == "update_display_data":
-            self.update_display(message)
-        else:
-            if self._clear_next:
-                self._clear()
-            self._nbytes += message.nbytes
-            self._append(msg_type, content)
+            return True
+        if msg_type == "update_display_data":
+            return self.update_display(message)
+        if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes)):
+            return False
+        if self._clear_next:
+            self._clear()
+        self._nbytes += message.nbytes
+        self._append(msg_type, message)
         return True
 
-    def _append(self, msg_type: str, content: dict[str, Any]) -> None:
+    def _has_room(self, nbytes: int) -> bool:
+        if self.max_output_bytes is None or nbytes <= self.max_output_bytes:
+            return True
+        self.truncated = True
+        self.dropped += 1
+        return False
+
+    def _append(self, msg_type: str, message: Message) -> None:
+        content = message.content
         if msg_type == "stream":
-            self._append_stream(str(content.get("name", "stdout")), str(content.get("text", "")))
+            self._append_stream(str(content.get("name") or "stdout"), str(content.get("text") or ""))
         elif msg_type == "error":
             self._outputs.append({"output_type": "error", **error_fields(content)})
         else:
-            self._append_display(msg_type, content)
+            self._append_display(msg_type, message)
 
     def _append_stream(self, name: str, text: str) -> None:
         last = self._outputs[-1] if self._outputs else None
@@ -124,18 +143,20 @@ class Transcript:
         else:
             self._outputs.append({"output_type": "stream", "name": name, "text": [text]})
 
-    def _append_display(self, msg_type: str, content: dict[str, Any]) -> None:
+    def _append_display(self, msg_type: str, message: Message) -> None:
+        content = message.content
         output: dict[str, Any] = {
             "output_type": msg_type,
             "data": _mapping(content, "data"),
             "metadata": _mapping(content, "metadata"),
         }
         if msg_type == "execute_result":
-            output["execution_count"] = content.get("execution_count")
+            count = content.get("execution_count")
+            output["execution_count"] = count if isinstance(count, int) else None
         self._outputs.append(output)
         display_id = _display_id(content)
         if display_id:
-            self._displays.setdefault(display_id, []).append(output)
+            self._displays.setdefault(display_id, []).append(_Display(output, message.nbytes))
 
     def _clear(self) -> None:
         self._clear_next = False

@@ -376,81 +376,116 @@ def test_stop_channels_wakes_everyone_who_waits(client, background, gate):
 
 
 def calls_of(client, execution):
-    """Something of each kind that blocks, sends, or looks."""
-    return [
-        client.kernel_info,
-        client.start_channels,
-        client.stop_channels,
-        client.close,
-        client.is_alive,
-        client.wait_for_ready,
-        lambda: client.run("1"),
-        lambda: client.submit("1"),
-        lambda: client.shell_channel.send("kernel_info_request"),
-        lambda: client.shell_channel.get_reply("x"),
-        client.shell_channel.start,
-        client.shell_channel.stop,
-        client.shell_channel.get_msg,
-        client.shell_channel.get_msgs,
-        client.control_channel.msg_ready,
-        client.iopub_channel.flush,
-        client.iopub_channel.get_msg,
-        client.iopub_channel.get_msgs,
-        lambda: client.stdin_channel.input("x"),
-        client.hb_channel.unpause,
-        client.hb_channel.pause,
-        client.hb_channel.is_beating,
-        execution.result,
-        execution.done,
-        execution.interrupt,
-        lambda: next(iter(execution)),
-    ]
+    """Something of each kind that blocks, sends, or looks, by name; closing is not among them."""
+    shell, iopub, stdin, hb = client.shell_channel, client.iopub_channel, client.stdin_channel, client.hb_channel
+    return {
+        "kernel_info": client.kernel_info,
+        "start_channels": client.start_channels,
+        "is_alive": client.is_alive,
+        "wait_for_ready": client.wait_for_ready,
+        "run": lambda: client.run("1"),
+        "submit": lambda: client.submit("1"),
+        "send": lambda: shell.send("kernel_info_request"),
+        "get_reply": lambda: shell.get_reply("x"),
+        "start": shell.start,
+        "shell.get_msg": shell.get_msg,
+        "shell.get_msgs": shell.get_msgs,
+        "shell.msg_ready": shell.msg_ready,
+        "iopub.flush": iopub.flush,
+        "iopub.get_msg": iopub.get_msg,
+        "iopub.get_msgs": iopub.get_msgs,
+        "iopub.msg_ready": iopub.msg_ready,
+        "stdin.get_msg": stdin.get_msg,
+        "stdin.input": lambda: stdin.input("x"),
+        "hb.unpause": hb.unpause,
+        "hb.pause": hb.pause,
+        "hb.is_beating": hb.is_beating,
+        "execution.result": execution.result,
+        "execution.done": execution.done,
+        "execution.interrupt": execution.interrupt,
+        "iter(execution)": lambda: next(iter(execution)),
+    }
+
+
+def closers_of(client):
+    return {
+        "stop_channels": client.stop_channels,
+        "close": client.close,
+        "shell.stop": client.shell_channel.stop,
+        "hb.stop": client.hb_channel.stop,
+    }
+
+
+def not_refused(calls, error):
+    """Names of the calls that did not raise `error`, with what they did instead."""
+    found = []
+    for name, call in calls.items():
+        try:
+            outcome = call()
+        except error:
+            continue
+        except BaseException as exc:
+            outcome = exc
+        found.append(f"{name}: {outcome!r}")
+    return found
 
 
 def test_call_from_another_thread_raises_at_once(client):
     execution = client.submit("1")
-    outcomes = []
-
-    def try_all():
-        for call in calls_of(client, execution):
-            try:
-                outcomes.append(call())
-            except Exception as exc:
-                outcomes.append(type(exc))
-
-    thread = threading.Thread(target=try_all)
+    calls = calls_of(client, execution) | closers_of(client)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(not_refused(calls, kclient.WrongThread)))
     thread.start()
     thread.join(WAIT)
-    assert {*outcomes} == {kclient.WrongThread}
+    assert found == [[]]
     assert execution.result().text == "1"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-def test_call_in_a_forked_child_raises_at_once_and_closing_does_nothing(client):
-    execution = client.submit("'before the fork'")
-    closers = [client.stop_channels, client.close, client.shell_channel.stop, client.hb_channel.stop]
+def in_forked_child(function):
+    """What `function` returns, a string, in a forked child."""
+    reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: libzmq's threads are none of ours
+        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads it speaks of are libzmq's
         child = os.fork()
     if child == 0:
-        code = 1
+        text = "it raised"
         try:
-            calls = [call for call in calls_of(client, execution) if call not in closers]
-            code = 2
-            for call in calls:
-                with pytest.raises(kclient.ForkedProcess):
-                    call()
-            code = 3
-            for close in closers:
-                close()
-            with client:
-                pass
-            code = 0
+            text = function()
         finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading) as pipe:
+        return pipe.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_call_in_a_forked_child_raises_at_once(client):
+    execution = client.submit("'before the fork'")
+    calls = calls_of(client, execution)
+    assert in_forked_child(lambda: " ".join(not_refused(calls, kclient.ForkedProcess))) == ""
     assert execution.result().text == "'before the fork'"
-    assert client.run("print('after it')").stdout == "after it\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_closing_in_a_forked_child_does_nothing(kernel):
+    client = kclient.connect(kernel.connection_file, timeout=WAIT)
+
+    def close_all():
+        nonlocal client
+        for close in closers_of(client).values():
+            close()
+        with client:
+            pass
+        running = client.channels_running
+        del client, close
+        gc.collect()
+        return f"{running}"
+
+    assert in_forked_child(close_all) == "True"
+    assert client.run("print('after the fork')").stdout == "after the fork\n"
+    client.close()
 
 
 # Dropped, never closed
@@ -494,38 +529,45 @@ def test_dropped_channel_is_collected(make_channel, kernel):
 # What goes wrong around a call
 
 
-def test_gevent_timeout_around_a_call_leaves_the_client_usable(client, gate):
-    waiting = [
-        lambda: client.run("'run'"),
-        lambda: client.submit("'submit'").result(),
-        client.kernel_info,
-        lambda: client.shell_channel.get_reply(client.shell_channel.send("kernel_info_request")),
-        client.control_channel.get_msg,
-    ]
+@pytest.fixture
+def busy(client, gate):
+    """An execution that keeps the kernel busy until the gate is open."""
     execution = client.submit(f"print('on'); {gate.code}")
     next(iter(execution))
-    for call in waiting:
+    return execution
+
+
+def calls_that_wait(client, busy):
+    """For a busy kernel; an abandoned run that is queued behind would interrupt itself later, and who knows whom."""
+    msg_id = client.shell_channel.send("kernel_info_request")
+    return [
+        lambda: client.run("1", on_abandon="leave"),
+        busy.result,
+        lambda: list(busy),
+        client.kernel_info,
+        lambda: client.shell_channel.get_reply(msg_id),
+        client.control_channel.get_msg,
+        client.stdin_channel.get_msg,
+    ]
+
+
+def test_gevent_timeout_around_a_call_leaves_the_client_usable(client, gate, busy):
+    for call in calls_that_wait(client, busy):
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
             call()
     gate.open()
-    assert execution.result().ok
+    assert busy.result().ok
     assert client.run("print('fine')").stdout == "fine\n"
 
 
-def test_killed_greenlet_leaves_the_client_usable(client, gate, background):
-    execution = client.submit(f"print('on'); {gate.code}")
-    next(iter(execution))
-    calls = [
-        background(client.run, "1"),
-        background(execution.result),
-        background(client.kernel_info),
-        background(client.iopub_channel.flush),
-        background(client.stdin_channel.get_msg),
-    ]
-    for call in calls:
+def test_killed_greenlet_leaves_the_client_usable(client, gate, busy, background):
+    waiting = [background(call) for call in calls_that_wait(client, busy)]
+    for call in waiting:
+        assert call.is_waiting
         call.greenlet.kill()
+        assert isinstance(call.error(), gevent.GreenletExit)
     gate.open()
-    assert execution.result().ok
+    assert busy.result().ok
     assert client.run("print('fine')").stdout == "fine\n"
 
 
@@ -534,7 +576,7 @@ def test_nothing_may_block_in_the_hub(client):
 
     def call():
         try:
-            outcome.set(client.kernel_info())
+            outcome.set(client.control_channel.get_msg())
         except Exception as exc:
             outcome.set(exc)
 

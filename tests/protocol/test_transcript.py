@@ -1,0 +1,499 @@
+"""What an execution brought, in notebook format."""
+
+import copy
+from itertools import pairwise
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kclient.protocol.messages import Message
+from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
+
+
+def iopub(msg_type, content=None, *, nbytes=1, received=1.0):
+    header = {"msg_id": "of-the-kernel", "msg_type": msg_type}
+    return Message(header, {"msg_id": "request"}, {}, {} if content is None else content, [], received, nbytes)
+
+
+def stream(text, name="stdout", *, nbytes=1):
+    return iopub("stream", {"name": name, "text": text}, nbytes=nbytes)
+
+
+def display(text, display_id=None, *, msg_type="display_data", nbytes=1):
+    content = {"data": {"text/plain": text}, "metadata": {}}
+    if display_id is not None:
+        content["transient"] = {"display_id": display_id}
+    if msg_type == "execute_result":
+        content["execution_count"] = 3
+    return iopub(msg_type, content, nbytes=nbytes)
+
+
+def update(text, display_id, *, nbytes=1):
+    return display(text, display_id, msg_type="update_display_data", nbytes=nbytes)
+
+
+def clear(*, wait=False):
+    return iopub("clear_output", {"wait": wait})
+
+
+def error(ename="ValueError", evalue="bad", traceback=("line 1", "line 2")):
+    return iopub("error", {"ename": ename, "evalue": evalue, "traceback": list(traceback)})
+
+
+def status(state, received=1.0):
+    return iopub("status", {"execution_state": state}, received=received)
+
+
+def reply(received=1.0, **content):
+    return iopub("execute_reply", {"status": "ok", "execution_count": 1, **content}, received=received)
+
+
+def fed(*messages, **options):
+    transcript = Transcript(**options)
+    for message in messages:
+        transcript.take(message)
+    return transcript
+
+
+def shown(transcript):
+    """The texts of the outputs, in short."""
+    texts = []
+    for output in transcript.outputs():
+        if output["output_type"] == "stream":
+            texts.append(f"{output['name']}:{output['text']}")
+        elif output["output_type"] == "error":
+            texts.append(f"error:{output['ename']}")
+        else:
+            texts.append(output["data"].get("text/plain"))
+    return texts
+
+
+def validate(outputs):
+    """Raise unless a notebook may hold these outputs."""
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(output) for output in copy.deepcopy(outputs)])
+    nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
+
+
+# Outputs
+
+
+def test_execution_without_output_has_none():
+    transcript = fed(status("busy"), iopub("execute_input", {"code": "1", "execution_count": 1}), status("idle"))
+    assert transcript.outputs() == []
+
+
+def test_outputs_are_what_a_notebook_would_hold():
+    transcript = fed(stream("a\n"), display("b"), display("c", msg_type="execute_result"), error())
+    assert transcript.outputs() == [
+        {"output_type": "stream", "name": "stdout", "text": "a\n"},
+        {"output_type": "display_data", "data": {"text/plain": "b"}, "metadata": {}},
+        {"output_type": "execute_result", "data": {"text/plain": "c"}, "metadata": {}, "execution_count": 3},
+        {"output_type": "error", "ename": "ValueError", "evalue": "bad", "traceback": ["line 1", "line 2"]},
+    ]
+    validate(transcript.outputs())
+
+
+def test_transient_values_are_not_kept():
+    output = fed(display("a", "an-id")).outputs()[0]
+    assert set(output) == {"output_type", "data", "metadata"}
+
+
+def test_metadata_of_a_display_is_kept():
+    content = {"data": {"image/png": "aGk="}, "metadata": {"image/png": {"width": 5}}}
+    outputs = fed(iopub("display_data", content)).outputs()
+    assert outputs[0]["metadata"] == {"image/png": {"width": 5}}
+    validate(outputs)
+
+
+def test_stream_that_goes_on_is_one_output():
+    assert shown(fed(stream("a"), stream("b\n"), stream(""), stream("c"))) == ["stdout:ab\nc"]
+
+
+def test_streams_of_two_names_take_turns():
+    transcript = fed(stream("a"), stream("b", "stderr"), stream("c", "stderr"), stream("d"))
+    assert shown(transcript) == ["stdout:a", "stderr:bc", "stdout:d"]
+
+
+def test_display_between_two_pieces_of_a_stream_parts_them():
+    assert shown(fed(stream("a"), display("x"), stream("b"))) == ["stdout:a", "x", "stdout:b"]
+
+
+def test_status_between_two_pieces_of_a_stream_does_not_part_them():
+    assert shown(fed(stream("a"), status("busy"), iopub("execute_input"), stream("b"))) == ["stdout:ab"]
+
+
+def test_several_results_are_all_kept():
+    transcript = fed(display("a", msg_type="execute_result"), display("b", msg_type="execute_result"))
+    assert shown(transcript) == ["a", "b"]
+
+
+def test_reader_is_shown_outputs_and_nothing_else():
+    transcript = Transcript()
+    outputs = [stream("a"), display("b", "d"), update("c", "d"), error(), clear(), clear(wait=True)]
+    assert [transcript.take(message) for message in outputs] == [True] * 6
+    others = [status("busy"), status("idle"), iopub("execute_input", {"execution_count": 1}), iopub("brand_new")]
+    assert [transcript.take(message) for message in others] == [False] * 4
+    assert transcript.version == 10
+
+
+# clear_output
+
+
+def test_clear_removes_what_came_before():
+    assert shown(fed(stream("a"), display("b"), clear())) == []
+    assert shown(fed(stream("a"), clear(), stream("b"))) == ["stdout:b"]
+
+
+def test_clear_that_waits_clears_with_the_next_output():
+    transcript = fed(stream("a"), display("b"), clear(wait=True))
+    assert shown(transcript) == ["stdout:a", "b"]
+    transcript.take(display("c"))
+    assert shown(transcript) == ["c"]
+    transcript.take(display("d"))
+    assert shown(transcript) == ["c", "d"]
+
+
+def test_clear_that_waits_waits_for_an_output_and_for_no_other_message():
+    transcript = fed(display("a", "d"), clear(wait=True), status("busy"), iopub("execute_input"), update("b", "d"))
+    assert shown(transcript) == ["b"]
+    transcript.take(error())
+    assert shown(transcript) == ["error:ValueError"]
+
+
+def test_clear_that_waits_for_nothing_clears_nothing():
+    transcript = fed(stream("a"), clear(wait=True), status("idle"))
+    transcript.set_reply(reply())
+    assert shown(transcript) == ["stdout:a"]
+
+
+def test_clear_at_once_takes_the_place_of_one_that_waits():
+    transcript = fed(stream("a"), clear(wait=True), clear(), stream("b"), stream("c"))
+    assert shown(transcript) == ["stdout:bc"]
+    assert shown(fed(stream("a"), clear(), clear(wait=True), stream("b"), stream("c"))) == ["stdout:bc"]
+
+
+def test_stream_after_a_clear_does_not_go_on_where_it_was():
+    assert shown(fed(stream("10%"), clear(wait=True), stream("20%"), clear(wait=True), stream("30%"))) == ["stdout:30%"]
+
+
+def test_clear_of_nothing_is_fine():
+    assert shown(fed(clear(), clear(wait=True), clear())) == []
+
+
+# update_display_data
+
+
+def test_update_changes_every_display_of_its_id_and_no_other():
+    transcript = fed(display("a", "1"), display("b", "2"), display("c", "1"), display("d"), update("new", "1"))
+    assert shown(transcript) == ["new", "b", "new", "d"]
+    validate(transcript.outputs())
+
+
+def test_update_changes_a_result_as_well():
+    transcript = fed(display("a", "1", msg_type="execute_result"), update("new", "1"))
+    assert shown(transcript) == ["new"]
+    assert transcript.outputs()[0]["execution_count"] == 3
+
+
+def test_update_replaces_data_and_metadata_whole():
+    first = {"data": {"text/plain": "a", "text/html": "<a>"}, "metadata": {"x": 1}, "transient": {"display_id": "1"}}
+    second = {"data": {"text/plain": "b"}, "metadata": {"y": 2}, "transient": {"display_id": "1"}}
+    transcript = fed(iopub("display_data", first), iopub("update_display_data", second))
+    assert transcript.outputs()[0]["data"] == {"text/plain": "b"}
+    assert transcript.outputs()[0]["metadata"] == {"y": 2}
+
+
+def test_update_that_comes_before_its_display_or_has_no_id_changes_nothing():
+    transcript = fed(update("early", "1"), display("a", "1"), display("b"), update("c", ""), update("d", None))
+    assert shown(transcript) == ["a", "b"]
+
+
+def test_update_of_a_cleared_display_brings_nothing_back():
+    transcript = fed(display("a", "1"), clear(), update("b", "1"))
+    assert shown(transcript) == []
+    transcript.take(display("c", "1"))
+    transcript.take(update("d", "1"))
+    assert shown(transcript) == ["d"]
+
+
+def test_update_of_another_execution_changes_the_display_and_counts_as_no_message_of_this_one():
+    transcript = fed(display("a", "1"))
+    transcript.update_display(update("b", "1"))
+    transcript.update_display(update("c", "2"))
+    assert shown(transcript) == ["b"]
+    assert transcript.version == 1
+
+
+# Copies
+
+
+def test_returned_copy_never_changes():
+    transcript = fed(stream("a"), display("b", "1"), display("c", "1", msg_type="execute_result"))
+    before = transcript.outputs()
+    expected = copy.deepcopy(before)
+    for message in (stream("d"), update("new", "1"), error(), clear(wait=True), stream("e"), clear()):
+        transcript.take(message)
+        assert before == expected
+    assert shown(transcript) == []
+
+
+def test_change_to_a_returned_list_changes_no_other():
+    transcript = fed(stream("a"), display("b"))
+    outputs = transcript.outputs()
+    outputs[0]["text"] = "changed"
+    outputs[1]["data"] = {}
+    outputs.clear()
+    assert shown(transcript) == ["stdout:a", "b"]
+
+
+# Bounds
+
+
+def test_output_beyond_the_bound_is_dropped_by_whole_messages():
+    transcript = Transcript(max_output_bytes=100)
+    assert transcript.take(stream("a", nbytes=60))
+    assert not transcript.take(stream("too much", nbytes=41))
+    assert transcript.take(stream("b", nbytes=40))
+    assert not transcript.take(display("x", nbytes=1))
+    assert shown(transcript) == ["stdout:ab"]
+    assert (transcript.truncated, transcript.dropped) == (True, 2)
+
+
+def test_output_up_to_the_bound_is_not_truncated():
+    transcript = fed(stream("a", nbytes=99), stream("b", nbytes=1), max_output_bytes=100)
+    assert (transcript.truncated, transcript.dropped) == (False, 0)
+
+
+def test_reply_and_states_pass_whatever_the_bound():
+    transcript = fed(stream("a", nbytes=101), iopub("execute_input", {"execution_count": 5}), max_output_bytes=100)
+    assert transcript.execution_count == 5
+    idle = status("idle")
+    idle.nbytes = 10**9
+    transcript.take(idle)
+    huge = reply()
+    huge.nbytes = 10**9
+    transcript.set_reply(huge)
+    assert transcript.is_done
+    assert transcript.truncated
+
+
+def test_what_was_cleared_makes_room():
+    transcript = fed(stream("a", nbytes=90), clear(), stream("b", nbytes=90), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+    transcript = fed(stream("a", nbytes=90), clear(wait=True), stream("b", nbytes=9), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+
+
+def test_clear_passes_whatever_the_bound():
+    """It makes room; without it the old output would stay for good."""
+    for wait in (False, True):
+        cleared = clear(wait=wait)
+        cleared.nbytes = 14
+        transcript = fed(stream("a", nbytes=100), cleared, stream("b", nbytes=50), max_output_bytes=100)
+        assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+
+
+def test_output_that_replaces_what_a_waiting_clear_removes_need_not_share_its_room():
+    transcript = fed(stream("a", nbytes=90), clear(wait=True), stream("b", nbytes=90), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+
+
+def test_updates_count_towards_the_bound():
+    displays = [display("", str(number), nbytes=5) for number in range(10)]
+    updates = [update("x" * 50, str(number), nbytes=50) for number in range(10)]
+    transcript = fed(*displays, *updates, max_output_bytes=100)
+    assert transcript.truncated
+    assert sum(map(len, shown(transcript))) <= 100
+
+
+def test_updates_of_one_display_replace_each_other_within_the_bound():
+    updates = [update(str(number), "1", nbytes=50) for number in range(100)]
+    transcript = fed(display("", "1", nbytes=10), *updates, max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["99"], False)
+
+
+def test_there_may_be_no_bound():
+    transcript = fed(stream("a", nbytes=10 * MAX_OUTPUT_BYTES), stream("b"), max_output_bytes=None)
+    assert (shown(transcript), transcript.truncated) == (["stdout:ab"], False)
+
+
+def test_bound_of_nothing_keeps_nothing():
+    transcript = fed(stream("a"), display("b"), max_output_bytes=0)
+    assert (shown(transcript), transcript.dropped) == ([], 2)
+
+
+# The end
+
+
+def test_execution_is_done_when_reply_and_idle_are_in_whichever_came_first():
+    transcript = Transcript()
+    transcript.set_reply(reply())
+    assert not transcript.is_done
+    transcript.take(status("idle"))
+    assert transcript.is_done
+
+    transcript = fed(status("busy"), status("idle"))
+    assert not transcript.is_done
+    transcript.set_reply(reply())
+    assert transcript.is_done
+
+
+def test_execution_whose_idle_was_lost_is_done_when_it_is_called_incomplete():
+    transcript = Transcript()
+    transcript.complete = False
+    assert not transcript.is_done
+    transcript.set_reply(reply())
+    assert transcript.is_done
+
+
+def test_times_tell_when_each_step_was_taken_in():
+    transcript = Transcript()
+    times = transcript.times
+    assert (times.sent, times.busy, times.reply, times.idle) == (0, 0, 0, 0)
+    times.sent = 1.0
+    transcript.take(status("busy", 2.0))
+    transcript.set_reply(reply(3.0))
+    transcript.take(status("idle", 4.0))
+    assert (times.sent, times.busy, times.reply, times.idle) == (1, 2, 3, 4)
+
+
+def test_execution_count_comes_with_the_input_and_with_the_reply():
+    transcript = fed(iopub("execute_input", {"code": "1", "execution_count": 7}))
+    assert transcript.execution_count == 7
+    transcript.set_reply(reply(execution_count=8))
+    assert transcript.execution_count == 8
+
+
+def test_execution_count_that_is_none_is_no_count():
+    transcript = fed(iopub("execute_input", {"execution_count": None}), iopub("execute_input", {}))
+    transcript.set_reply(reply(execution_count="9"))
+    assert transcript.execution_count is None
+
+
+# Kernels that are careless
+
+
+def test_error_without_its_parts_is_still_an_error():
+    for content in ({}, {"ename": None, "evalue": None, "traceback": None}, {"traceback": "one text"}):
+        outputs = fed(iopub("error", content)).outputs()
+        assert outputs[0]["ename"] == "Error"
+        assert outputs[0]["evalue"] == ""
+        validate(outputs)
+    outputs = fed(iopub("error", {"ename": 5, "evalue": ["x"], "traceback": [1, None]})).outputs()
+    assert outputs[0] == {"output_type": "error", "ename": "5", "evalue": "['x']", "traceback": ["1", "None"]}
+
+
+def test_display_without_data_is_empty():
+    for content in (
+        {},
+        {"data": None, "metadata": None, "transient": None},
+        {"data": [], "metadata": 5, "transient": "x"},
+    ):
+        for msg_type in ("display_data", "execute_result", "update_display_data"):
+            transcript = fed(display("a", "1"), iopub(msg_type, content))
+            validate(transcript.outputs())
+            assert shown(transcript) == (["a"] if msg_type == "update_display_data" else ["a", None])
+
+
+def test_display_id_that_is_no_text_is_none():
+    for display_id in (5, None, ["1"], {}):
+        transcript = fed(
+            iopub("display_data", {"data": {"text/plain": "a"}, "transient": {"display_id": display_id}}),
+            iopub("update_display_data", {"data": {"text/plain": "b"}, "transient": {"display_id": display_id}}),
+        )
+        assert shown(transcript) == ["a"]
+
+
+def test_stream_without_its_parts_is_empty_standard_output():
+    for content in ({}, {"name": None, "text": None}, {"name": "stdout"}, {"text": ""}):
+        outputs = fed(iopub("stream", content)).outputs()
+        assert outputs == [{"output_type": "stream", "name": "stdout", "text": ""}]
+
+
+def test_result_whose_count_is_no_number_is_valid_all_the_same():
+    for count in (None, "5", 1.5, [1]):
+        outputs = fed(iopub("execute_result", {"data": {"text/plain": "a"}, "execution_count": count})).outputs()
+        assert outputs[0]["execution_count"] is None
+        validate(outputs)
+
+
+def test_status_that_tells_nothing_changes_nothing():
+    for content in ({}, {"execution_state": None}, {"execution_state": ["idle"]}, {"execution_state": "starting"}):
+        transcript = fed(iopub("status", content))
+        assert (transcript.idle, transcript.times.busy, transcript.times.idle) == (False, 0, 0)
+
+
+# Any order of everything
+
+ids = st.sampled_from(["1", "2"])
+texts = st.text(max_size=5)
+outputs_of_any_kind = st.one_of(
+    st.builds(stream, texts, st.sampled_from(["stdout", "stderr"])),
+    st.builds(display, texts, st.none() | ids, msg_type=st.sampled_from(["display_data", "execute_result"])),
+    st.builds(update, texts, ids),
+    st.builds(clear, wait=st.booleans()),
+    st.builds(error, texts, texts, st.lists(texts, max_size=2)),
+    st.builds(status, st.sampled_from(["busy", "idle"])),
+)
+
+
+@given(st.lists(outputs_of_any_kind, max_size=20))
+def test_outputs_of_any_messages_are_valid_and_copies_of_them_never_change(messages):
+    transcript, copies = Transcript(), []
+    for message in messages:
+        transcript.take(message)
+        copies.append((transcript.outputs(), copy.deepcopy(transcript.outputs())))
+    assert all(output == as_it_was for output, as_it_was in copies)
+    validate(transcript.outputs())
+    assert transcript.version == len(messages)
+    names = [output.get("name") for output in transcript.outputs()]
+    assert not any(name is not None and name == following for name, following in pairwise(names))
+
+
+@given(st.lists(st.tuples(texts, st.sampled_from(["stdout", "stderr"]), st.integers(0, 40)), max_size=20))
+def test_bound_holds_and_what_fits_is_whole(pieces):
+    transcript, kept, room, dropped = Transcript(max_output_bytes=100), {"stdout": "", "stderr": ""}, 100, 0
+    for text, name, nbytes in pieces:
+        fits = nbytes <= room
+        assert transcript.take(stream(text, name, nbytes=nbytes)) is fits
+        if fits:
+            kept[name] += text
+            room -= nbytes
+        else:
+            dropped += 1
+    for name, text in kept.items():
+        assert text == "".join(output["text"] for output in transcript.outputs() if output["name"] == name)
+    assert (transcript.dropped, transcript.truncated) == (dropped, dropped > 0)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+)
+keys = [
+    "name",
+    "text",
+    "data",
+    "metadata",
+    "transient",
+    "ename",
+    "traceback",
+    "wait",
+    "execution_state",
+    "execution_count",
+]
+
+
+@pytest.mark.parametrize("msg_type", ["stream", "display_data", "execute_result", "update_display_data", "error"])
+@given(st.data())
+def test_no_content_of_a_message_raises(msg_type, data):
+    contents = data.draw(st.lists(st.dictionaries(st.sampled_from(keys), json_values, max_size=4), max_size=4))
+    transcript = Transcript()
+    for content in contents:
+        transcript.take(iopub(msg_type, content))
+        transcript.take(iopub("clear_output", content))
+        transcript.take(iopub("status", content))
+    transcript.set_reply(iopub("execute_reply", contents[0] if contents else {}))
+    assert all(isinstance(output, dict) for output in transcript.outputs())

@@ -1,0 +1,205 @@
+"""What came of an execution, as a value."""
+
+import copy
+import pickle
+
+import attrs
+import pytest
+
+from kclient import ErrorInfo, ExecutionAborted, ExecutionError, Result
+from kclient.protocol.messages import Message
+from kclient.protocol.transcript import Transcript
+
+
+def reply(**content):
+    return Message({"msg_id": "1", "msg_type": "execute_reply"}, {"msg_id": "0"}, {}, content)
+
+
+def stream(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def value(text, **data):
+    bundle = {"text/plain": text, **data}
+    return {"output_type": "execute_result", "data": bundle, "metadata": {}, "execution_count": 1}
+
+
+def failure(ename="ValueError", evalue="bad", traceback=("line",)):
+    return {"output_type": "error", "ename": ename, "evalue": evalue, "traceback": list(traceback)}
+
+
+DISPLAY = {"output_type": "display_data", "data": {"text/plain": "shown"}, "metadata": {}}
+
+
+def result(*outputs, status="ok", **content):
+    return Result(reply(status=status, **content), list(outputs))
+
+
+def test_result_of_code_that_did_nothing():
+    done = result(execution_count=1)
+    assert (done.ok, done.status, done.error) == (True, "ok", None)
+    assert (done.stdout, done.stderr, done.text, done.data) == ("", "", None, {})
+    assert (done.complete, done.truncated) == (True, False)
+    done.raise_for_error()
+
+
+def test_text_and_data_are_those_of_the_execute_result():
+    done = result(stream("x"), DISPLAY, value("42", **{"text/html": "<b>42</b>"}), stream("y"))
+    assert done.text == "42"
+    assert done.data == {"text/plain": "42", "text/html": "<b>42</b>"}
+    assert result(DISPLAY).text is None
+
+
+def test_last_of_several_results_counts():
+    assert result(value("1"), value("2"), DISPLAY).text == "2"
+
+
+def test_result_without_text_has_none():
+    output = value("x")
+    output["data"] = {"image/png": "aGk="}
+    assert result(output).text is None
+    assert result(output).data == {"image/png": "aGk="}
+
+
+def test_streams_are_joined_by_name_in_order():
+    done = result(stream("a"), stream("b", "stderr"), DISPLAY, stream("c"), stream("d", "stderr"), stream("e", "other"))
+    assert (done.stdout, done.stderr) == ("ac", "bd")
+
+
+# Errors
+
+
+def test_error_is_told_by_the_reply():
+    done = result(failure(), status="error", ename="KeyError", evalue="'a'", traceback=["one", "two"])
+    assert (done.ok, done.status) == (False, "error")
+    assert done.error == ErrorInfo("KeyError", "'a'", ["one", "two"])
+
+
+def test_error_of_a_kernel_that_tells_it_only_in_its_outputs():
+    done = result(stream("x"), failure("Oops", "it broke", ["t"]), stream("y"))
+    assert done.status == "ok"
+    assert not done.ok
+    assert done.error == ErrorInfo("Oops", "it broke", ["t"])
+    with pytest.raises(ExecutionError, match="Oops: it broke"):
+        done.raise_for_error()
+
+
+def test_error_of_a_kernel_that_tells_it_only_in_its_reply():
+    done = result(status="error", ename="Oops", evalue="it broke", traceback=[])
+    assert (done.ok, done.error) == (False, ErrorInfo("Oops", "it broke", []))
+
+
+def test_error_without_its_parts_is_still_an_error():
+    done = result(status="error")
+    assert (done.ok, done.error) == (False, ErrorInfo("Error", "", []))
+    with pytest.raises(ExecutionError, match="^Error$"):
+        done.raise_for_error()
+
+
+def test_error_is_raised_on_request_with_all_that_is_known():
+    done = result(stream("before"), failure(), status="error", ename="E", evalue="v", traceback=["t"])
+    with pytest.raises(ExecutionError, match="^E: v$") as caught:
+        done.raise_for_error()
+    error = caught.value
+    assert (error.ename, error.evalue, error.traceback) == ("E", "v", ["t"])
+    assert error.result is done
+    assert not isinstance(error, ExecutionAborted)
+
+
+@pytest.mark.parametrize("status", ["aborted", "abort"])
+def test_request_that_was_skipped_is_aborted_by_either_name(status):
+    done = result(status=status)
+    assert (done.ok, done.status, done.error) == (False, "aborted", None)
+    with pytest.raises(ExecutionAborted) as caught:
+        done.raise_for_error()
+    assert caught.value.result is done
+
+
+def test_partial_result_is_unknown_and_not_ok():
+    partial = Result(None, [stream("so far")])
+    assert (partial.status, partial.ok, partial.error, partial.stdout) == ("unknown", False, None, "so far")
+    with pytest.raises(ExecutionError):
+        partial.raise_for_error()
+    broken = Result(None, [failure()])
+    assert broken.error == ErrorInfo("ValueError", "bad", ["line"])
+
+
+def test_status_that_is_none_is_unknown():
+    for status in (None, 5, ["ok"], {}):
+        done = result(status=status)
+        assert (done.status, done.ok) == ("unknown", False)
+    assert Result(reply(), []).status == "unknown"
+
+
+def test_error_info_shows_name_and_value_and_no_traceback():
+    assert repr(ErrorInfo("E", "v", ["a very long line"])) == "ErrorInfo(ename='E', evalue='v')"
+
+
+# Of a transcript
+
+
+def iopub(msg_type, **content):
+    return Message({"msg_id": "k", "msg_type": msg_type}, {"msg_id": "0"}, {}, content, [], 1.0, 1)
+
+
+def transcript(*messages, **options):
+    made = Transcript(**options)
+    for message in messages:
+        made.take(message)
+    return made
+
+
+IDLE = iopub("status", execution_state="idle")
+TEXT = iopub("stream", name="stdout", text="hello")
+
+
+def test_result_is_complete_once_reply_and_idle_are_in():
+    made = transcript(TEXT)
+    assert Result.of(made).complete is False
+    made.set_reply(reply(status="ok", execution_count=7))
+    assert Result.of(made).complete is False
+    made.take(IDLE)
+    done = Result.of(made)
+    assert (done.complete, done.truncated, done.ok) == (True, False, True)
+    assert (done.execution_count, done.stdout, done.reply) == (7, "hello", made.reply)
+
+
+def test_result_whose_idle_was_lost_is_incomplete():
+    made = transcript(TEXT)
+    made.set_reply(reply(status="ok"))
+    made.complete = False
+    done = Result.of(made)
+    assert (done.complete, done.ok, done.stdout) == (False, True, "hello")
+
+
+def test_result_tells_that_outputs_were_dropped():
+    made = transcript(TEXT, TEXT, IDLE, max_output_bytes=1)
+    made.set_reply(reply(status="ok"))
+    done = Result.of(made)
+    assert (done.truncated, done.complete, done.stdout) == (True, True, "hello")
+
+
+def test_result_never_changes():
+    made = transcript(TEXT, iopub("display_data", data={"text/plain": "a"}, transient={"display_id": "d"}))
+    early = Result.of(made)
+    expected = copy.deepcopy(early.outputs)
+    made.take(iopub("update_display_data", data={"text/plain": "b"}, transient={"display_id": "d"}))
+    made.take(TEXT)
+    made.take(iopub("clear_output", wait=False))
+    assert early.outputs == expected
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        early.complete = True
+    for name in ("status", "ok", "text", "data", "stdout", "error"):
+        with pytest.raises(AttributeError):
+            setattr(early, name, None)
+
+
+def test_result_survives_pickling_and_copying():
+    done = result(stream("a"), value("42"), execution_count=1)
+    for again in (pickle.loads(pickle.dumps(done)), copy.copy(done), copy.deepcopy(done)):
+        assert (again.outputs, again.text, again.status) == (done.outputs, "42", "ok")
+        assert again.reply.content == done.reply.content
+
+
+def test_repr_is_short_however_much_was_printed():
+    assert len(repr(result(stream("x" * 10_000), value("y" * 10_000)))) < 200
