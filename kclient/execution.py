@@ -11,7 +11,7 @@ import gevent
 
 from kclient.channels.base import Failure, log
 from kclient.errors import DeadKernelError, InvalidState, KClientError, KernelTimeout, NoReply
-from kclient.hub import Deadline, Owner, Parking, call_back, weakly
+from kclient.hub import Alarm, Deadline, Owner, Parking, call_back
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
@@ -67,7 +67,7 @@ class Execution:
         self._on_timeout = "it goes on; ask for its result again, or interrupt it"
         self._wants_interrupt = False
         self._is_over = False
-        self._again = self._owner.hub.loop.timer(INTERRUPT_AGAIN)
+        self._again: Alarm | None = None
 
     def __repr__(self) -> str:
         return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
@@ -213,7 +213,8 @@ class Execution:
 
     def _end(self) -> None:
         self._is_over = True
-        self._again.stop()
+        if self._again is not None:
+            self._again.cancel()
         self._link.forget(self)
         self._changed.wake()
 
@@ -287,8 +288,9 @@ class Execution:
             self._wants_interrupt = False
             outputs_seen = self._transcript.version
             self._send_interrupt()
-            self._again.stop()
-            self._again.start(weakly(self._interrupt_again), outputs_seen)
+            if self._again is None:
+                self._again = Alarm(self._owner.hub, self._interrupt_again)
+            self._again.set(INTERRUPT_AGAIN, outputs_seen)
 
     def _interrupt_again(self, outputs_seen: int) -> None:
         if not self._is_over and self._transcript.version == outputs_seen and self._link.is_busy_with(self.msg_id):

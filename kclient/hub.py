@@ -144,6 +144,39 @@ def weakly(method: Callable[..., object]) -> Callable[..., None]:
     return call
 
 
+class Alarm:
+    """Calls `method` once, some time after `set`; the loop does not keep the method's object alive."""
+
+    __slots__ = ("_call", "_hub", "_timer")
+
+    def __init__(self, hub: Hub, method: Callable[..., object]) -> None:
+        self._hub = hub
+        self._call = weakly(method)
+        self._timer: Any = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._timer is not None
+
+    def set(self, seconds: float, *args: object) -> None:
+        """Call `method(*args)` in `seconds` from now, and no earlier call that was asked for."""
+        self.cancel()
+        # A new timer: one that has fired, started again, fires at once.
+        self._timer = self._hub.loop.timer(max(0.0, seconds))
+        self._timer.start(self._ring, args, update=True)
+
+    def cancel(self) -> None:
+        """Do not call, if it has not happened yet."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _ring(self, args: tuple[object, ...]) -> None:
+        self.cancel()
+        self._call(*args)
+
+
 def log_soon(logger: logging.Logger, level: int, message: str, *args: object) -> None:
     """Log from a greenlet of its own where a handler that blocks would stop the hub."""
     if not logger.isEnabledFor(level):

@@ -16,7 +16,7 @@ from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution, OnInput
-from kclient.hub import Deadline, Owner, Parking, call_back, weakly
+from kclient.hub import Alarm, Deadline, Owner, Parking, call_back
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.routing import Ledger, Outputs
 from kclient.protocol.session import Session
@@ -55,7 +55,7 @@ class Link:
         self._ledger = Ledger()
         self._is_restarting = False
         self._restarted = Parking(owner.hub)
-        self._burial: Any = None
+        self._burial = Alarm(owner.hub, self.fail)
         self._answerers: set[gevent.Greenlet[..., Any]] = set()
 
     # The channels
@@ -138,8 +138,7 @@ class Link:
     def stop(self) -> None:
         """Close every channel, and forget them; whoever waits gets ChannelClosed."""
         self.watchdog.stop()
-        if self._burial is not None:
-            self._burial.stop()
+        self._burial.cancel()
         for channel in self._channels.values():
             channel.stop()
         self._channels.clear()
@@ -156,8 +155,7 @@ class Link:
 
     def bury(self, failure: Failure) -> None:
         """The kernel is dead: read its last words, then fail."""
-        self._burial = self.owner.hub.loop.timer(LAST_WORDS)
-        self._burial.start(weakly(self.fail), failure, update=True)
+        self._burial.set(LAST_WORDS, failure)
 
     def begin_restart(self) -> None:
         """Let new calls wait until the restarted kernel is ready."""
@@ -165,8 +163,7 @@ class Link:
 
     def reopen(self) -> None:
         """Fail what is pending with KernelRestarted and connect anew, to a kernel that is not there yet."""
-        if self._burial is not None:
-            self._burial.stop()
+        self._burial.cancel()
         for channel in self.running():
             channel.fail(KernelRestarted)
         self.failure = None

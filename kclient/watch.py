@@ -13,7 +13,7 @@ from kclient.channels.base import Failure, log
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import DeadKernelError, KClientError, NoReply
-from kclient.hub import Deadline, Owner, weakly
+from kclient.hub import Alarm, Deadline, weakly
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
 
@@ -71,19 +71,16 @@ class Watchdog:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._timer = Owner().hub.loop.timer(OVERDUE)
-        self._is_armed = False
+        self._alarm = Alarm(link.owner.hub, self._spawn)
         self._watcher: gevent.Greenlet[..., Any] | None = None
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
-        if not self._is_armed:
-            self._is_armed = True
-            self._timer.start(weakly(self._spawn), update=True)
+        if not self._alarm.is_set and self._watcher is None:
+            self._alarm.set(OVERDUE)
 
     def stop(self) -> None:
-        self._is_armed = False
-        self._timer.stop()
+        self._alarm.cancel()
         if self._watcher is not None:
             self._watcher.kill(block=False)
 
@@ -100,7 +97,6 @@ class Watchdog:
             log.debug("the watch for lost messages ended: %s", exc)
         finally:
             self._watcher = None
-            self._is_armed = False
         if self._link.overdue(perf_counter()):
             self.arm()
 

@@ -151,17 +151,26 @@ def kind(target: str) -> str:
 
 def processes(environment: str = "") -> dict[int, str]:
     """Our children, dead ones that nobody reaped too, and whoever has `environment` in its environment."""
-    me, found = os.getpid(), {}
-    for entry in Path("/proc").iterdir() if PROC else []:
-        if not entry.name.isdecimal() or int(entry.name) == me:
-            continue
+    found = {}
+    for pid in pids() - _there_before:
         try:
-            name, _, rest = (entry / "stat").read_text(errors="replace").rpartition(")")
+            name, _, rest = read(pid, "stat").rpartition(")")
             state, parent = rest.split()[:2]
-            is_ours = int(parent) == me or (environment and environment.encode() in (entry / "environ").read_bytes())
-            if is_ours:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found[int(entry.name)] = f"state {state}, {command or name.partition('(')[2]}"
+            if int(parent) == os.getpid() or (environment and environment in read(pid, "environ")):
+                command = read(pid, "cmdline").replace("\0", " ").strip()
+                found[pid] = f"state {state}, {command or name.partition('(')[2]}"
         except OSError:  # it ended meanwhile, or belongs to somebody else
             continue
     return found
+
+
+def pids() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()} if PROC else set()
+
+
+def read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+
+
+_there_before = pids()
+"""Ourselves, and whoever is older than this run: no test's."""

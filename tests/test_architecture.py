@@ -58,7 +58,7 @@ PACKAGES = {
     "start": set(),
     "pool": {"attrs", "gevent"},
     "kclient": set(),
-    "cli": {"click", "rich"},
+    "cli": {"attrs", "click", "gevent", "rich"},
 }
 """What each layer may import from outside the standard library: only `channels` may know what a ZeroMQ socket is."""
 
@@ -111,9 +111,12 @@ class Module:
 
 def layer_of(name: str) -> str:
     """``kclient.channels.shell`` is of "channels"; a public name that `kclient` itself holds is of "kclient"."""
-    second = name.split(".")[1:2]
-    is_module = second and ((PACKAGE / second[0]).is_dir() or (PACKAGE / f"{second[0]}.py").is_file())
-    return second[0] if is_module else PACKAGE.name
+    for second in name.split(".")[1:2]:
+        if second == "__main__" or second.startswith("cli_"):
+            return "cli"
+        if (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file():
+            return second
+    return PACKAGE.name
 
 
 def running_code(tree: ast.AST) -> Iterator[ast.AST]:

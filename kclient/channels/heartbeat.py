@@ -9,7 +9,7 @@ from typing import Any, Final
 import zmq
 
 from kclient.channels.base import Channel
-from kclient.hub import weakly
+from kclient.hub import Alarm
 from kclient.protocol.session import Session
 
 PINGS_IN_TIME_TO_DEAD: Final = 4
@@ -37,7 +37,7 @@ class HBChannel(Channel):
         self._last_beat = 0.0
         self._silent_since = 0.0
         self._next_ping = 0.0
-        self._timer = self._owner.hub.loop.timer(0.0)
+        self._alarm = Alarm(self._owner.hub, self._look)
 
     @property
     def is_paused(self) -> bool:
@@ -47,7 +47,7 @@ class HBChannel(Channel):
         """Stop pinging. A paused heartbeat says nothing of the kernel."""
         self._owner.check()
         self._paused = True
-        self._timer.stop()
+        self._alarm.cancel()
 
     def unpause(self) -> None:
         """Ping, from now on; the time to dead starts anew."""
@@ -100,10 +100,7 @@ class HBChannel(Channel):
             self._schedule(self._next_ping)
 
     def _schedule(self, when: float) -> None:
-        self._timer.stop()
-        self._timer.close()
-        self._timer = self._owner.hub.loop.timer(max(0.0, when - monotonic()))
-        self._timer.start(weakly(self._look), update=True)
+        self._alarm.set(when - monotonic())
 
     def _look(self) -> None:
         """See what the time has come for: a ping, a miss, or nothing yet."""

@@ -6,6 +6,7 @@ import warnings
 import weakref
 
 import gevent
+import gevent.event
 import leaks
 import pytest
 

@@ -83,12 +83,14 @@ def test_messages_that_look_alike_are_two():
     assert inbox.pop_all() == [one]
 
 
-def test_message_that_is_there_already_is_there_once():
-    inbox = Inbox(NO_BOUND, NO_BOUND)
-    one = message(5)
-    inbox.append(one)
-    inbox.append(one)
-    assert (len(inbox), inbox.nbytes) == (1, 5)
+def test_inbox_knows_what_it_holds():
+    inbox = Inbox(2, NO_BOUND)
+    one, two, three = message(), message(), message()
+    for each in (one, two, three):
+        inbox.append(each)
+    assert [each in inbox for each in (one, two, three)] == [False, True, True]
+    inbox.remove(two)
+    assert two not in inbox
 
 
 @given(

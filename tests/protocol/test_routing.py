@@ -97,6 +97,14 @@ def test_reply_can_be_taken_once(requests):
         requests.claim(request.msg_id)
 
 
+def test_reply_that_is_still_awaited_can_not_be_taken_and_comes_all_the_same(requests):
+    request = ask()
+    slot = open_and_await(requests, request)
+    with pytest.raises(LocalProtocolError, match=request.msg_id):
+        requests.take(slot)
+    assert requests.route(answer(request)) is slot
+
+
 def test_reply_taken_out_of_the_inbox_can_not_be_asked_for(requests):
     request = ask()
     requests.open(request)
