@@ -126,7 +126,7 @@ class Channel(ABC):
         except BaseException:
             socket.close(0)
             raise
-        self._wire = Wire(self._owner, socket, self._receive, self.stop)
+        self._wire = Wire(self._owner, socket, self._receive, self.stop, self.name)
         self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
         self._retire.atexit = False
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import zmq
 import zmq.green
 
+from kclient.errors import ChannelClosed
 from kclient.hub import Owner, weakly
 
 TURN: Final = 0.002
@@ -64,8 +65,10 @@ class Wire:
         socket: zmq.Socket[Any],
         receive: Callable[[list[bytes]], None],
         lost: Callable[[], None],
+        name: str = "kernel's",
     ) -> None:
         self.socket = socket
+        self.name = name
         self.is_closed = False
         self._receive = weakref.WeakMethod(receive)
         self._lost = weakly(lost)
@@ -79,12 +82,18 @@ class Wire:
         self._again.start(self.drain)
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message, and take in what has arrived meanwhile."""
+        """Queue a message, and take in what has arrived meanwhile; raises ChannelClosed."""
         socket = self.socket
-        for frame in frames[:-1]:
-            _send(socket, frame, _MORE)
-        _send(socket, frames[-1], _DONTWAIT)
-        if _get(socket, _EVENTS) & _POLLIN:
+        try:
+            for frame in frames[:-1]:
+                _send(socket, frame, _MORE)
+            _send(socket, frames[-1], _DONTWAIT)
+            has_arrived = _get(socket, _EVENTS) & _POLLIN
+        except zmq.ZMQError as exc:
+            self.close()
+            self._lost()
+            raise ChannelClosed(self.name) from exc
+        if has_arrived:
             self.drain()
 
     def drain(self) -> None:

@@ -143,6 +143,13 @@ def test_a_socket_that_somebody_else_closed_is_noticed(listener: Listener) -> No
     assert listener.wire.is_closed
 
 
+def test_sending_on_a_socket_that_somebody_else_closed_raises_channel_closed(listener: Listener) -> None:
+    listener.socket.close(0)
+    with pytest.raises(kclient.ChannelClosed):
+        listener.wire.send([b"x"])
+    assert listener.is_lost
+
+
 def test_closing_twice_does_nothing(listener: Listener) -> None:
     listener.wire.close()
     listener.wire.close()
