@@ -22,7 +22,6 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in a foreign thread
 from gevent.hub import Hub, Waiter
-from greenlet import greenlet
 
 from kclient.errors import ForkedProcess, InvalidArgument, InvalidState, WrongThread
 
@@ -112,7 +111,7 @@ def check_timeout(timeout: Any) -> float:
     return timeout
 
 
-_in_callback: set[greenlet] = set()
+_in_callback: set[object] = set()
 
 
 def call_back(function: Callable[..., _T], *args: Any) -> _T:

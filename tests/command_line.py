@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import IO
 
 import attrs
+import leaks
 
 TIME = 40
 """Seconds for a command that takes one on an idle machine."""
@@ -89,14 +91,14 @@ class Running:
         """The next line of standard output, as soon as it is there."""
         return self.out.readline().rstrip("\n")
 
-    def stop_reading(self) -> None:
-        """Fill the pipe of its standard output, so that nothing more can be written."""
-        filler = os.open(f"/proc/self/fd/{self.out.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
+    def wait_for_full_pipe(self) -> None:
+        """Return when it has written to standard output as much as can be written until somebody reads."""
+        writer = os.open(f"/proc/self/fd/{self.out.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
         try:
-            while True:
-                os.write(filler, b"x")
-        except BlockingIOError:
-            os.close(filler)
+            while select.select([], [writer], [], 0)[1]:
+                leaks.turn_loop(0.005)  # nothing tells when a pipe gets full
+        finally:
+            os.close(writer)
 
     def signal(self, signum: int) -> None:
         self.process.send_signal(signum)

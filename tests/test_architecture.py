@@ -32,7 +32,7 @@ LAYERS = {
     "watch": BOTTOM | {"channels", "result"},
     "link": CLIENT - {"runner"},
     "runner": CLIENT,
-    "client": CLIENT,
+    "client": CLIENT | {"kernels"},  # to read a connection file; of processes it is told through link.Kernel
     "manager": MANAGER,
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},

@@ -118,9 +118,9 @@ def test_signal_ends_the_kernel(signum: signal.Signals, runtime_dir: Path) -> No
 
 
 def test_reader_that_stands_still_holds_up_no_signal(runtime_dir: Path) -> None:
-    with Running("run", "-c", f"{STUBBORN.partition('while')[0]}\nwhile True: print('y' * 1000)") as running:
+    with Running("run", "-c", "import os\nprint('pid', os.getpid())\nwhile True: print('y' * 1000)") as running:
         pid = running.line().removeprefix("pid ")
-        running.stop_reading()
+        running.wait_for_full_pipe()
         running.signal(signal.SIGTERM)
         assert running.process.wait(30) == 143
     check_nothing_left(pid, runtime_dir)

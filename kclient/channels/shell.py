@@ -7,7 +7,6 @@ from typing import Any
 
 import zmq
 from gevent import getcurrent
-from greenlet import greenlet
 
 from kclient.channels.base import Failure, MessageChannel
 from kclient.channels.requests import ControlRequests, ShellRequests
@@ -26,7 +25,7 @@ class RequestChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests()
-        self.answering: set[greenlet] = set()
+        self.answering: set[object] = set()
 
     def send(
         self,

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from time import perf_counter
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kclient.errors import BadMessage, InvalidArgument
@@ -184,6 +184,7 @@ def test_any_json_reads_back_exactly(content, metadata, buffers):
     assert received.buffers == buffers
 
 
+@settings(max_examples=50)
 @given(contents)
 def test_any_content_is_written_as_the_standard_library_would_read_it(content):
     frame = Session().serialize(Session().msg("x", content))[5]
