@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kclient.channels.base import Channel
 from kclient.channels.wire import context
 from kclient.errors import ConnectionFileError
-from kclient.hub import Deadline, Owner
+from kclient.hub import Owner, Timeout, as_deadline
 from kclient.link import Kernel, Link
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.session import Session
@@ -92,13 +92,13 @@ class KernelClient(Runner):
             return self.link.kernel.is_alive()
         return not self.link.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
 
-    def wait_for_ready(self, timeout: float | None = None) -> None:
+    def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers kernel_info and, if iopub runs, its outputs arrive here.
 
         Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
         """
         self._owner.check()
-        self.link.wait_for_ready(Deadline(timeout))
+        self.link.wait_for_ready(as_deadline(timeout))
 
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.

@@ -9,13 +9,9 @@ import logging
 import math
 import os
 import weakref
-
-# The functions of `signal` wrap these at 14 times the price: 6.8 us a wait instead of 0.5.
-from _signal import SIGINT, default_int_handler, getsignal  # type: ignore[import-not-found]
-from _signal import signal as set_handler
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
-from types import FrameType
 from typing import Any, TypeVar
 
 import gevent
@@ -23,6 +19,7 @@ from gevent import get_hub, getcurrent
 from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in a foreign thread
 from gevent.hub import Hub, Waiter
 
+from kclient import sigint
 from kclient.errors import ForkedProcess, InvalidArgument, InvalidState, WrongThread
 
 _T = TypeVar("_T")
@@ -106,10 +103,21 @@ class Deadline:
 
 def check_timeout(timeout: Any) -> float:
     """`timeout` if it is a number of seconds, 0 or more; else raises InvalidArgument."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
-        raise InvalidArgument(f"timeout must be a number of seconds, 0 or more, or None; not {timeout!r}")
-    return timeout
+    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
+        with suppress(OverflowError):
+            seconds = float(timeout)
+            if seconds >= 0:
+                return seconds
+    raise InvalidArgument(f"timeout must be a number of seconds, 0 or more, or None; not {timeout!r}")
 
+
+def as_deadline(timeout: Timeout) -> Deadline:
+    """The deadline of a call, which may be one step of another that has one already."""
+    return timeout if isinstance(timeout, Deadline) else Deadline(timeout)
+
+
+Timeout = float | Deadline | None
+"""Seconds for the whole call, or None to wait for ever; a Deadline is passed only within kclient."""
 
 _in_callback: set[object] = set()
 
@@ -215,7 +223,7 @@ class Parking:
             timer = self._hub.loop.timer(left)
             timer.start(waiter.switch, False, update=True)
         try:
-            return _get(waiter, self._hub)
+            return sigint.wait(waiter, self._hub)
         finally:
             if timer is not None:
                 timer.stop()
@@ -229,28 +237,3 @@ class Parking:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 self._hub.loop.run_callback(waiter.switch, True)
-
-
-def _get(waiter: Waiter[bool], hub: Hub) -> bool:
-    """`waiter.get()`, with Ctrl-C delivered to this greenlet and nowhere else.
-
-    Python's own handler raises KeyboardInterrupt wherever the main thread happens to be: half-way through
-    a message, or in the hub, which prints it. A handler of the user's own is left alone.
-    """
-    if getcurrent().parent is not None or not hub.loop.default or getsignal(SIGINT) is not default_int_handler:
-        return bool(waiter.get())
-    interrupted = False
-
-    def on_sigint(signum: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        hub.loop.run_callback(waiter.switch, False)
-
-    set_handler(SIGINT, on_sigint)
-    try:
-        woken = bool(waiter.get())
-    finally:
-        set_handler(SIGINT, default_int_handler)
-    if interrupted:
-        raise KeyboardInterrupt
-    return woken

@@ -204,7 +204,7 @@ class Link:
         message = self.session.msg("kernel_info_request")
         probe = Probe(self.outputs, message.msg_id)
         try:
-            channel.request(message, timeout=deadline.left(), subshell_id=subshell_id)
+            channel.request(message, timeout=deadline, subshell_id=subshell_id)
         except BaseException:
             probe.forget()
             raise

@@ -16,7 +16,7 @@ from kclient.channels.shell import ControlChannel
 from kclient.channels.wire import context
 from kclient.client import KernelClient
 from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Owner, weakly
+from kclient.hub import Deadline, Owner, Timeout, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.files import find_connection_file
 from kclient.kernels.owned import Launch, OwnedKernel
@@ -157,7 +157,7 @@ class KernelManager(Runner):
         """True if any channel runs."""
         return self._client is not None and self._client.channels_running
 
-    def wait_for_ready(self, timeout: float | None = None) -> None:
+    def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers and its outputs arrive here.
 
         Raises LaunchError if its process ends instead, and KernelTimeout after `timeout` seconds; both show its output.
@@ -169,7 +169,7 @@ class KernelManager(Runner):
             hint = (
                 f"the command was {self._kernel.command_line()}; the end of its output: {output or 'it printed none'}"
             )
-            raise KernelTimeout(exc.waiting_for, timeout, msg_id=exc.msg_id, hint=hint) from None
+            raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
         except DeadKernelError as exc:
             if self._was_ready or not self.has_kernel:
                 raise
@@ -247,7 +247,7 @@ class KernelManager(Runner):
                 self._endpoint.remove_ipc_files()
                 self._launch(new_launch)
                 if link.runs("shell"):
-                    self.wait_for_ready(deadline.left())
+                    self.wait_for_ready(deadline)
             except BaseException:
                 if not self._kernel.is_alive():
                     link.fail(self._kernel.death)

@@ -92,7 +92,7 @@ class Runner(ShellRequests, ControlRequests):
         channel: RequestChannel = self.shell_channel
         if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and self.link.runs("control")):
             channel = self.control_channel
-        return channel.request(msg_type, content, timeout=deadline.left(), subshell_id=subshell_id)
+        return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
 
     def answers_input(self) -> bool:
         """True if someone would answer an input request of an execution that brings no on_input of its own."""
@@ -117,13 +117,15 @@ class Runner(ShellRequests, ControlRequests):
         subshell_id: str | None = None,
         on_abandon: str = "interrupt",
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+        keep_outputs: bool = True,
     ) -> Result:
         """Run `code` and return its Result, when its reply and all of its outputs are in.
 
         An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
         output message as it arrives, `on_input(prompt, password)` returns the answer to an input request; both
         run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
-        or otherwise, interrupts its code; `on_abandon="leave"` lets it go on.
+        or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
+        (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none, for who streams them.
         """
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):
@@ -139,7 +141,7 @@ class Runner(ShellRequests, ControlRequests):
         )
         execution = Execution(
             self.link,
-            Transcript(max_output_bytes),
+            Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
             on_output=on_output,
             on_input=on_input,
@@ -161,6 +163,7 @@ class Runner(ShellRequests, ControlRequests):
         stop_on_error: bool = False,
         subshell_id: str | None = None,
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+        keep_outputs: bool = True,
     ) -> Execution:
         """Send `code` to run and return its Execution at once.
 
@@ -176,7 +179,11 @@ class Runner(ShellRequests, ControlRequests):
             stop_on_error=stop_on_error,
         )
         execution = Execution(
-            self.link, Transcript(max_output_bytes), check=check, on_output=on_output, on_input=on_input
+            self.link,
+            Transcript(max_output_bytes, keep_outputs=keep_outputs),
+            check=check,
+            on_output=on_output,
+            on_input=on_input,
         )
         self.link.start(execution, content, subshell_id, Deadline(None))
         if on_output is not None or on_input is not None:

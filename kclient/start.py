@@ -43,7 +43,7 @@ def start_kernel(
         try:
             manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
             manager.start_channels()
-            manager.wait_for_ready(deadline.left())
+            manager.wait_for_ready(deadline)
             return manager
         except LaunchError as exc:
             manager.shutdown_kernel(now=True)
@@ -70,7 +70,7 @@ def connect(
         client.start_channels()
         if watch and client.connection.hb_port:
             client.watch(dead_after)
-        client.wait_for_ready(deadline.left())
+        client.wait_for_ready(deadline)
     except BaseException:
         client.close()
         raise

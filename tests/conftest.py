@@ -22,6 +22,7 @@ import zmq
 from _pytest.outcomes import Failed
 
 from kclient.channels.wire import context
+from kclient.hub import Deadline, Parking
 
 if TYPE_CHECKING:
     import kclient
@@ -109,7 +110,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name, make(base / name.lower()))
         use_folder(patch, base)
         yield base
-    shutil.rmtree(base)
+    shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def folder(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     base = session_folder / str(next(_number))
     use_folder(monkeypatch, base)
     yield base
-    shutil.rmtree(base)
+    shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture
@@ -146,6 +147,7 @@ def warm() -> None:
     """Make what a process makes once and keeps: the hub's descriptors, the ZeroMQ context's threads."""
     hub = gevent.get_hub()
     hub.loop.run_callback_threadsafe(lambda: None)
+    Parking(hub).wait(Deadline(0.001))  # the pipe by which a signal wakes the loop
     child = hub.loop.async_()
     child.start(lambda: None)
     leaks.turn_loop()

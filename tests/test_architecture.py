@@ -22,7 +22,8 @@ MANAGER = CLIENT | {"client", "kernels"}
 
 LAYERS = {
     "errors": set(),
-    "hub": {"errors"},
+    "sigint": set(),
+    "hub": {"errors", "sigint"},
     "protocol": {"errors"},
     "channels": BOTTOM,
     "kernels": BOTTOM,
@@ -43,6 +44,8 @@ LAYERS = {
 
 PACKAGES = {
     "errors": set(),
+    "sigint": {"gevent"},
+    "sigint": {"gevent"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
     "channels": {"attrs", "gevent", "zmq"},
@@ -112,7 +115,7 @@ class Module:
 def layer_of(name: str) -> str:
     """``kclient.channels.shell`` is of "channels"; a public name that `kclient` itself holds is of "kclient"."""
     for second in name.split(".")[1:2]:
-        if second == "__main__" or second.startswith("cli_"):
+        if second == "__main__":
             return "cli"
         if (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file():
             return second

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from command_line import Done, Running, environment, is_gone, kclient_command
 
 import kclient
-from kclient.cli_commands import main, run_command_line
+from kclient.cli.commands import main, run_command_line
 from kclient.testing import FakeKernel, Request, Step, display, error, stream
 
 TRACEBACK = "Traceback (most recent call last)"

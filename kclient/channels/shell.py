@@ -11,7 +11,7 @@ from gevent import getcurrent
 from kclient.channels.base import Failure, MessageChannel
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Parking
+from kclient.hub import Deadline, Parking, Timeout, as_deadline
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.routing import Requests, Slot
 from kclient.protocol.session import Session
@@ -67,11 +67,11 @@ class RequestChannel(MessageChannel):
         msg_type: str | Message,
         content: Content | None = None,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         subshell_id: str | None = None,
     ) -> Message:
         """Send a request and return its reply; if the call ends without it, the reply is discarded."""
-        deadline = Deadline(timeout)
+        deadline = as_deadline(timeout)
         self._check()
         self._refuse_if_answering(subshell_id)
         parking = Parking(self._owner.hub)

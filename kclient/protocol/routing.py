@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
 from kclient.protocol.inbox import Inbox
@@ -55,21 +55,29 @@ class Slot:
 class Ledger:
     """Requests half answered: their reply has come but not their idle status, or the other way round.
 
-    Shared by the channels of a client; `tracking` is on while iopub runs.
+    Shared by the channels of a client; `tracking` is on while iopub runs. Idle statuses of what others have sent, and
+    of messages that get no reply, are none of its business.
     """
 
     def __init__(self) -> None:
         self.tracking = False
+        self.unanswered: set[str] = set()
         self.owed_idle: OrderedDict[str, float] = OrderedDict()
         self.owed_reply: OrderedDict[str, float] = OrderedDict()
 
     def note_reply(self, msg_id: str, now: float) -> None:
+        self.unanswered.discard(msg_id)
         if self.owed_reply.pop(msg_id, None) is None and self.tracking:
             _remember(self.owed_idle, msg_id, now)
 
     def note_idle(self, msg_id: str, now: float) -> None:
-        if self.owed_idle.pop(msg_id, None) is None and self.tracking:
+        if self.owed_idle.pop(msg_id, None) is None and self.tracking and msg_id in self.unanswered:
             _remember(self.owed_reply, msg_id, now)
+
+    def note_no_reply(self, msg_id: str) -> None:
+        """No reply will come, or none is wanted."""
+        self.unanswered.discard(msg_id)
+        self.owed_reply.pop(msg_id, None)
 
     def forget(self) -> None:
         self.owed_idle.clear()
@@ -105,6 +113,7 @@ class Requests:
         slot = Slot(message.msg_id, reply_type(message.msg_type), message.header.get("subshell_id"))
         if message.msg_type not in GETS_NO_REPLY:
             self._slots[slot.msg_id] = slot
+            self.ledger.unanswered.add(slot.msg_id)
         return slot
 
     def claim(self, msg_id: str) -> Slot:
@@ -120,13 +129,12 @@ class Requests:
 
     def take(self, slot: Slot) -> Message:
         """The reply in a settled slot, which is closed by that; raises its error if it has one."""
-        self._slots.pop(slot.msg_id, None)
-        if slot.reply is not None:
-            self.inbox.remove(slot.reply)
-            return slot.reply
-        if slot.error is not None:
+        if slot.is_pending():
+            raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
+        self.discard(slot)
+        if slot.reply is None and slot.error is not None:
             raise slot.error(slot.msg_id)
-        raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
+        return cast(Message, slot.reply)
 
     def release(self, slot: Slot) -> None:
         """Who awaited `slot` gave up; its reply, if it just came, can be asked for again."""
@@ -145,11 +153,14 @@ class Requests:
         slot.on_settled = None
         self._abandoned.append(slot.msg_id)
         if len(self._abandoned) > MAX_UNCOLLECTED:
-            self._slots.pop(self._abandoned.popleft(), None)
+            forgotten = self._slots.get(self._abandoned.popleft())
+            if forgotten is not None:
+                self.discard(forgotten)
 
     def discard(self, slot: Slot) -> None:
         """Close `slot` as if its request had never been sent."""
         self._slots.pop(slot.msg_id, None)
+        self.ledger.note_no_reply(slot.msg_id)
         if slot.reply is not None:
             self.inbox.remove(slot.reply)
 
@@ -185,7 +196,7 @@ class Requests:
         unanswered = [slot for slot in self._slots.values() if slot.reply is None]
         for slot in unanswered:
             if slot.on_settled is not None or slot.abandoned or slot.error is not None:
-                del self._slots[slot.msg_id]
+                self.discard(slot)
             slot.error = error
         return [slot for slot in unanswered if slot.on_settled is not None]
 

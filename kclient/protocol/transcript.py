@@ -40,8 +40,9 @@ class Transcript:
     `version` counts the iopub messages taken in.
     """
 
-    def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES) -> None:
+    def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES, *, keep_outputs: bool = True) -> None:
         self.max_output_bytes = max_output_bytes
+        self.keep_outputs = keep_outputs
         self.reply: Message | None = None
         self.idle = False
         self.complete = True
@@ -105,6 +106,8 @@ class Transcript:
             self.times.idle = message.received
 
     def _take_output(self, msg_type: str, message: Message) -> bool:
+        if not self.keep_outputs:
+            return True
         if msg_type == "clear_output":
             self._clear_next = bool(message.content.get("wait"))
             if not self._clear_next:

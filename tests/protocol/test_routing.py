@@ -430,12 +430,20 @@ def owed(ledger):
 def test_half_an_answer_is_owed_until_the_other_half_comes():
     ledger = Ledger()
     ledger.tracking = True
+    ledger.unanswered = {"a", "b"}
     ledger.note_reply("a", 1.0)
     ledger.note_idle("b", 2.0)
     assert owed(ledger) == (["a"], ["b"])
     assert (ledger.owed_idle["a"], ledger.owed_reply["b"]) == (1.0, 2.0)
     ledger.note_idle("a", 3.0)
     ledger.note_reply("b", 3.0)
+    assert owed(ledger) == ([], [])
+
+
+def test_idle_of_what_others_have_sent_is_not_owed_a_reply():
+    ledger = Ledger()
+    ledger.tracking = True
+    ledger.note_idle("of another client", 1.0)
     assert owed(ledger) == ([], [])
 
 
@@ -459,6 +467,7 @@ def test_what_is_owed_can_be_forgotten():
 def test_what_is_owed_is_bounded_and_the_oldest_goes():
     ledger = Ledger()
     ledger.tracking = True
+    ledger.unanswered = {f"i{number}" for number in range(BOUND + 2)}
     for number in range(BOUND + 2):
         ledger.note_reply(f"r{number}", 1.0)
         ledger.note_idle(f"i{number}", 1.0)

@@ -572,6 +572,12 @@ def test_nesting_of_ordinary_depth_is_read_and_written(session):
         assert session.deserialize(session.serialize(session.msg("x", content))).content == content
 
 
+def test_nesting_near_what_a_parser_takes_is_read_or_refused(session):
+    for levels in range(900, 1100):
+        content = b'{"a":' + b"[" * levels + b"%d" % levels + b"]" * levels + b"}"
+        assert reason(session, raw(session, content=content)) in ("json", None)
+
+
 @given(st.lists(frame_of_anything, max_size=9), st.sampled_from([b"", KEY]))
 def test_no_frames_raise_anything_but_bad_message(frames, key):
     session = Session(key)

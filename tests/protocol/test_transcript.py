@@ -307,6 +307,12 @@ def test_updates_count_towards_the_bound():
     assert sum(map(len, shown(transcript))) <= 100
 
 
+def test_update_of_a_cleared_display_counts_for_nothing():
+    messages = [display("a", "1", nbytes=10), clear(), update("b", "1", nbytes=1000), stream("c", nbytes=100)]
+    transcript = fed(*messages, max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:c"], False)
+
+
 def test_updates_of_one_display_replace_each_other_within_the_bound():
     updates = [update(str(number), "1", nbytes=50) for number in range(100)]
     transcript = fed(display("", "1", nbytes=10), *updates, max_output_bytes=100)

@@ -11,11 +11,11 @@ from typing import Final
 
 import click
 
-from kclient.cli_run import ExitCode, Job, run_job
+from kclient.cli.run import ExitCode, Job, run_job
 from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
 
 UNLIMITED: Final = 100_000
-"""Columns of a table that goes to a file or to another program, for which nothing is cut or wrapped."""
+"""Columns of a table, none of whose cells is to be cut."""
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -168,15 +168,12 @@ def list_kernels() -> None:
 
 
 def table_of(specs: Iterable[KernelSpec]) -> str:
-    """A table, as wide as the terminal, or, for another reader, as it needs to be."""
+    """A table as wide as it needs to be: a terminal wraps what a name or a path must not lose."""
     from rich.console import Console
     from rich.table import Table
 
-    is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else UNLIMITED, markup=False, highlight=False, emoji=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("name", "display name", "language", "where"):
-        table.add_column(column, overflow="fold", no_wrap=not is_terminal)
+    console = Console(width=UNLIMITED, markup=False, highlight=False, emoji=False)
+    table = Table("name", "display name", "language", "where", box=None, padding=(0, 2, 0, 0))
     for spec in specs:
         table.add_row(spec.name, spec.display_name, spec.language, spec.resource_dir)
     with console.capture() as capture:

@@ -14,7 +14,7 @@ import attrs
 import gevent
 
 import kclient
-from kclient.cli_terminal import OutputLost, Prompter, Screen, is_success
+from kclient.cli.terminal import OutputLost, Prompter, Screen, is_success
 from kclient.errors import KClientError, KernelTimeout
 from kclient.execution import Execution
 from kclient.hub import Deadline
@@ -168,8 +168,8 @@ class Run:
             prompter = None
             if self._job.may_ask:
                 prompter = stack.enter_context(Prompter(self._kernel.stdin_channel, self._screen))
-            # Without a bound, since all of it is to be shown.
-            execution = self._kernel.submit(self._job.code, max_output_bytes=None)
+            # Without a bound, since all of it is to be shown, and nothing of it is to be kept.
+            execution = self._kernel.submit(self._job.code, max_output_bytes=None, keep_outputs=False)
 
             def interrupt() -> None:
                 self._screen.note_typing(at_line_start=False)

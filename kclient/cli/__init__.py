@@ -12,7 +12,7 @@ def main() -> None:
     if missing:
         sys.exit(_say_what_is_missing(missing))
     try:
-        from kclient.cli_commands import run_command_line
+        from kclient.cli.commands import run_command_line
 
         sys.exit(run_command_line())
     except KeyboardInterrupt:

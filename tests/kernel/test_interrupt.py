@@ -1,0 +1,344 @@
+import gevent
+import gevent.event
+import pytest
+
+import kclient
+
+WAIT = 30
+"""Seconds for what takes milliseconds on an idle machine."""
+
+FOR_EVER = "import time\nprint('on', flush=True)\nwhile True:\n    time.sleep(0.01)"
+
+CTRL_C = """
+import sys, kclient
+
+client = kclient.connect(sys.argv[1], watch=False)
+def see(message):
+    if message.msg_type == "stream" and message.content["text"].startswith("on"):
+        print("on", flush=True)
+try:
+    {call}
+except KeyboardInterrupt:
+    pass
+else:
+    print("no KeyboardInterrupt")
+result = client.run("print('idle again'); interrupted", timeout=30)
+print(result.stdout.strip(), result.text)
+client.close()
+"""
+"""A script that is interrupted while it runs code; the code tells when."""
+
+INTERRUPTIBLE = (
+    "import time; interrupted = False; print('on', flush=True)\\n"
+    "try:\\n    while True: time.sleep(0.01)\\n"
+    "except KeyboardInterrupt: interrupted = True; raise"
+)
+
+
+@pytest.fixture
+def by_message(kernel):
+    """The shared kernel as one that is to be interrupted by message."""
+    kernel.kernel_spec.interrupt_mode = "message"
+    yield kernel
+    kernel.kernel_spec.interrupt_mode = "signal"
+
+
+def was_interrupted(execution):
+    """True if it ended by an interrupt. One that comes before the code runs costs ipykernel its reply."""
+    try:
+        return execution.result().error.ename == "KeyboardInterrupt"
+    except kclient.NoReply:
+        return True
+
+
+# interrupt_kernel
+
+
+def test_interrupt_kernel_by_signal(kernel):
+    execution = kernel.submit(FOR_EVER)
+    next(iter(execution))
+    kernel.interrupt_kernel()
+    result = execution.result()
+    assert (result.status, result.error.ename) == ("error", "KeyboardInterrupt")
+    assert kernel.is_alive()
+    assert kernel.run("'idle again'").text == "'idle again'"
+
+
+def test_interrupt_kernel_by_message(by_message, monkeypatch):
+    monkeypatch.delattr(type(by_message.process), "send_signal")
+    execution = by_message.submit(FOR_EVER)
+    next(iter(execution))
+    by_message.interrupt_kernel()
+    assert execution.result().error.ename == "KeyboardInterrupt"
+    assert by_message.run("'idle again'").text == "'idle again'"
+
+
+def test_client_of_a_foreign_kernel_interrupts_by_message(client):
+    execution = client.submit(FOR_EVER)
+    next(iter(execution))
+    client.interrupt_kernel()
+    assert execution.result().error.ename == "KeyboardInterrupt"
+
+
+def test_interrupt_request_is_answered(client):
+    execution = client.submit(FOR_EVER)
+    next(iter(execution))
+    assert client.interrupt(timeout=WAIT).content["status"] == "ok"
+    assert execution.result().error.ename == "KeyboardInterrupt"
+
+
+def test_idle_kernel_survives_an_interrupt(kernel):
+    for _ in range(3):
+        kernel.interrupt_kernel()
+    assert kernel.run("'still there'").text == "'still there'"
+
+
+# Execution.interrupt
+
+
+@pytest.mark.parametrize("mode", ["signal", "message"])
+def test_interrupt_right_after_submit_is_not_lost(kernel, client, mode):
+    """A SIGINT that reaches the kernel before the code does is ignored by it."""
+    runner = kernel if mode == "signal" else client
+    for _ in range(5):
+        execution = runner.submit(FOR_EVER)
+        execution.interrupt()
+        assert was_interrupted(execution)
+
+
+def test_interrupt_of_a_queued_execution_hits_no_other(kernel, gate):
+    running = kernel.submit(f"print('on'); {gate.code} 'untouched'")
+    queued = kernel.submit(FOR_EVER)
+    next(iter(running))
+    queued.interrupt()
+    gate.open()
+    assert running.result().text == "'untouched'"
+    assert was_interrupted(queued)
+
+
+def test_interrupt_of_a_finished_execution_hits_no_other(kernel, gate):
+    finished = kernel.submit("1")
+    finished.result()
+    running = kernel.submit(f"print('on'); {gate.code} 'untouched'")
+    next(iter(running))
+    finished.interrupt()
+    gate.open()
+    assert running.result().text == "'untouched'"
+
+
+def test_interrupt_of_a_running_execution_leaves_those_behind_it_alone(kernel):
+    running = kernel.submit(FOR_EVER)
+    behind = [kernel.submit(f"{n}") for n in range(5)]
+    next(iter(running))
+    running.interrupt()
+    assert running.result().error.ename == "KeyboardInterrupt"
+    assert [execution.result().text for execution in behind] == [f"{n}" for n in range(5)]
+
+
+def test_code_that_ignores_its_interrupt_gets_another(kernel):
+    ignoring = "try:\n    {}time.sleep(600)\nexcept KeyboardInterrupt:\n    pass\n"
+    tell = "sys.stdout.write('on'); sys.stdout.flush(); "
+    execution = kernel.submit(f"import sys, time\n{ignoring.format(tell)}{ignoring.format('')}'twice'")
+    next(iter(execution))
+    execution.interrupt()
+    assert execution.result().text == "'twice'"
+
+
+# Abandoned runs
+
+
+def test_run_that_times_out_is_interrupted(kernel):
+    with pytest.raises(kclient.KernelTimeout) as caught:
+        kernel.run(FOR_EVER, timeout=0.05)
+    assert was_interrupted(caught.value.execution)
+    assert kernel.run("'idle again'").text == "'idle again'"
+
+
+def test_run_of_an_attached_manager_that_times_out_is_interrupted(kernel):
+    manager = kclient.KernelManager()
+    manager.load_connection_file(kernel.connection_file)
+    manager.start_channels()
+    manager.wait_for_ready(WAIT)
+    with pytest.raises(kclient.KernelTimeout) as caught:
+        manager.run(FOR_EVER, timeout=0.05)
+    assert was_interrupted(caught.value.execution)
+    manager.stop_channels()
+
+
+@pytest.mark.parametrize("how", ["gevent.kill", "gevent.Timeout"])
+def test_run_whose_greenlet_is_ended_is_interrupted(client, background, how):
+    printed = gevent.event.Event()
+
+    def run():
+        with gevent.Timeout(None) as timeout:
+            timeouts.append(timeout)
+            client.run(FOR_EVER, on_output=lambda message: printed.set())
+
+    timeouts = []
+    call = background(run)
+    assert printed.wait(WAIT)
+    if how == "gevent.kill":
+        call.greenlet.kill()
+    else:
+        call.greenlet.kill(timeouts[0])
+    assert isinstance(call.error(), (gevent.GreenletExit, gevent.Timeout))
+    assert client.run("print('idle again')").stdout == "idle again\n"
+
+
+def test_run_with_on_abandon_leave_goes_on(client, background, gate):
+    printed = gevent.event.Event()
+    code = f"done = False; print('on', flush=True); {gate.code} done = True"
+    call = background(client.run, code, on_abandon="leave", on_output=lambda message: printed.set())
+    assert printed.wait(WAIT)
+    call.greenlet.kill()
+    gate.open()
+    assert client.run("done").text == "True"
+
+
+def test_on_output_that_is_ended_by_a_timeout_of_the_callers_obeys_on_abandon(client, gate):
+    never = gevent.event.Event()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        client.run(
+            f"done = False; print('on', flush=True); {gate.code} done = True",
+            on_abandon="leave",
+            on_output=lambda message: never.wait(),
+        )
+    gate.open()
+    assert client.run("done").text == "True"
+
+
+def test_result_and_requests_that_are_given_up_interrupt_nothing(client, gate, background):
+    execution = client.submit(f"print('on'); {gate.code} 'untouched'")
+    next(iter(execution))
+    waiting = [background(execution.result), background(client.execute, "1"), background(list, execution)]
+    for call in waiting:
+        call.greenlet.kill()
+    with pytest.raises(kclient.KernelTimeout):
+        execution.result(timeout=0.01)
+    gate.open()
+    assert execution.result().text == "'untouched'"
+
+
+def test_abandoned_run_is_interrupted_once(client):
+    """A second SIGINT would hit whatever comes next."""
+    count = (
+        "import signal\n"
+        "hits = []\n"
+        "print('on', flush=True)\n"
+        "old = signal.signal(signal.SIGINT, lambda *args: hits.append(1))\n"
+        "print('armed', flush=True)\n"
+        "while not hits: time.sleep(0.001)\n"
+        "time.sleep(0.1)\n"
+        "signal.signal(signal.SIGINT, old)"
+    )
+
+    def fail(message):
+        if "armed" in message.content["text"]:
+            raise ZeroDivisionError
+
+    client.run("import time")
+    with pytest.raises(ZeroDivisionError):
+        client.run(count, on_output=fail)
+    assert client.run("len(hits)").text == "1"
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f'client.run("""{INTERRUPTIBLE}""", on_output=see)',
+        f'client.submit("""{INTERRUPTIBLE}""", on_output=see).result()',
+        f'client.on_input = lambda *_: print("on", flush=True) or client.control_channel.get_msg()\n'
+        f'    client.run("""{INTERRUPTIBLE.replace("while True: time.sleep(0.01)", "input()")}""")',
+    ],
+    ids=["run", "result", "input"],
+)
+def test_ctrl_c_interrupts_the_kernel_and_is_raised_when_it_is_idle(kernel, start_script, call):
+    script = start_script(CTRL_C.format(call=call), kernel.connection_file)
+    while script.read_line() != "on":
+        assert script.process.poll() is None
+    script.interrupt()
+    assert script.end() == "idle again True"
+
+
+def test_second_ctrl_c_is_raised_at_once(kernel, start_script, gate):
+    """The code ignores the first, and whatever is sent after it."""
+    code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); display('on'); {gate.code}"
+    script = start_script(
+        "import sys, kclient\n"
+        "client = kclient.connect(sys.argv[1], watch=False)\n"
+        "real = client.control_channel.post\n"
+        "def post(*args):\n"
+        "    print('interrupting', flush=True)\n"
+        "    return real(*args)\n"
+        "client.control_channel.post = post\n"
+        "def see(message):\n"
+        "    print('on', flush=True)\n"  # in a greenlet that runs when the main one waits in result
+        "execution = client.submit(sys.argv[2], on_output=see)\n"
+        "try:\n    execution.result()\n"
+        "except KeyboardInterrupt:\n    print('raised', execution.done(), flush=True)\n"
+        "client.close()\n",
+        kernel.connection_file,
+        code,
+    )
+    assert script.read_line() == "on"
+    script.interrupt()
+    assert script.read_line() == "interrupting"
+    script.interrupt()
+    assert script.end().splitlines()[-1] == "raised False"
+    gate.open()
+
+
+def test_handler_of_the_users_own_is_left_alone(kernel, start_script, gate):
+    script = start_script(
+        "import signal, sys, kclient\n"
+        "client = kclient.connect(sys.argv[1], watch=False)\n"
+        "signal.signal(signal.SIGINT, lambda *args: print('mine', flush=True))\n"
+        "execution = client.submit(sys.argv[2])\n"
+        "next(iter(execution))\n"
+        "print('on', flush=True)\n"
+        "print(execution.result().text)\n"
+        "client.close()\n",
+        kernel.connection_file,
+        f"print('on', flush=True); {gate.code} 'untouched'",
+    )
+    assert script.read_line() == "on"
+    script.interrupt()
+    assert script.read_line() == "mine"
+    gate.open()
+    assert script.end() == "'untouched'"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "client.kernel_info()",
+        "client.shell_channel.get_reply(client.shell_channel.send('kernel_info_request'))",
+        "client.iopub_channel.get_msg()",
+    ],
+)
+def test_ctrl_c_in_any_other_call_is_raised_there_and_ends_no_channel(kernel, start_script, gate, call):
+    execution = kernel.submit(f"print('on'); {gate.code}")
+    next(iter(execution))
+    script = start_script(
+        "import sys, kclient\n"
+        "client = kclient.KernelClient(sys.argv[1])\n"
+        "client.start_channels()\n"
+        "client.iopub_channel.get_msgs()\n"
+        "try:\n"
+        "    print('on', flush=True)\n"
+        f"    {call}\n"
+        "except KeyboardInterrupt:\n"
+        "    print('raised', flush=True)\n"
+        "reply = client.execute('', user_expressions={'x': '6 * 7'}, timeout=30)\n"
+        "print(reply.content['user_expressions']['x']['data']['text/plain'])\n"
+        "client.close()\n",
+        kernel.connection_file,
+    )
+    assert script.read_line() == "on"
+    script.interrupt()
+    assert script.read_line() == "raised"
+    gate.open()
+    assert script.end() == "42"
