@@ -81,7 +81,8 @@ class KernelManager(Runner):
     def client(self) -> KernelClient:
         """The client; a new one after a shutdown."""
         if self._client is None:
-            self._client = KernelClient(self._endpoint.info, kernel=self._kernel, session=self._session)
+            kernel = self._kernel if self.has_kernel else None
+            self._client = KernelClient(self._endpoint.info, kernel=kernel, session=self._session)
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             if self.has_kernel and not self._kernel.is_alive():
@@ -203,7 +204,9 @@ class KernelManager(Runner):
             except BaseException:
                 self._endpoint.remove()
                 raise
-            if not self.channels_running:
+            if self._client is not None and self.channels_running:
+                self._client.link.kernel = self._kernel
+            else:
                 self._client = None
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:

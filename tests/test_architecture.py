@@ -45,7 +45,6 @@ LAYERS = {
 PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
-    "sigint": {"gevent"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
     "channels": {"attrs", "gevent", "zmq"},

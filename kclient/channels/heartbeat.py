@@ -59,9 +59,9 @@ class HBChannel(Channel):
 
     def is_beating(self) -> bool:
         """True if the channel runs, is not paused, and the kernel has answered in time."""
+        self._owner.check()
         if not self.is_alive() or self._paused:
             return False
-        self._owner.check()
         self.drain()
         self._look()
         return self._beating

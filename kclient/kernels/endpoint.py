@@ -45,6 +45,7 @@ class Endpoint:
         self._wants_fresh_path = path is None
         self._wants_fresh_ports = True
         self._is_written = False
+        self._is_for_our_kernel = False
         self._folder: PrivateFolder | None = None
         self._reservation: PortReservation | None = None
 
@@ -52,7 +53,7 @@ class Endpoint:
         """Take the values of an existing connection file, which stays its owner's."""
         self.info = read_connection_file(path)
         self.path = path
-        self._wants_fresh_path = self._wants_fresh_ports = self._is_written = False
+        self._wants_fresh_path = self._wants_fresh_ports = self._is_written = self._is_for_our_kernel = False
 
     def prepare(self) -> str:
         """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
@@ -69,6 +70,7 @@ class Endpoint:
             self._choose()
         elif info.transport == "tcp" and self._reservation is None:
             self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
+        self._is_for_our_kernel = True
         return self.write()
 
     def write(self) -> str:
@@ -97,8 +99,9 @@ class Endpoint:
                 self.path = None
 
     def remove_ipc_files(self) -> None:
-        """Remove the sockets of an ipc kernel."""
-        remove_ipc_files(self.info)
+        """Remove the sockets of an ipc kernel, unless somebody else started it."""
+        if self._is_for_our_kernel:
+            remove_ipc_files(self.info)
 
     def remove(self) -> None:
         """Remove every trace, and forget the ports that were chosen here."""
