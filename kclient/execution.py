@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent import getcurrent
 
 from kclient.channels.base import Failure, log
 from kclient.errors import DeadKernelError, InvalidState, KClientError, KernelTimeout, NoReply
@@ -99,6 +100,8 @@ class Execution:
         """True if the execution has ended; takes in what has arrived, and does not wait."""
         self._owner.check()
         self._link.look()
+        if self._follower is not None and getcurrent() is not self._owner.hub:
+            gevent.sleep(0)  # its callbacks, too, are to get on in a script that only polls
         return self._is_over and self._follower is None
 
     def result(self, timeout: float | None = None) -> Result:
@@ -220,6 +223,7 @@ class Execution:
 
     def _wait(self, deadline: Deadline) -> None:
         """Until something changes; raises KernelTimeout."""
+        self._link.refuse_if_answering(self.subshell_id)
         if not self._changed.wait(deadline) and deadline.is_over:
             self._link.drain()
             if not self._is_over:
@@ -286,14 +290,16 @@ class Execution:
     def _interrupt_if_running(self) -> None:
         if self._wants_interrupt and self._link.is_busy_with(self.msg_id):
             self._wants_interrupt = False
-            outputs_seen = self._transcript.version
+            # An interrupt that comes before the code does is lost; execute_input tells that it has come.
+            was_early = not self._transcript.has_input
             self._send_interrupt()
             if self._again is None:
                 self._again = Alarm(self._owner.hub, self._interrupt_again)
-            self._again.set(INTERRUPT_AGAIN, outputs_seen)
+            self._again.set(INTERRUPT_AGAIN, None if was_early else self._transcript.version)
 
-    def _interrupt_again(self, outputs_seen: int) -> None:
-        if not self._is_over and self._transcript.version == outputs_seen and self._link.is_busy_with(self.msg_id):
+    def _interrupt_again(self, version: int | None) -> None:
+        has_effect = version is not None and self._transcript.version != version
+        if not self._is_over and not has_effect and self._link.is_busy_with(self.msg_id):
             self._send_interrupt()
 
     def _send_interrupt(self) -> None:

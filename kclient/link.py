@@ -208,6 +208,7 @@ class Link:
         except BaseException:
             probe.forget()
             raise
+        probe.is_answered()
         return probe
 
     def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
@@ -237,14 +238,19 @@ class Link:
             executions.pop(message.msg_id, None)
             raise
 
+    def refuse_if_answering(self, subshell_id: str | None) -> None:
+        """Raise InvalidState in an on_input, for which the main shell waits; it answers nothing meanwhile."""
+        if self.runs("shell"):
+            self.shell.refuse_if_answering(subshell_id)
+
     def forget(self, execution: Execution) -> None:
         """`execution` has ended."""
         if self.outputs is not None:
             self.outputs.executions.pop(execution.msg_id, None)
 
     def is_busy_with(self, msg_id: str) -> bool:
-        """True if the kernel's latest busy status bears `msg_id`."""
-        return self.outputs is not None and self.outputs.busy_with == msg_id
+        """True if the latest code that the kernel, or a subshell of it, is busy with is that of `msg_id`."""
+        return self.outputs is not None and msg_id in self.outputs.executing.values()
 
     def overdue(self, since: float) -> list[Overdue]:
         """Halves of answers that came before `since` and whose other half somebody awaits."""

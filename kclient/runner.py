@@ -130,6 +130,7 @@ class Runner(ShellRequests, ControlRequests):
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):
             raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
+        self.link.refuse_if_answering(subshell_id)
         on_input = on_input or self.on_input
         content = messages.execute(
             code,

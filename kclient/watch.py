@@ -52,6 +52,11 @@ class Probe:
         if self._outputs is not None:
             self._outputs.executions.pop(self._msg_id, None)
 
+    def is_answered(self) -> None:
+        """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
+        if self._outputs is not None:
+            self._outputs.ledger.owed_idle.pop(self._msg_id, None)
+
 
 @attrs.frozen
 class Overdue:

@@ -196,7 +196,7 @@ def shared_kernel(transport: str, session_folder: Path, warm: None) -> Iterator[
 def kernel(shared_kernel: SharedKernel, request: pytest.FixtureRequest) -> Iterator[kclient.KernelManager]:
     """A ready kernel over each transport, whose user namespace is empty. Don't restart, kill or close it."""
     if shared_kernel.broken_by:
-        pytest.fail(f"the shared kernel was broken by {shared_kernel.broken_by}", pytrace=False)
+        shared_kernel.manager.restart_kernel(now=True, timeout=START)
     shared_kernel.broken_by = request.node.nodeid
     yield shared_kernel.manager
     assert shared_kernel.manager.run("%reset -f", silent=True, timeout=START).ok

@@ -74,7 +74,7 @@ class IOPubChannel(MessageChannel):
         self.outputs.ledger.tracking = False
         self.outputs.ledger.forget()
         self.outputs.subscribed = False
-        self.outputs.busy_with = None
+        self.outputs.executing.clear()
 
     def _open(self) -> None:
         super()._open()

@@ -49,7 +49,7 @@ class RequestChannel(MessageChannel):
         """
         deadline = Deadline(timeout)
         self._owner.check()
-        self._refuse_if_answering()
+        self.refuse_if_answering()
         slot = self.requests.claim(msg_id)
         if not slot.is_settled:
             self._check().drain()
@@ -73,7 +73,7 @@ class RequestChannel(MessageChannel):
         """Send a request and return its reply; if the call ends without it, the reply is discarded."""
         deadline = as_deadline(timeout)
         self._check()
-        self._refuse_if_answering(subshell_id)
+        self.refuse_if_answering(subshell_id)
         parking = Parking(self._owner.hub)
         slot = self.post(self._build(msg_type, content, None, None, subshell_id), parking.wake)
         try:
@@ -150,7 +150,7 @@ class RequestChannel(MessageChannel):
             message.header["subshell_id"] = subshell_id
         return message
 
-    def _refuse_if_answering(self, subshell_id: str | None = None) -> None:
+    def refuse_if_answering(self, subshell_id: str | None = None) -> None:
         """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
         if self.answering and subshell_id is None and getcurrent() in self.answering:
             raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
 from kclient.protocol.inbox import Inbox
@@ -229,7 +229,7 @@ class Outputs:
         self.inbox = Inbox(max_messages, max_bytes)
         self.executions: dict[str, Sink] = {}
         self.execution_state = "unknown"
-        self.busy_with: str | None = None
+        self.executing: dict[str | None, str] = {}
         self.subscribed = False
 
     def route(self, message: Message) -> Sink | None:
@@ -251,18 +251,33 @@ class Outputs:
             self.inbox.append(message)
         return None
 
+    @property
+    def busy_with(self) -> str | None:
+        """The request whose code the main shell is at, if any."""
+        return self.executing.get(None)
+
     def _note_status(self, message: Message, parent_id: str | None) -> None:
         state = message.content.get("execution_state")
         if not isinstance(state, str):
             return
         self.execution_state = state
-        if state == "busy":
-            self.busy_with = parent_id
-        elif state == "idle":
-            if self.busy_with == parent_id:
-                self.busy_with = None
-            if parent_id is not None:
-                self.ledger.note_idle(parent_id, message.received)
+        if parent_id is not None:
+            self._note_execution(message.parent_header, parent_id, state)
+        if state == "idle" and parent_id is not None:
+            self.ledger.note_idle(parent_id, message.received)
+
+    def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
+        """Which code each shell is at: by the latest busy, since an idle may have been lost.
+
+        What control does meanwhile, an interrupt_request say, changes nothing of that.
+        """
+        subshell_id = parent.get("subshell_id")
+        if not isinstance(subshell_id, str):
+            subshell_id = None
+        if state == "busy" and parent.get("msg_type") == "execute_request":
+            self.executing[subshell_id] = parent_id
+        elif state == "idle" and self.executing.get(subshell_id) == parent_id:
+            del self.executing[subshell_id]
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
         """An update may concern what another execution displayed."""

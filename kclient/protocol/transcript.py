@@ -37,7 +37,7 @@ class _Display:
 class Transcript:
     """The record of one execution; `is_done` once its reply and its idle status are both in.
 
-    `version` counts the iopub messages taken in.
+    `version` counts the outputs that came, and `has_input` tells that the kernel has begun with the code.
     """
 
     def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES, *, keep_outputs: bool = True) -> None:
@@ -49,6 +49,7 @@ class Transcript:
         self.truncated = False
         self.dropped = 0
         self.version = 0
+        self.has_input = False
         self.times = Times()
         self.execution_count: int | None = None
         self._outputs: list[dict[str, Any]] = []
@@ -67,13 +68,14 @@ class Transcript:
 
     def take(self, message: Message) -> bool:
         """Record an iopub message; True if it is an output that a reader of the execution wants to see."""
-        self.version += 1
         msg_type = message.header["msg_type"]
         if msg_type in OUTPUT_TYPES:
+            self.version += 1
             return self._take_output(msg_type, message)
         if msg_type == "status":
             self._take_status(message)
         elif msg_type == "execute_input":
+            self.has_input = True
             self._count(message)
         return False
 

@@ -113,10 +113,14 @@ def test_iopub_channel_works_by_itself(make_channel, kernel):
     channel.start()
     while not channel.msg_ready():  # only the kernel knows when it knows of a subscriber
         kernel.run("None", silent=True)
-    channel.flush()
-    kernel.run("print('to all')")
-    messages = [channel.get_msg(timeout=WAIT) for _ in range(4)]
+    execution = kernel.submit("print('to all')")
+    messages = []
+    while len(messages) < 4:
+        message = channel.get_msg(timeout=WAIT)
+        if message.parent_id == execution.msg_id:
+            messages.append(message)
     assert [message.msg_type for message in messages] == ["status", "execute_input", "stream", "status"]
+    execution.result(timeout=WAIT)
 
 
 def test_stdin_channel_works_beside_a_shell_channel_of_its_session(kernel, make_channel, background):

@@ -1,0 +1,204 @@
+"""Programs of their own: patched by gevent, in threads, ended while a kernel runs."""
+
+import os
+import signal
+
+import pytest
+
+WAIT = 30
+"""Seconds for what takes milliseconds on an idle machine."""
+
+PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
+
+EVERYTHING = """
+import os, sys, kclient
+
+def main(transport):
+    with kclient.start_kernel(transport=transport, timeout=60) as kernel:
+        kernel.run("%config Completer.use_jedi = False")
+        assert kernel.run("print('hi'); 6 * 7").text == "42"
+        assert kernel.run("input('? ')", on_input=lambda prompt, password: prompt).text == "'? '"
+        assert kernel.complete("impor").content["matches"] == ["import"]
+        assert kernel.control_channel.kernel_info().content["status"] == "ok"
+        execution = kernel.submit("print('on')\\nwhile True: pass")
+        next(iter(execution))
+        execution.interrupt()
+        assert execution.result().error.ename == "KeyboardInterrupt"
+        kernel.hb_channel.unpause()
+        kernel.execute("print('flushed')")
+        assert "flushed" in str([message.content for message in kernel.iopub_channel.flush()])
+        with kclient.connect(kernel.connection_file) as client:
+            assert client.run("print('connected')").stdout == "connected\\n"
+        kernel.restart_kernel()
+        assert kernel.run("print('restarted')").stdout == "restarted\\n"
+        try:
+            kernel.run("import os; os._exit(3)")
+        except kclient.DeadKernelError as exc:
+            assert exc.exit_code == 3
+        else:
+            raise AssertionError("it lives")
+"""
+
+SIDE_BY_SIDE = """
+import gevent
+def many(kernel):
+    greenlets = [gevent.spawn(kernel.run, f"print({n}); {n}") for n in range(20)]
+    assert [greenlet.get().text for greenlet in greenlets] == [str(n) for n in range(20)]
+"""
+
+
+@pytest.fixture
+def is_running():
+    def look(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                return stat.read().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    return look
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_everything_works_after_patch_all(run_script, transport):
+    assert run_script(f"{PATCH}{EVERYTHING}main({transport!r})\nprint('done')") == "done"
+
+
+@pytest.mark.kernel
+def test_everything_works_after_patch_all_in_a_thread_and_in_a_greenlet(run_script):
+    """After patch_all a thread of the standard library is a greenlet."""
+    code = f"{PATCH}{EVERYTHING}import threading, gevent\nthread = threading.Thread(target=main, args=('tcp',))\n"
+    code += "thread.start()\nthread.join()\ngevent.spawn(main, 'ipc').get()\nprint('done')"
+    assert run_script(code) == "done"
+
+
+@pytest.mark.kernel
+def test_everything_works_in_a_real_thread_of_a_patched_program(run_script):
+    code = f"{PATCH}{EVERYTHING}import gevent\ngevent.get_hub().threadpool.apply(main, ('tcp',))\nprint('done')"
+    assert run_script(code) == "done"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_many_greenlets_share_a_client(run_script, patch):
+    code = f"{patch}import kclient\n{SIDE_BY_SIDE}\nwith kclient.start_kernel() as kernel: many(kernel)\nprint('done')"
+    assert run_script(code) == "done"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_no_other_event_loop_is_imported(run_script, patch):
+    code = (
+        f"{patch}{EVERYTHING}main('tcp')\nprint(sorted({{'asyncio', 'tornado', 'jupyter_client'}} & set(sys.modules)))"
+    )
+    assert run_script(code) == "[]"
+
+
+@pytest.mark.kernel
+def test_kclient_patches_nothing(run_script):
+    code = f"{EVERYTHING}main('tcp')\nfrom gevent import monkey\nprint(monkey.saved)"
+    assert run_script(code) == "{}"
+
+
+# The end of the program
+
+
+ENDINGS = {
+    "a kernel runs": "",
+    "a call is pending": "import gevent\ngevent.spawn(kernel.run, 'import time; time.sleep(600)')\ngevent.sleep(0.01)",
+    "a submit is pending": "execution = kernel.submit('import time; time.sleep(600)', on_output=print)",
+    "it raises": "raise SystemExit(0)",
+    "a thread waits": (
+        "import threading, gevent\n"
+        "def wait():\n"
+        "    with kclient.connect(kernel.connection_file) as client: client.run('import time; time.sleep(600)')\n"
+        "threading.Thread(target=wait, daemon=True).start()\n"
+        "gevent.sleep(0.1)"
+    ),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+def test_program_that_ends_leaves_no_kernel_and_no_file(run_script, is_running, runtime_dir, patch, ending):
+    code = f"{patch}import kclient\nkernel = kclient.start_kernel(timeout=60)\nprint(kernel.process.pid, flush=True)\n{ending}"
+    pid = int(run_script(code).split()[0])
+    assert not is_running(pid)
+    assert list(runtime_dir.iterdir()) == []
+
+
+@pytest.mark.kernel
+def test_program_that_ends_over_ipc_leaves_no_socket(run_script, folder):
+    code = "import kclient\nkernel = kclient.start_kernel(transport='ipc', timeout=60)\nprint(kernel.get_connection_info()['ip'])"
+    ip = run_script(code)
+    assert not os.path.exists(os.path.dirname(ip))
+    assert list((folder / "t").iterdir()) == []
+
+
+@pytest.mark.kernel
+def test_kernel_ends_when_its_program_is_killed(start_script, is_running, runtime_dir):
+    """Nobody is left to tell it: it watches its parent. The connection file stays behind."""
+    script = start_script(
+        "import kclient, gevent\nkernel = kclient.start_kernel(timeout=60)\n"
+        "print(kernel.process.pid, kernel.connection_file, flush=True)\ngevent.sleep(600)"
+    )
+    pid, path = script.read_line().split()
+    script.process.send_signal(signal.SIGKILL)
+    script.process.wait(WAIT)
+    kernel = os.pidfd_open(int(pid))
+    try:
+        import select
+
+        assert select.select([kernel], [], [], WAIT)[0]
+    finally:
+        os.close(kernel)
+    os.unlink(path)
+
+
+@pytest.mark.kernel
+def test_kernel_outlives_a_client_that_was_never_closed(kernel, run_script):
+    code = "import sys, kclient\nclient = kclient.connect(sys.argv[1])\nprint(client.run('6 * 7').text)"
+    assert run_script(code, kernel.connection_file) == "42"
+    assert kernel.is_alive()
+    assert kernel.run("'alive'").text == "'alive'"
+
+
+@pytest.mark.kernel
+def test_forked_child_makes_a_client_of_its_own(kernel, run_script):
+    code = (
+        "import os, sys, warnings, kclient\n"
+        "warnings.simplefilter('ignore')\n"
+        "client = kclient.connect(sys.argv[1])\n"
+        "assert client.run('1').text == '1'\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n        client.run('2')\n"
+        "    except kclient.ForkedProcess:\n        print('refused', flush=True)\n"
+        "    client.close()\n"
+        "    import gevent\n"
+        "    gevent.reinit()\n"
+        "    with kclient.connect(sys.argv[1]) as own: print(own.run('6 * 7').text, flush=True)\n"
+        "    sys.exit()\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "print(client.run('3').text)\n"
+        "client.close()\n"
+    )
+    assert run_script(code, kernel.connection_file).split() == ["refused", "42", "3"]
+
+
+@pytest.mark.kernel
+def test_forked_child_that_ends_leaves_the_parents_kernel_alone(run_script):
+    code = (
+        "import os, sys, warnings, kclient\n"
+        "warnings.simplefilter('ignore')\n"
+        "kernel = kclient.start_kernel(timeout=60)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    sys.exit()\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert os.path.exists(kernel.connection_file)\n"
+        "print(kernel.run('6 * 7').text)\n"
+        "kernel.shutdown_kernel()\n"
+    )
+    assert run_script(code) == "42"
