@@ -67,6 +67,7 @@ class Execution:
         self._follower: gevent.Greenlet[..., Any] | None = None
         self._on_timeout = "it goes on; ask for its result again, or interrupt it"
         self._wants_interrupt = False
+        self._was_told_to_stop = False
         self._is_over = False
         self._again: Alarm | None = None
 
@@ -121,7 +122,7 @@ class Execution:
         self._owner.check()
         if self._is_over:
             return
-        self._wants_interrupt = True
+        self._was_told_to_stop = self._wants_interrupt = True
         self._link.drain()
         self._interrupt_if_running()
 
@@ -134,7 +135,7 @@ class Execution:
             return self._final_result()
         except BaseException:
             if not self._is_over:
-                if on_abandon == "interrupt":
+                if on_abandon == "interrupt" and not self._was_told_to_stop:
                     self.interrupt()
                 self._keeps_messages = False
                 self._messages.clear()
