@@ -253,7 +253,7 @@ class Execution:
                     self._call_on_output()
                     self._link.answer_input(self._input_requests.popleft(), self._on_input)
                     continue
-            except BaseException:
+            except Exception:
                 self.interrupt()
                 raise
             if self._is_over:

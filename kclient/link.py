@@ -17,7 +17,7 @@ from kclient.channels.stdin import StdInChannel
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution, OnInput
 from kclient.hub import Alarm, Deadline, Owner, Parking, call_back
-from kclient.protocol.messages import Content, Message
+from kclient.protocol.messages import Content, Message, check_code
 from kclient.protocol.routing import Ledger, Outputs
 from kclient.protocol.session import Session
 from kclient.watch import Overdue, Probe, Watchdog, no_reply
@@ -228,7 +228,7 @@ class Link:
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
-            message.header["subshell_id"] = subshell_id
+            message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
         execution.sent(message)
         executions = self.iopub.outputs.executions
         executions[message.msg_id] = execution

@@ -218,7 +218,7 @@ class KernelManager(Runner):
             return
         self._owner.check()
         with self._lock:
-            self._end_process(now=now, restart=restart)
+            self._fail_pending(self._end_process(now=now, restart=restart))
             if restart:
                 return
             self.stop_channels()
@@ -276,7 +276,7 @@ class KernelManager(Runner):
         self._owner.check()
         self._kernel.require()
         with self._lock:
-            self._end_process(now=True, restart=True)
+            self._fail_pending(self._end_process(now=True, restart=True))
 
     def is_alive(self) -> bool:
         """True while the process runs or, for a kernel that was not started here, while its heartbeat does not fail."""
@@ -298,10 +298,10 @@ class KernelManager(Runner):
         if not self._expects_exit and self._client is not None:
             self._client.link.bury(self._kernel.death)
 
-    def _end_process(self, *, now: bool, restart: bool) -> None:
-        """Message first, then force."""
+    def _end_process(self, *, now: bool, restart: bool) -> DeadKernelError | None:
+        """Message first, then force; returns how it ended, None if there was no kernel."""
         if not self.has_kernel:
-            return
+            return None
         self._expects_exit = True
         if self._client is not None and self._client.link.runs("hb"):
             self._client.hb_channel.pause()
@@ -310,10 +310,13 @@ class KernelManager(Runner):
         elif self._kernel.is_alive():
             self._ask_to_exit(restart=restart)
             self._kernel.end()
-        if self._client is not None:
-            death = self._kernel.death()
-            self._client.link.fail(lambda msg_id: copy(death))
+        death = self._kernel.death()
         self._kernel.forget()
+        return death
+
+    def _fail_pending(self, death: DeadKernelError | None) -> None:
+        if self._client is not None and death is not None:
+            self._client.link.fail(lambda msg_id: copy(death))
 
     def _ask_to_exit(self, *, restart: bool) -> None:
         """Send a shutdown_request, on a control channel of its own if need be, and wait for the exit."""

@@ -12,7 +12,7 @@ from kclient.channels.base import Failure, MessageChannel
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
-from kclient.protocol.messages import Content, Message
+from kclient.protocol.messages import Content, Message, check_code
 from kclient.protocol.routing import Requests, Slot
 from kclient.protocol.session import Session
 
@@ -145,9 +145,11 @@ class RequestChannel(MessageChannel):
         else:
             message = self.session.msg(msg_type, content, metadata=metadata)
         if buffers is not None:
+            if isinstance(buffers, (bytes, str)) or not isinstance(buffers, Sequence):
+                raise InvalidArgument(f"buffers must be a list of bytes, not {type(buffers).__name__}")
             message.buffers = list(buffers)
         if subshell_id is not None:
-            message.header["subshell_id"] = subshell_id
+            message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
         return message
 
     def refuse_if_answering(self, subshell_id: str | None = None) -> None:

@@ -70,6 +70,7 @@ class Wire:
         self.socket = socket
         self.name = name
         self.is_closed = False
+        self._owner = owner
         self._receive = weakref.WeakMethod(receive)
         self._lost = weakly(lost)
         self._is_draining = False
@@ -99,7 +100,10 @@ class Wire:
     def drain(self) -> None:
         """Take in what is there, for at most `TURN` seconds; what is left waits for the loop's next turn."""
         receive = self._receive()
-        if self._is_draining or self.is_closed or receive is None:
+        if self._owner.forked or receive is None:
+            self._stop_watching()
+            return
+        if self._is_draining or self.is_closed:
             return
         self._is_draining = True
         is_empty = False
@@ -123,10 +127,15 @@ class Wire:
         if self.is_closed:
             return
         self.is_closed = True
-        for watcher in (self._readable, self._again):
-            watcher.stop()
-            watcher.close()
+        self._stop_watching()
+        self._readable.close()
+        self._again.close()
         self.socket.close(0)
+
+    def _stop_watching(self) -> None:
+        """In a forked child, whose loop still watches the parent's socket, or for a channel that was dropped."""
+        self._readable.stop()
+        self._again.stop()
 
     def _read(self) -> list[bytes] | None:
         socket = self.socket

@@ -11,18 +11,18 @@ WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
 
 PUBLISH = """
-import threading
-def publish(*frames):
-    get_ipython().kernel.iopub_socket.send_multipart([frame.encode() for frame in frames])
 kernel = get_ipython().kernel
-sign = kernel.session.sign
+def publish(*frames):
+    kernel.iopub_socket.send_multipart([frame.encode() for frame in frames])
+def publish_signed(*parts):
+    publish('test', '<IDS|MSG>', kernel.session.sign([part.encode() for part in parts]).decode(), *parts)
 """
 """Raw frames out of a real kernel's iopub socket."""
 
 
 @pytest.fixture
 def publish(client):
-    """Have the kernel publish frames as they are; returns what the client made of it: the inbox, and what it dropped."""
+    """Have the kernel publish frames as they are; returns the client's inbox, and what it dropped and why."""
 
     def do(code):
         iopub = client.iopub_channel
@@ -47,23 +47,10 @@ def publish(client):
         ("publish('stream', '<IDS|MSG>', 'signature', '{}', '{}', '{}')", "layout"),
         ("publish('stream', '<IDS|MSG>', 'wrong', '{}', '{}', '{}', '{}')", "signature"),
         ("publish('stream', '<IDS|MSG>', '', '{}', '{}', '{}', '{}')", "signature"),
-        (
-            "parts = ['{', '{}', '{}', '{}']; publish('x', '<IDS|MSG>', sign([p.encode() for p in parts]).decode(), *parts)",
-            "json",
-        ),
-        (
-            "parts = ['[]', '{}', '{}', '1']; publish('x', '<IDS|MSG>', sign([p.encode() for p in parts]).decode(), *parts)",
-            "json",
-        ),
-        (
-            "parts = ['{}', '{}', '{}', '{}']; publish('x', '<IDS|MSG>', sign([p.encode() for p in parts]).decode(), *parts)",
-            "json",
-        ),
-        (
-            "parts = ['{\"msg_id\": \"a\", \"msg_type\": \"b\"}', '{}', '{}', '[' * 20_000]\n"
-            "publish('x', '<IDS|MSG>', sign([p.encode() for p in parts]).decode(), *parts)",
-            "json",
-        ),
+        ("publish_signed('{', '{}', '{}', '{}')", "json"),
+        ("publish_signed('[]', '{}', '{}', '1')", "json"),
+        ("publish_signed('{}', '{}', '{}', '{}')", "json"),
+        ("publish_signed('{\"msg_id\": \"a\", \"msg_type\": \"b\"}', '{}', '{}', '[' * 20_000)", "json"),
     ],
 )
 def test_frames_that_are_no_message_are_counted_logged_and_dropped(publish, caplog, code, reason):

@@ -9,13 +9,31 @@ WAIT = 30
 
 FOR_EVER = "import time\nprint('on', flush=True)\nwhile True:\n    time.sleep(0.01)"
 
+INTERRUPTIBLE = """
+import time
+interrupted = False
+print('on', flush=True)
+try:
+    {wait}
+except KeyboardInterrupt:
+    interrupted = True
+    raise
+"""
+
 CTRL_C = """
 import sys, kclient
 
-client = kclient.connect(sys.argv[1], watch=False)
+path, code = sys.argv[1:]
+client = kclient.connect(path, watch=False)
+
 def see(message):
     if message.msg_type == "stream" and message.content["text"].startswith("on"):
         print("on", flush=True)
+
+def wait_for_ever(prompt, password):
+    print("on", flush=True)
+    return client.control_channel.get_msg()
+
 try:
     {call}
 except KeyboardInterrupt:
@@ -26,13 +44,7 @@ result = client.run("print('idle again'); interrupted", timeout=30)
 print(result.stdout.strip(), result.text)
 client.close()
 """
-"""A script that is interrupted while it runs code; the code tells when."""
-
-INTERRUPTIBLE = (
-    "import time; interrupted = False; print('on', flush=True)\\n"
-    "try:\\n    while True: time.sleep(0.01)\\n"
-    "except KeyboardInterrupt: interrupted = True; raise"
-)
+"""A script that is interrupted while it runs code, which tells when."""
 
 
 @pytest.fixture
@@ -246,17 +258,16 @@ def test_abandoned_run_is_interrupted_once(client):
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "wait"),
     [
-        f'client.run("""{INTERRUPTIBLE}""", on_output=see)',
-        f'client.submit("""{INTERRUPTIBLE}""", on_output=see).result()',
-        f'client.on_input = lambda *_: print("on", flush=True) or client.control_channel.get_msg()\n'
-        f'    client.run("""{INTERRUPTIBLE.replace("while True: time.sleep(0.01)", "input()")}""")',
+        ("client.run(code, on_output=see)", "while True: time.sleep(0.01)"),
+        ("client.submit(code, on_output=see).result()", "while True: time.sleep(0.01)"),
+        ("client.run(code, on_input=wait_for_ever)", "input()"),
     ],
     ids=["run", "result", "input"],
 )
-def test_ctrl_c_interrupts_the_kernel_and_is_raised_when_it_is_idle(kernel, start_script, call):
-    script = start_script(CTRL_C.format(call=call), kernel.connection_file)
+def test_ctrl_c_interrupts_the_kernel_and_is_raised_when_it_is_idle(kernel, start_script, call, wait):
+    script = start_script(CTRL_C.format(call=call), kernel.connection_file, INTERRUPTIBLE.format(wait=wait))
     while script.read_line() != "on":
         assert script.process.poll() is None
     script.interrupt()

@@ -62,10 +62,10 @@ def test_manager_by_hand_starts_a_kernel(transport):
 
 
 def test_context_manager_cleans_up_after_an_error(runtime_dir, transport):
-    with pytest.raises(ZeroDivisionError):
-        with kclient.start_kernel(transport=transport, timeout=WAIT) as manager:
-            process = manager.process
-            raise ZeroDivisionError
+    manager = kclient.start_kernel(transport=transport, timeout=WAIT)
+    process = manager.process
+    with pytest.raises(ZeroDivisionError), manager:
+        raise ZeroDivisionError
     assert process.exited.is_set()
     assert not manager.channels_running
     assert list(runtime_dir.iterdir()) == []

@@ -90,9 +90,6 @@ def test_pending_calls_fail_and_are_never_delivered(kernel_manager, background, 
         "run": background(kernel_manager.run, mark),
         "execute": background(kernel_manager.execute, mark),
         "get_reply": background(kernel_manager.shell_channel.get_reply, msg_id),
-        "shell": background(kernel_manager.shell_channel.get_msg),
-        "stdin": background(kernel_manager.stdin_channel.get_msg),
-        "control": background(kernel_manager.control_channel.get_msg),
     }
     kernel_manager.shutdown_wait_time = 0.1
     kernel_manager.restart_kernel(timeout=WAIT)
@@ -102,6 +99,15 @@ def test_pending_calls_fail_and_are_never_delivered(kernel_manager, background, 
     assert errors["get_reply"].msg_id == msg_id
     assert kernel_manager.run("'of the new one'").execution_count == 1
     assert not ran.exists()
+
+
+def test_get_msg_that_waits_during_a_restart_fails(kernel_manager, background):
+    channels = [kernel_manager.shell_channel, kernel_manager.stdin_channel, kernel_manager.control_channel]
+    calls = [background(channel.get_msg, timeout=WAIT / 2) for channel in channels]
+    kernel_manager.restart_kernel(now=True, timeout=WAIT)
+    kernel_manager.kernel_info(timeout=WAIT)
+    assert [call.is_waiting for call in calls] == [False] * 3
+    assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * 3
 
 
 def test_request_nobody_awaits_is_not_delivered_either(kernel_manager, folder, gate):

@@ -248,7 +248,8 @@ def test_on_output_gets_each_output_as_it_arrives(client, gate):
 
 
 def test_on_output_sees_what_a_result_does_not_show(client):
-    code = "from IPython.display import clear_output\nhandle = display(1, display_id=True)\nhandle.update(2)\nclear_output()"
+    imports = "from IPython.display import clear_output"
+    code = f"{imports}\nhandle = display(1, display_id=True)\nhandle.update(2)\nclear_output()"
     seen = []
     result = client.run(code, on_output=lambda message: seen.append(message.msg_type))
     assert result.outputs == []

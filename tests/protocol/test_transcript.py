@@ -134,7 +134,7 @@ def test_reader_is_shown_outputs_and_nothing_else():
     assert [transcript.take(message) for message in outputs] == [True] * 6
     others = [status("busy"), status("idle"), iopub("execute_input", {"execution_count": 1}), iopub("brand_new")]
     assert [transcript.take(message) for message in others] == [False] * 4
-    assert transcript.version == 10
+    assert (transcript.version, transcript.has_input) == (6, True)
 
 
 # clear_output
@@ -452,7 +452,7 @@ def test_outputs_of_any_messages_are_valid_and_copies_of_them_never_change(messa
         copies.append((transcript.outputs(), copy.deepcopy(transcript.outputs())))
     assert all(output == as_it_was for output, as_it_was in copies)
     validate(transcript.outputs())
-    assert transcript.version == len(messages)
+    assert transcript.version <= len(messages)
     names = [output.get("name") for output in transcript.outputs()]
     assert not any(name is not None and name == following for name, following in pairwise(names))
 
