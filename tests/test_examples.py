@@ -1,0 +1,32 @@
+"""Each example runs to its end, and says what its text promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+PROMISES = {
+    "script.py": ["mean: 3.875", "StatisticsError", "took too long: 0.5 s", "still there: 8"],
+    "gevent_server.py": ["request 4: 8", "request 99: the kernel is gone, exit code 7", "request 100: 200"],
+    "latency.py": ["sent to busy", "sent to reply", "sent to idle"],
+}
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", PROMISES)
+def test_example_runs(name: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], cwd=folder, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for promise in PROMISES[name]:
+        assert promise in done.stdout
