@@ -46,6 +46,8 @@ class Channel(ABC):
         self._retire: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
         self._failure: Failure | None = None
+        self._last_failure: Failure | None = None
+        self._failures = 0
         self._deliveries: deque[tuple[Any, ...]] = deque()
         self._deliverer: gevent.Greenlet[..., Any] | None = None
 
@@ -87,7 +89,8 @@ class Channel(ABC):
 
     def fail(self, failure: Failure) -> None:
         """Wake every waiting call with an error, and refuse new ones until `reopen`."""
-        self._failure = failure
+        self._failure = self._last_failure = failure
+        self._failures += 1
 
     def reopen(self) -> None:
         """Connect anew under the same object: what was sent and not delivered is dropped."""
@@ -203,12 +206,15 @@ class MessageChannel(Channel):
         """
         deadline = Deadline(timeout if block else 0)
         self._check().drain()
+        failures = self._failures
         while True:
             try:
                 return self._next_unclaimed()
             except KeyError:
                 self._check()
                 self._check_failure()
+            if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
+                raise self._last_failure(None)
             if not self._arrived.wait(deadline):
                 self.drain()
                 if deadline.is_over and not self.msg_ready():

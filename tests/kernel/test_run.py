@@ -308,9 +308,10 @@ def test_run_that_times_out_tells_what_it_has_so_far(client, make_gate, on_aband
     assert finished.ok is (on_abandon == "leave")
 
 
-def test_run_without_time_sends_its_code_all_the_same(client):
+def test_run_without_time_sends_its_code_all_the_same(client, gate):
     with pytest.raises(kclient.KernelTimeout) as caught:
-        client.run("print('sent')", timeout=0, on_abandon="leave")
+        client.run(f"{gate.code} print('sent')", timeout=0, on_abandon="leave")
+    gate.open()
     assert caught.value.execution.result().stdout == "sent\n"
 
 
