@@ -25,6 +25,9 @@ from kclient.watch import Overdue, Probe, Watchdog, no_reply
 LAST_WORDS: Final = 0.02
 """Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
 
+STDIN_WAIT: Final = 1.0
+"""Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
+
 SUBSCRIBE_PAUSE: Final = 0.005
 """Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
 
@@ -183,7 +186,7 @@ class Link:
         self._restarted.wake()
 
     def wait_for_ready(self, deadline: Deadline) -> None:
-        """Until kernel_info is answered and, if iopub runs, something has come over it."""
+        """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
         pause = SUBSCRIBE_PAUSE
         probe = self.probe(self.shell, deadline)
         try:
@@ -198,6 +201,8 @@ class Link:
         except BaseException:
             probe.forget()
             raise
+        if self.runs("stdin"):
+            self.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
 
     def probe(self, channel: RequestChannel, deadline: Deadline, *, subshell_id: str | None = None) -> Probe:
         """Ask kernel_info, on kclient's own account, and return when the reply is in."""

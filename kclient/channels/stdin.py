@@ -9,6 +9,7 @@ import zmq
 
 from kclient.channels.base import MessageChannel
 from kclient.errors import InvalidState
+from kclient.hub import Deadline
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
@@ -66,5 +67,10 @@ class StdInChannel(MessageChannel):
     def _next_unclaimed(self) -> Message:
         return self.inbox.pop_oldest()
 
+    def wait_for_peer(self, deadline: Deadline) -> bool:
+        """Until the kernel can reach us; its ROUTER drops an input_request to an identity that it has not met."""
+        return self._check().wait_for_peer(deadline)
+
     def _configure(self, socket: zmq.Socket[Any]) -> None:
         socket.routing_id = self.session.identity
+        socket.immediate = True

@@ -17,7 +17,7 @@ import zmq
 import zmq.green
 
 from kclient.errors import ChannelClosed
-from kclient.hub import Owner, weakly
+from kclient.hub import Deadline, Owner, Parking, weakly
 
 TURN: Final = 0.002
 """Seconds for which a socket may be read before the loop must turn."""
@@ -36,6 +36,7 @@ _get: Final[Callable[[zmq.Socket[Any], int], int]] = zmq.Socket.get  # type: ign
 _MORE: Final = int(zmq.SNDMORE) | int(zmq.DONTWAIT)
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
 _EVENTS: Final = int(zmq.EVENTS)
 _RCVMORE: Final = int(zmq.RCVMORE)
 
@@ -74,6 +75,7 @@ class Wire:
         self._receive = weakref.WeakMethod(receive)
         self._lost = weakly(lost)
         self._is_draining = False
+        self._touched = Parking(owner.hub)
         _retire_own_watcher(socket)
         loop = owner.hub.loop
         self._again = loop.timer(NEXT_TURN)
@@ -90,6 +92,8 @@ class Wire:
                 _send(socket, frame, _MORE)
             _send(socket, frames[-1], _DONTWAIT)
             has_arrived = _get(socket, _EVENTS) & _POLLIN
+        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
+            raise ChannelClosed(self.name) from exc
         except zmq.ZMQError as exc:
             self.close()
             self._lost()
@@ -119,8 +123,19 @@ class Wire:
                     break
         finally:
             self._is_draining = False
+            self._touched.wake()
             if not is_empty and not self.is_closed:
                 self._again.start(self.drain)
+
+    def wait_for_peer(self, deadline: Deadline) -> bool:
+        """Until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
+        while not self.is_closed:
+            self.drain()
+            if _get(self.socket, _EVENTS) & _POLLOUT:
+                return True
+            if not self._touched.wait(deadline) and deadline.is_over:
+                break
+        return False
 
     def close(self) -> None:
         """Close the socket at once, without waiting for what was not sent. Idempotent."""

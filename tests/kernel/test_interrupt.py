@@ -1,8 +1,11 @@
+import time
+
 import gevent
 import gevent.event
 import pytest
 
 import kclient
+from kclient.execution import INTERRUPT_AGAIN
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
@@ -154,6 +157,17 @@ def test_code_that_ignores_its_interrupt_gets_another(kernel):
     next(iter(execution))
     execution.interrupt()
     assert execution.result().text == "'twice'"
+
+
+def test_second_signal_is_not_sent_when_the_first_was_effective_but_nobody_has_looked(kernel):
+    """The hub stands still until the second is due: it is for an execution that has ended, as the sockets tell."""
+    running = kernel.submit(FOR_EVER)
+    behind = kernel.submit("import time\nfor _ in range(100): time.sleep(0.01)\n'untouched'")
+    next(iter(running))
+    running.interrupt()
+    time.sleep(INTERRUPT_AGAIN + 0.1)  # a program that computes, and gives the hub no turn
+    assert was_interrupted(running)
+    assert behind.result().text == "'untouched'"
 
 
 # Abandoned runs
