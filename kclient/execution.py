@@ -299,6 +299,7 @@ class Execution:
             self._again.set(INTERRUPT_AGAIN, None if was_early else self._transcript.version)
 
     def _interrupt_again(self, version: int | None) -> None:
+        self._link.drain()
         has_effect = version is not None and self._transcript.version != version
         if not self._is_over and not has_effect and self._link.is_busy_with(self.msg_id):
             self._send_interrupt()

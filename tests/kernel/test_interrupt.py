@@ -15,8 +15,8 @@ FOR_EVER = "import time\nprint('on', flush=True)\nwhile True:\n    time.sleep(0.
 INTERRUPTIBLE = """
 import time
 interrupted = False
-print('on', flush=True)
 try:
+    print('on', flush=True)
     {wait}
 except KeyboardInterrupt:
     interrupted = True
