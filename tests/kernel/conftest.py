@@ -133,8 +133,11 @@ class Script:
         )
 
     def read_line(self) -> str:
+        """A line that it prints."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate(timeout=WAIT)
+        return line.strip()
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
