@@ -185,3 +185,16 @@ def install_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         return name
 
     return install
+
+
+@pytest.fixture
+def await_arrival() -> Callable[[kclient.KernelClient], None]:
+    """Wait until a kernel that is busy has taken in all that was sent on the client's shell channel."""
+
+    def await_arrival(client: kclient.KernelClient) -> None:
+        control, shell = client.control_channel, client.shell_channel
+        subshell_id = control.create_subshell(timeout=WAIT).content["subshell_id"]
+        shell.get_reply(shell.send("kernel_info_request", {}, subshell_id=subshell_id), timeout=WAIT)
+        control.delete_subshell(subshell_id, timeout=WAIT)
+
+    return await_arrival

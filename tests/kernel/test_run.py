@@ -178,9 +178,10 @@ def test_code_queued_behind_an_error_runs(client, gate):
     assert behind.result().text == "'runs'"
 
 
-def test_stop_on_error_aborts_what_is_queued_behind(client, gate):
+def test_stop_on_error_aborts_what_is_queued_behind(client, gate, await_arrival):
     failing = client.submit(f"{gate.code} 1 / 0", stop_on_error=True)
     behind = [client.submit("'does not run'"), client.submit("'nor this'", check=True)]
+    await_arrival(client)
     gate.open()
     assert failing.result().status == "error"
     result = behind[0].result()

@@ -74,11 +74,12 @@ def test_user_expressions_are_evaluated_after_the_code(client):
 
 
 @pytest.mark.parametrize("stop_on_error", [True, False])
-def test_stop_on_error_aborts_what_is_queued_behind(client, gate, stop_on_error):
+def test_stop_on_error_aborts_what_is_queued_behind(client, gate, stop_on_error, await_arrival):
     shell = client.shell_channel
     flags = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
     failing = shell.send("execute_request", {"code": f"{gate.code} 1 / 0", "stop_on_error": stop_on_error, **flags})
     behind = shell.send("execute_request", {"code": "1", "stop_on_error": stop_on_error, **flags})
+    await_arrival(client)
     gate.open()
     assert shell.get_reply(failing, timeout=WAIT).content["status"] == "error"
     assert shell.get_reply(behind, timeout=WAIT).content["status"] == ("aborted" if stop_on_error else "ok")
