@@ -36,6 +36,12 @@ REAL_KERNELS = {"shared_kernel", "kernel", "kernel_manager", "start_kernel"}
 START = 30
 """Seconds that a kernel may take to start, on a busy machine."""
 
+HISTORY_IS_SAVED_LATER = "c = get_config()\nc.HistoryManager.db_cache_size = 10_000\n"
+"""An interrupt can leave IPython with two lines of one number: it says so as it saves them, in whatever comes next."""
+
+CLEAN = "%reset -f\nget_ipython().history_manager.writeout_cache()"
+"""What the kernel that tests share runs after each."""
+
 HUNG_AGAIN = 15
 """Seconds after which a test that was ended already, and hangs in its teardown, is ended again."""
 
@@ -108,6 +114,8 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "XDG_CONFIG_HOME"):
             patch.setenv(name, make(base / name.lower()))
+        profile = Path(make(base / "ipythondir" / "profile_default"))
+        (profile / "ipython_config.py").write_text(HISTORY_IS_SAVED_LATER, encoding="utf-8")
         use_folder(patch, base)
         yield base
     shutil.rmtree(base, ignore_errors=True)
@@ -199,7 +207,7 @@ def kernel(shared_kernel: SharedKernel, request: pytest.FixtureRequest) -> Itera
         shared_kernel.manager.restart_kernel(now=True, timeout=START)
     shared_kernel.broken_by = request.node.nodeid
     yield shared_kernel.manager
-    assert shared_kernel.manager.run("%reset -f", silent=True, timeout=START).ok
+    assert shared_kernel.manager.run(CLEAN, silent=True, timeout=START).ok
     shared_kernel.manager.iopub_channel.flush()
     shared_kernel.broken_by = None
 
