@@ -20,6 +20,9 @@ import kclient
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
 
+WARNINGS = ["-W", "error", "-W", "ignore:Jupyter is migrating its paths:DeprecationWarning"]
+"""What Python is told about warnings: what setup.cfg tells pytest."""
+
 
 @pytest.fixture(scope="session")
 def shared_kernel(shared_kernel: Any) -> Any:
@@ -125,7 +128,7 @@ class Script:
     def __init__(self, path: Path, arguments: tuple[str, ...]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(kclient.__file__).parents[1])}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(path), *arguments],
+            [sys.executable, *WARNINGS, str(path), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
