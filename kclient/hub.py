@@ -5,17 +5,19 @@ Everything that blocks in kclient blocks in `Parking.wait`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import gevent
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in a foreign thread
 from gevent.hub import Hub, Waiter
 
@@ -34,6 +36,34 @@ def _remember_fork() -> None:
 
 os.register_at_fork(after_in_child=_remember_fork)
 
+FREEZE: Final = 0.1
+"""Seconds that the end of the program waits for the hub of a daemon thread to stand still."""
+
+_hubs_of_threads: weakref.WeakSet[Hub] = weakref.WeakSet()
+
+
+@atexit.register
+def _freeze_threads() -> None:
+    """Let the hubs of daemon threads stand still: one that wakes while Python goes down crashes the program.
+
+    CPython ends such a thread by unwinding its stack, which with greenlets is not what it takes it for.
+    """
+    allocate_lock = monkey.get_original("_thread", "allocate_lock")
+    running = sys._current_frames()
+    for hub in list(_hubs_of_threads):
+        if hub.loop is None or hub.thread_ident not in running:
+            continue
+        stands, never = allocate_lock(), allocate_lock()
+        stands.acquire()
+        never.acquire()
+        hub.loop.run_callback_threadsafe(_stand_still, stands, never)
+        stands.acquire(timeout=FREEZE)
+
+
+def _stand_still(stands: Any, never: Any) -> None:
+    stands.release()
+    never.acquire()
+
 
 class Owner:
     """The hub and the process that made an object, the only ones that may use it.
@@ -46,6 +76,8 @@ class Owner:
     def __init__(self) -> None:
         self.hub: Hub = get_hub()
         self._pid = _pid
+        if not self.hub.loop.default:
+            _hubs_of_threads.add(self.hub)
 
     def check(self) -> None:
         """Raise ForkedProcess or WrongThread if the caller is not in the owner's hub."""
@@ -154,10 +186,11 @@ def weakly(method: Callable[..., object]) -> Callable[..., None]:
 class Alarm:
     """Calls `method` once, some time after `set`; the loop does not keep the method's object alive."""
 
-    __slots__ = ("_call", "_hub", "_timer")
+    __slots__ = ("_call", "_hub", "_pid", "_timer")
 
     def __init__(self, hub: Hub, method: Callable[..., object]) -> None:
         self._hub = hub
+        self._pid = _pid
         self._call = weakly(method)
         self._timer: Any = None
 
@@ -181,7 +214,8 @@ class Alarm:
 
     def _ring(self, args: tuple[object, ...]) -> None:
         self.cancel()
-        self._call(*args)
+        if self._pid == _pid:  # a forked child has the parent's timers, and none of its business
+            self._call(*args)
 
 
 def log_soon(logger: logging.Logger, level: int, message: str, *args: object) -> None:

@@ -1,12 +1,14 @@
-"""Ctrl-C, delivered to the greenlet that waits and to nowhere else.
+"""Ctrl-C, delivered to the greenlet that waits, and never half-way through a message.
 
-Python's own handler raises KeyboardInterrupt wherever the main thread happens to be: half-way through a message, or in
-the hub, which prints it. While the main greenlet waits, ours stands in. A handler of the user's own is left alone.
+Python's own handler raises KeyboardInterrupt wherever the main thread happens to be: between two frames, or in the
+hub, which prints it. While the main greenlet waits, or a socket is used, ours stands in. A handler of the user's own is
+left alone.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 # The functions of `signal` wrap these at 14 times the price: 6.8 us a wait instead of 0.5.
 from _signal import SIGINT, default_int_handler, getsignal, set_wakeup_fd  # type: ignore[import-not-found]
@@ -25,12 +27,15 @@ class Wakeup:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self._out, self.fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._out, self.fd = os.pipe()
+        for end in (self._out, self.fd):
+            os.set_blocking(end, False)
         self._watcher = hub.loop.io(self._out, 1, ref=False)
         self._watcher.start(self._empty)
 
     def _empty(self) -> None:
-        os.read(self._out, 4096)
+        with suppress(BlockingIOError):  # a forked child, whose pipe it is as well, was faster
+            os.read(self._out, 4096)
 
     def close(self) -> None:
         """Give the pipe back, when the main thread has a new hub."""
@@ -39,6 +44,30 @@ class Wakeup:
 
 
 _wakeup: Wakeup | None = None
+_came = False
+
+
+def hold(hub: Hub) -> bool:
+    """Put off a Ctrl-C until `release`; False if it needs no putting off: then there is nothing to release."""
+    if getsignal(SIGINT) is not default_int_handler or not hub.loop.default:
+        return False
+    set_handler(SIGINT, _note)
+    return True
+
+
+def release() -> None:
+    """End `hold`; raises KeyboardInterrupt if a Ctrl-C has come since."""
+    global _came
+    if getsignal(SIGINT) is _note:
+        set_handler(SIGINT, default_int_handler)
+    if _came:
+        _came = False
+        raise KeyboardInterrupt
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    global _came
+    _came = True
 
 
 def wait(waiter: Waiter[bool], hub: Hub) -> bool:
@@ -54,8 +83,9 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
         is_interrupted = True
         hub.loop.run_callback(waiter.switch, False)
 
+    new_fd = _wakeup_fd(hub)
     set_handler(SIGINT, on_sigint)
-    old_fd = set_wakeup_fd(_wakeup_fd(hub), warn_on_full_buffer=False)
+    old_fd = set_wakeup_fd(new_fd, warn_on_full_buffer=False)
     if old_fd != -1:
         set_wakeup_fd(old_fd)
     try:
@@ -72,9 +102,14 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
 
 
 def _wakeup_fd(hub: Hub) -> int:
+    """Of the pipe, made when first needed; -1 where no descriptor is left: a Ctrl-C is then seen with the next event."""
     global _wakeup
     if _wakeup is None or _wakeup.hub is not hub:
         if _wakeup is not None:
             _wakeup.close()
-        _wakeup = Wakeup(hub)
+            _wakeup = None
+        try:
+            _wakeup = Wakeup(hub)
+        except OSError:
+            return -1
     return _wakeup.fd

@@ -16,7 +16,8 @@ from typing import Any, Final
 import zmq
 import zmq.green
 
-from kclient.errors import ChannelClosed
+from kclient import sigint
+from kclient.errors import ChannelClosed, InvalidState
 from kclient.hub import Deadline, Owner, Parking, weakly
 
 TURN: Final = 0.002
@@ -80,26 +81,19 @@ class Wire:
         loop = owner.hub.loop
         self._again = loop.timer(NEXT_TURN)
         self._readable = loop.io(_get(socket, zmq.FD), 1)
-        self._readable.start(self.drain)
+        self._readable.start(self._on_event)
         # A pipe signals only a reader that has found it empty before, so have a look without being told.
         self._again.start(self.drain)
 
     def send(self, frames: Sequence[Any]) -> None:
         """Queue a message, and take in what has arrived meanwhile; raises ChannelClosed."""
-        socket = self.socket
+        is_held = sigint.hold(self._owner.hub)
         try:
-            for frame in frames[:-1]:
-                _send(socket, frame, _MORE)
-            _send(socket, frames[-1], _DONTWAIT)
-            has_arrived = _get(socket, _EVENTS) & _POLLIN
-        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
-            raise ChannelClosed(self.name) from exc
-        except zmq.ZMQError as exc:
-            self.close()
-            self._lost()
-            raise ChannelClosed(self.name) from exc
-        if has_arrived:
-            self.drain()
+            if self._send(frames):
+                self.drain()
+        finally:
+            if is_held:
+                sigint.release()
 
     def drain(self) -> None:
         """Take in what is there, for at most `TURN` seconds; what is left waits for the loop's next turn."""
@@ -109,6 +103,14 @@ class Wire:
             return
         if self._is_draining or self.is_closed:
             return
+        is_held = sigint.hold(self._owner.hub)
+        try:
+            self._take_in(receive)
+        finally:
+            if is_held:
+                sigint.release()
+
+    def _take_in(self, receive: Callable[[list[bytes]], None]) -> None:
         self._is_draining = True
         is_empty = False
         until = monotonic() + TURN
@@ -125,7 +127,20 @@ class Wire:
             self._is_draining = False
             self._touched.wake()
             if not is_empty and not self.is_closed:
-                self._again.start(self.drain)
+                self._again.start(self._go_on)
+
+    def _on_event(self) -> None:
+        try:
+            self.drain()
+        except BaseException:
+            self._again.start(self._go_on)
+            raise
+
+    def _go_on(self) -> None:
+        """Take in again, and watch again: the loop stops a watcher whose callback has raised."""
+        if not self.is_closed:
+            self._readable.start(self._on_event)
+            self.drain()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:
         """Until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
@@ -142,6 +157,7 @@ class Wire:
         if self.is_closed:
             return
         self.is_closed = True
+        self._touched.wake()
         self._stop_watching()
         self._readable.close()
         self._again.close()
@@ -151,6 +167,21 @@ class Wire:
         """In a forked child, whose loop still watches the parent's socket, or for a channel that was dropped."""
         self._readable.stop()
         self._again.stop()
+
+    def _send(self, frames: Sequence[Any]) -> int:
+        """Queue a message; true if one has arrived."""
+        socket = self.socket
+        try:
+            for frame in frames[:-1]:
+                _send(socket, frame, _MORE)
+            _send(socket, frames[-1], _DONTWAIT)
+            return _get(socket, _EVENTS) & _POLLIN
+        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
+            raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
+        except zmq.ZMQError as exc:
+            self.close()
+            self._lost()
+            raise ChannelClosed(self.name) from exc
 
     def _read(self) -> list[bytes] | None:
         socket = self.socket
