@@ -65,7 +65,9 @@ class KernelClient(Runner):
         for name, is_wanted in wanted.items():
             is_missing = self.connection.shell_port and not self.connection.port(name)
             if is_wanted and not is_missing:
-                self.link.channel(name).start()
+                self.link.start_channel(name)
+        if self._death_watch is not None and not self._death_watch.is_running and self.link.runs("hb"):
+            self.watch(self._death_watch.dead_after)
 
     def stop_channels(self) -> None:
         """Disconnect every channel; whoever waits gets ChannelClosed. `start_channels` opens new ones."""

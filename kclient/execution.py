@@ -11,8 +11,9 @@ import gevent
 from gevent import getcurrent
 
 from kclient.channels.base import Failure, log
-from kclient.errors import DeadKernelError, InvalidState, KClientError, KernelTimeout, NoReply
-from kclient.hub import Alarm, Deadline, Owner, Parking, call_back
+from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
+from kclient.hub import Deadline, Owner, Parking, call_back
+from kclient.interruption import Interruption
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 OnOutput = Callable[[Message], object]
 OnInput = Callable[[str, bool], str]
 
-INTERRUPT_AGAIN: Final = 0.5
-"""Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
+MESSAGE_NBYTES: Final = 2048
+"""Bytes that a message takes in memory besides its content: the dicts of its headers, mostly."""
 
 CTRL_C_GRACE: Final = 5.0
 """Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
@@ -66,10 +67,8 @@ class Execution:
         self._callback_error: BaseException | None = None
         self._follower: gevent.Greenlet[..., Any] | None = None
         self._on_timeout = "it goes on; ask for its result again, or interrupt it"
-        self._wants_interrupt = False
-        self._was_told_to_stop = False
+        self._interruption = Interruption(self, link, transcript)
         self._is_over = False
-        self._again: Alarm | None = None
 
     def __repr__(self) -> str:
         return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
@@ -101,8 +100,7 @@ class Execution:
         """True if the execution has ended; takes in what has arrived, and does not wait."""
         self._owner.check()
         self._link.look()
-        if self._follower is not None and getcurrent() is not self._owner.hub:
-            gevent.sleep(0)  # its callbacks, too, are to get on in a script that only polls
+        self._let_follower_run()
         return self._is_over and self._follower is None
 
     def result(self, timeout: float | None = None) -> Result:
@@ -111,6 +109,8 @@ class Execution:
         Ctrl-C, in the main greenlet, interrupts the kernel and raises KeyboardInterrupt when it is idle.
         """
         self._owner.check()
+        if self._follower is not None and getcurrent() is self._follower:
+            raise InvalidState("a callback of this execution cannot wait for its end, which comes after the callback")
         deadline = Deadline(timeout)
         self._or_interrupt(self._wait_for_end, deadline)
         if self._callback_error is not None:
@@ -122,9 +122,7 @@ class Execution:
         self._owner.check()
         if self._is_over:
             return
-        self._was_told_to_stop = self._wants_interrupt = True
-        self._link.drain()
-        self._interrupt_if_running()
+        self._interruption.ask()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
         """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""
@@ -135,10 +133,9 @@ class Execution:
             return self._final_result()
         except BaseException:
             if not self._is_over:
-                if on_abandon == "interrupt" and not self._was_told_to_stop:
-                    self.interrupt()
-                self._keeps_messages = False
-                self._messages.clear()
+                if on_abandon == "interrupt":
+                    self._interrupt_once()
+                self._stop_calling()
             raise
 
     def follow_in_background(self) -> None:
@@ -153,6 +150,11 @@ class Execution:
         self.subshell_id = request.header.get("subshell_id")
         self._transcript.times.sent = perf_counter()
 
+    @property
+    def is_incomplete(self) -> bool:
+        """True if it ended without its idle status, which will not come any more."""
+        return not self._transcript.complete
+
     def is_running(self) -> bool:
         """True until the end, as far as it has been taken in."""
         return not self._is_over
@@ -162,8 +164,8 @@ class Execution:
         transcript = self._transcript
         if transcript.take(message) and self._keeps_messages:
             self._keep(message)
-        if self._wants_interrupt and message.header["msg_type"] == "status":
-            self._interrupt_if_running()
+        if self._interruption.is_due and message.header["msg_type"] == "status":
+            self._interruption.send_if_running()
         if transcript.is_done:
             self._end()
 
@@ -203,22 +205,29 @@ class Execution:
 
     def _keep(self, message: Message) -> None:
         limit = self._transcript.max_output_bytes
-        if limit is not None and self._messages_nbytes + message.nbytes > limit:
+        if limit is not None and self._messages_nbytes + message.nbytes + MESSAGE_NBYTES > limit:
             self._transcript.truncated = True
             return
         self._messages.append(message)
-        self._messages_nbytes += message.nbytes
+        self._messages_nbytes += message.nbytes + MESSAGE_NBYTES
         self._changed.wake()
 
     def _next_message(self) -> Message:
         message = self._messages.popleft()
-        self._messages_nbytes -= message.nbytes
+        self._messages_nbytes -= message.nbytes + MESSAGE_NBYTES
         return message
+
+    def _stop_calling(self) -> None:
+        """Nobody sees outputs or answers prompts any more; prompts go where those of others go."""
+        self._keeps_messages = False
+        self._messages.clear()
+        self._on_input = None
+        while self._input_requests:
+            self._link.stdin.leave(self._input_requests.popleft())
 
     def _end(self) -> None:
         self._is_over = True
-        if self._again is not None:
-            self._again.cancel()
+        self._interruption.cancel()
         self._link.forget(self)
         self._changed.wake()
 
@@ -226,16 +235,25 @@ class Execution:
         """Until something changes; raises KernelTimeout."""
         self._link.refuse_if_answering(self.subshell_id)
         if not self._changed.wait(deadline) and deadline.is_over:
-            self._link.drain()
-            if not self._is_over:
-                raise KernelTimeout(
-                    "end of the execution",
-                    deadline.timeout,
-                    msg_id=self.msg_id,
-                    execution=self,
-                    result=Result.of(self._transcript),
-                    hint=self._on_timeout,
-                )
+            self._link.look()
+            self._let_follower_run()
+            self._check_deadline(deadline)
+
+    def _check_deadline(self, deadline: Deadline) -> None:
+        if deadline.is_over and not self._is_over:
+            raise KernelTimeout(
+                "end of the execution",
+                deadline.timeout,
+                msg_id=self.msg_id,
+                execution=self,
+                result=Result.of(self._transcript),
+                hint=self._on_timeout,
+            )
+
+    def _let_follower_run(self) -> None:
+        """The callbacks, too, are to get on in a script that only polls."""
+        if self._follower is not None and getcurrent() not in (self._follower, self._owner.hub):
+            gevent.sleep(0)
 
     def _wait_for_end(self, deadline: Deadline) -> None:
         while not self._is_over or self._follower is not None:
@@ -247,12 +265,16 @@ class Execution:
         """Run the callbacks, in order of arrival, until the end; what was printed before a prompt comes before it."""
         while True:
             try:
-                self._call_on_output()
+                self._call_on_output(deadline)
                 if self._input_requests and self._on_input is not None:
                     self._link.drain()
-                    self._call_on_output()
-                    self._link.answer_input(self._input_requests.popleft(), self._on_input)
+                    self._call_on_output(deadline)
+                    self._link.prompts.answer(self._input_requests.popleft(), self._on_input)
                     continue
+            except KernelTimeout as exc:
+                if exc.execution is not self:
+                    self.interrupt()
+                raise
             except Exception:
                 self.interrupt()
                 raise
@@ -260,21 +282,29 @@ class Execution:
                 return
             self._wait(deadline)
 
-    def _call_on_output(self) -> None:
+    def _call_on_output(self, deadline: Deadline) -> None:
         while self._messages and self._on_output is not None:
             call_back(self._on_output, self._next_message())
+            self._check_deadline(deadline)
 
     def _follow_all(self) -> None:
         try:
             self._follow(Deadline(None))
-        except Exception as exc:  # noqa: BLE001 - `result` raises it
+        except BaseException as exc:  # a gevent.Timeout, too; `result` raises it
             self._callback_error = exc
             self._on_output = None
-            self._keeps_messages = False
-            self._messages.clear()
+            self._interrupt_once()
+            self._stop_calling()
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                raise
         finally:
             self._follower = None
             self._changed.wake()
+
+    def _interrupt_once(self) -> None:
+        """Interrupt it unless somebody has: a second interrupt would hit whatever comes next."""
+        if not self._interruption.was_asked:
+            self.interrupt()
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
         """`wait`; a Ctrl-C in it interrupts the kernel and is raised when the kernel is idle, a second one at once."""
@@ -287,28 +317,6 @@ class Execution:
                 while not self._is_over and not grace.is_over:
                     self._changed.wait(grace)
             raise
-
-    def _interrupt_if_running(self) -> None:
-        if self._wants_interrupt and self._link.is_busy_with(self.msg_id):
-            self._wants_interrupt = False
-            # An interrupt that comes before the code does is lost; execute_input tells that it has come.
-            was_early = not self._transcript.has_input
-            self._send_interrupt()
-            if self._again is None:
-                self._again = Alarm(self._owner.hub, self._interrupt_again)
-            self._again.set(INTERRUPT_AGAIN, None if was_early else self._transcript.version)
-
-    def _interrupt_again(self, version: int | None) -> None:
-        self._link.drain()
-        has_effect = version is not None and self._transcript.version != version
-        if not self._is_over and not has_effect and self._link.is_busy_with(self.msg_id):
-            self._send_interrupt()
-
-    def _send_interrupt(self) -> None:
-        try:
-            self._link.interrupt_kernel()
-        except KClientError as exc:  # closed or dead: then the execution ends anyway
-            log.debug("cannot interrupt %s: %s", self.msg_id, exc)
 
     def _final_result(self) -> Result:
         self._raise_failure()

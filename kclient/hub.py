@@ -117,7 +117,7 @@ class Deadline:
         self.timeout = timeout
         self._at: float | None = None
         if timeout is not None:
-            self._at = monotonic() + check_timeout(timeout)
+            self._at = monotonic() + check_seconds(timeout, "timeout", alternative=", or None")
 
     def left(self) -> float | None:
         """Seconds left, never negative; None for ever."""
@@ -127,20 +127,25 @@ class Deadline:
     def is_over(self) -> bool:
         return self._at is not None and monotonic() >= self._at
 
+    def half(self) -> Deadline:
+        """A deadline for one step of the call, which leaves as much for the others."""
+        left = self.left()
+        return Deadline(None if left is None else left / 2)
+
     def at_most(self, seconds: float) -> Deadline:
         """A deadline for one step of the call: `seconds` from now, or this one if it is sooner."""
         left = self.left()
         return Deadline(seconds if left is None else min(seconds, left))
 
 
-def check_timeout(timeout: Any) -> float:
-    """`timeout` if it is a number of seconds, 0 or more; else raises InvalidArgument."""
-    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
+def check_seconds(seconds: Any, name: str, *, alternative: str = "") -> float:
+    """`seconds` if it is a number, 0 or more; else raises InvalidArgument."""
+    if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
         with suppress(OverflowError):
-            seconds = float(timeout)
-            if seconds >= 0:
-                return seconds
-    raise InvalidArgument(f"timeout must be a number of seconds, 0 or more, or None; not {timeout!r}")
+            number = float(seconds)
+            if number >= 0:
+                return number
+    raise InvalidArgument(f"{name} must be a number of seconds, 0 or more{alternative}; not {seconds!r}")
 
 
 def as_deadline(timeout: Timeout) -> Deadline:

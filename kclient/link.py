@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
-import gevent
-from gevent import getcurrent
-
-from kclient.channels.base import Channel, Failure, log
+from kclient.channels.base import Channel, Failure, copies_of
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
-from kclient.execution import Execution, OnInput
-from kclient.hub import Alarm, Deadline, Owner, Parking, call_back
-from kclient.protocol.messages import Content, Message, check_code
+from kclient.execution import Execution
+from kclient.hub import Alarm, Deadline, Owner, Parking
+from kclient.prompts import Prompts
+from kclient.protocol.messages import Content, check_code
 from kclient.protocol.routing import Ledger, Outputs
 from kclient.protocol.session import Session
 from kclient.watch import Overdue, Probe, Watchdog, no_reply
+
+RECONNECT_IVL_MAX: Final = 200
+"""Milliseconds between attempts to reach a kernel that nobody here started, and that may be gone for good."""
 
 LAST_WORDS: Final = 0.02
 """Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
@@ -40,7 +41,7 @@ class Kernel(Protocol):
     def interrupt(self) -> bool:
         """Signal the process; False if the kernel wants an interrupt_request instead."""
 
-    def death(self, msg_id: str | None) -> DeadKernelError: ...
+    def death(self) -> DeadKernelError: ...
 
 
 class Link:
@@ -52,14 +53,16 @@ class Link:
         self.kernel = kernel
         self.watchdog = Watchdog(self)
         self.failure: Failure | None = None
-        self.on_input: OnInput | None = None
+        self.prompts = Prompts(self)
         self._make = make
         self._channels: dict[str, Channel] = {}
         self._ledger = Ledger()
         self._is_restarting = False
         self._restarted = Parking(owner.hub)
+        self._epoch = 0
+        self._identity = session.identity
+        self._last_words: Deadline | None = None
         self._burial = Alarm(owner.hub, self.fail)
-        self._answerers: set[gevent.Greenlet[..., Any]] = set()
 
     # The channels
 
@@ -96,6 +99,13 @@ class Link:
             self._join(channel)
         return channel
 
+    def start_channel(self, name: str) -> None:
+        """Connect the channel of that name; a new one for one that was stopped."""
+        channel = self._channels.get(name)
+        if channel is not None and channel.is_stopped:
+            del self._channels[name]
+        self.channel(name).start()
+
     def runs(self, name: str) -> bool:
         channel = self._channels.get(name)
         return channel is not None and channel.is_alive()
@@ -112,8 +122,12 @@ class Link:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
         self.drain()
         kernel = self.kernel
-        if kernel is not None and self.failure is None and not self._is_restarting and not kernel.is_alive():
-            self.fail(kernel.death)
+        if kernel is None or self.failure is not None or self._is_restarting or kernel.is_alive():
+            return
+        if self._last_words is None:
+            self._last_words = Deadline(LAST_WORDS)
+        elif self._last_words.is_over:
+            self.fail(copies_of(kernel.death()))
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by signal or by message; nobody waits for the reply to that."""
@@ -126,15 +140,21 @@ class Link:
         """Let the channel share what the channels of a client share."""
         if self.failure is not None:
             channel.fail(self.failure)
+        channel.look = self.look
+        if self.kernel is None:  # of whose death perhaps nobody will tell
+            channel.reconnect_ivl_max = RECONNECT_IVL_MAX
+        if isinstance(channel, (RequestChannel, StdInChannel)):
+            channel.identity = self._identity
         if isinstance(channel, RequestChannel):
             channel.requests.ledger = self._ledger
+            channel.on_owed_reply = self.watchdog.arm
         if isinstance(channel, ShellChannel):
-            channel.expects_input = self.answers_input
+            channel.expects_input = self.prompts.are_answered
         elif isinstance(channel, IOPubChannel):
             channel.outputs.ledger = self._ledger
             channel.on_owed_reply = self.watchdog.arm
         elif isinstance(channel, StdInChannel):
-            channel.claim = self._claim_input
+            channel.claim = self.prompts.claim
 
     # Life and death
 
@@ -145,10 +165,16 @@ class Link:
         for channel in self._channels.values():
             channel.stop()
         self._channels.clear()
-        gevent.killall(list(self._answerers), block=False)
+        self.prompts.stop()
+        if self.kernel is None:  # somebody may start it again
+            self.failure = None
+        # A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed.
+        self._epoch += 1
+        self._identity = b"%s-%d" % (self.session.identity, self._epoch)
 
     def fail(self, failure: Failure) -> None:
         """Wake whoever waits with an error, and refuse new calls."""
+        self._burial.cancel()
         self.failure = failure
         for channel in self.running():
             channel.drain()
@@ -169,7 +195,7 @@ class Link:
         self._burial.cancel()
         for channel in self.running():
             channel.fail(KernelRestarted)
-        self.failure = None
+        self.failure = self._last_words = None
         for channel in self.running():
             channel.reopen()
 
@@ -252,6 +278,8 @@ class Link:
         """`execution` has ended."""
         if self.outputs is not None:
             self.outputs.executions.pop(execution.msg_id, None)
+            if execution.is_incomplete:
+                self._ledger.owed_idle.pop(execution.msg_id, None)
 
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the latest code that the kernel, or a subshell of it, is busy with is that of `msg_id`."""
@@ -276,42 +304,3 @@ class Link:
                 slot = channel.requests.get(msg_id)
                 if slot is not None and slot.on_settled is not None and received <= since:
                     yield Overdue(channel, slot.subshell_id, slot.is_pending, partial(channel.settle, slot, no_reply))
-
-    # Input
-
-    def answers_input(self) -> bool:
-        """True if someone would answer an input request of an execution without an on_input of its own."""
-        return self.runs("stdin") and (self.on_input is not None or self.stdin.is_awaited())
-
-    def answer_input(self, request: Message, on_input: OnInput) -> None:
-        """Call `on_input` in this greenlet and send what it returns."""
-        content = request.content
-        answering = self.shell.answering
-        answering.add(getcurrent())
-        try:
-            answer = call_back(on_input, str(content.get("prompt", "")), bool(content.get("password", False)))
-        finally:
-            answering.discard(getcurrent())
-        self.stdin.answer(request, answer)
-
-    def _claim_input(self, message: Message) -> bool:
-        """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""
-        execution = self.outputs.executions.get(message.parent_id or "") if self.outputs else None
-        if message.msg_type != "input_request":
-            return False
-        if isinstance(execution, Execution) and execution.takes_input:
-            execution.feed_input(message)
-            return True
-        if self.on_input is None:
-            return False
-        self._answerers.add(gevent.spawn(self._answer_in_background, message, self.on_input))
-        return True
-
-    def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
-        try:
-            self.answer_input(request, on_input)
-        except Exception:  # noqa: BLE001 - a user's callback
-            log.exception("on_input failed; the code that waits for it is interrupted")
-            self.interrupt_kernel()
-        finally:
-            self._answerers.discard(getcurrent())

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 import attrs
 from gevent.lock import RLock
 
-from kclient.channels.shell import ControlChannel
-from kclient.channels.wire import context
+from kclient.channels.base import copies_of
 from kclient.client import KernelClient
 from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout
+from kclient.execution import OnInput
+from kclient.goodbye import ask_to_exit
 from kclient.hub import Deadline, Owner, Timeout, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.files import find_connection_file
@@ -56,6 +57,7 @@ class KernelManager(Runner):
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
         self._session = self._new_session()
         self._client: KernelClient | None = None
+        self._on_input: OnInput | None = None
         self._was_ready = False
         self._expects_exit = False
         self._lock = RLock()
@@ -85,8 +87,9 @@ class KernelManager(Runner):
             self._client = KernelClient(self._endpoint.info, kernel=kernel, session=self._session)
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
+            self._client.on_input = self._on_input
             if self.has_kernel and not self._kernel.is_alive():
-                self._client.link.fail(self._kernel.death)
+                self._client.link.fail(copies_of(self._kernel.death()))
         return self._client
 
     @property
@@ -119,25 +122,29 @@ class KernelManager(Runner):
 
     def write_connection_file(self) -> None:
         """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
+        self._owner.check()
         self._endpoint.write()
 
     def load_connection_file(self, connection_file: str | os.PathLike[str] | None = None) -> None:
         """Take the ports and the key of an existing file; raises ConnectionFileError."""
+        self._owner.check()
         if self.has_kernel or self.channels_running:
             raise InvalidState("a kernel or its channels run; shut them down before loading another connection file")
         path = connection_file if connection_file is not None else self.connection_file
         if path is None:
             raise InvalidState("no connection file was named; pass its path")
-        self._endpoint.load(find_connection_file(path))
+        self._endpoint.load(find_connection_file(path))  # finds it first, since it removes what was written here
         self._session = self._new_session()
-        self._client = None
+        self._drop_client()
 
     def cleanup_connection_file(self) -> None:
         """Remove the connection file, if it was written here."""
+        self._owner.check()
         self._endpoint.remove_connection_file()
 
     def cleanup_ipc_files(self) -> None:
         """Remove the sockets of an ipc kernel."""
+        self._owner.check()
         self._endpoint.remove_ipc_files()
 
     # Channels
@@ -166,10 +173,7 @@ class KernelManager(Runner):
         try:
             self.client.wait_for_ready(timeout)
         except KernelTimeout as exc:
-            output = self.process.stderr_tail().strip() if self.process is not None else ""
-            hint = (
-                f"the command was {self._kernel.command_line()}; the end of its output: {output or 'it printed none'}"
-            )
+            hint = self._kernel.story()
             raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
         except DeadKernelError as exc:
             if self._was_ready or not self.has_kernel:
@@ -199,15 +203,14 @@ class KernelManager(Runner):
         with self._lock:
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
+            if self._client is not None and self._client.link.failure is not None:  # of the kernel before
+                self._client.link.reopen()
             try:
                 self._launch(Launch(extra_arguments, cwd, env, stdout, stderr))
             except BaseException:
                 self._endpoint.remove()
+                self._drop_client()
                 raise
-            if self._client is not None and self.channels_running:
-                self._client.link.kernel = self._kernel
-            else:
-                self._client = None
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
@@ -217,24 +220,27 @@ class KernelManager(Runner):
         if self._owner.forked:
             return
         self._owner.check()
+        if now and self.process is not None:
+            self.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
         with self._lock:
-            self._fail_pending(self._end_process(now=now, restart=restart))
+            self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
             if restart:
                 return
-            self.stop_channels()
             self._endpoint.remove()
-            self._client = None
+            self._drop_client()
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
         """End the process and start another with the same ports, key and connection file.
 
         `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
-        run, it returns when the new kernel is ready, or raises as `wait_for_ready` does. Raises InvalidState, a
-        RuntimeError, before any start.
+        run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
+        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start.
         """
         self._owner.check()
         deadline = Deadline(timeout)
-        with self._lock:
+        if not self._lock.acquire(timeout=deadline.left()):
+            raise KernelTimeout("turn: another greenlet starts or ends the kernel", deadline.timeout)
+        try:
             if self._kernel.launch is None:
                 raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
             try:
@@ -245,7 +251,7 @@ class KernelManager(Runner):
             is_beating = link.runs("hb") and not link.hb.is_paused
             link.begin_restart()
             try:
-                self._end_process(now=now, restart=True)
+                self._end_process(deadline.half(), now=now, restart=True)
                 link.reopen()
                 self._endpoint.remove_ipc_files()
                 self._launch(new_launch)
@@ -253,12 +259,14 @@ class KernelManager(Runner):
                     self.wait_for_ready(deadline)
             except BaseException:
                 if not self._kernel.is_alive():
-                    link.fail(self._kernel.death)
+                    link.fail(copies_of(self._kernel.death()))
                 raise
             finally:
                 link.end_restart()
             if is_beating:
                 link.hb.unpause()
+        finally:
+            self._lock.release()
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
@@ -272,11 +280,14 @@ class KernelManager(Runner):
         self._kernel.require().send_signal(signum)
 
     def kill_kernel(self) -> None:
-        """SIGKILL the kernel and its children, and wait for the end. `restart_kernel` can start it again."""
+        """SIGKILL the kernel and its children, and wait for the end.
+
+        `restart_kernel` and `start_kernel` start another, with the same ports and connection file.
+        """
         self._owner.check()
         self._kernel.require()
         with self._lock:
-            self._fail_pending(self._end_process(now=True, restart=True))
+            self._fail_pending(self._end_process(Deadline(None), now=True, restart=True))
 
     def is_alive(self) -> bool:
         """True while the process runs or, for a kernel that was not started here, while its heartbeat does not fail."""
@@ -292,45 +303,47 @@ class KernelManager(Runner):
     def _launch(self, launch: Launch) -> None:
         self._was_ready = self._expects_exit = False
         self._kernel.start(launch, weakly(self._on_exit))
+        if self._client is None:
+            return
+        if self._client.connection == self._endpoint.info:
+            self._client.link.kernel = self._kernel
+        else:  # it was made for other ports
+            self._drop_client()
+
+    def _drop_client(self) -> None:
+        if self._client is not None:
+            self._on_input = self._client.on_input
+            self._client.stop_channels()
+            self._client = None
 
     def _on_exit(self) -> None:
         """The process has ended, and nobody here meant it to."""
         if not self._expects_exit and self._client is not None:
-            self._client.link.bury(self._kernel.death)
+            self._client.link.bury(copies_of(self._kernel.death()))
 
-    def _end_process(self, *, now: bool, restart: bool) -> DeadKernelError | None:
+    def _end_process(self, deadline: Deadline, *, now: bool, restart: bool) -> DeadKernelError | None:
         """Message first, then force; returns how it ended, None if there was no kernel."""
         if not self.has_kernel:
             return None
         self._expects_exit = True
-        if self._client is not None and self._client.link.runs("hb"):
-            self._client.hb_channel.pause()
-        if now:
-            self._kernel.kill()
-        elif self._kernel.is_alive():
-            self._ask_to_exit(restart=restart)
-            self._kernel.end()
+        try:
+            if self._client is not None and self._client.link.runs("hb"):
+                self._client.hb_channel.pause()
+            if now:
+                self._kernel.kill()
+            elif self._kernel.is_alive():
+                wait = partial(self._kernel.wait_for_exit, deadline.at_most(self.shutdown_wait_time))
+                ask_to_exit(self.link, self._endpoint.info.address("control"), wait, restart=restart)
+                self._kernel.end(deadline)
+        except BaseException:  # given up half-way: the kernel may have been told, and end at any time
+            self._expects_exit = False
+            if not self._kernel.is_alive():
+                self._on_exit()
+            raise
         death = self._kernel.death()
         self._kernel.forget()
         return death
 
     def _fail_pending(self, death: DeadKernelError | None) -> None:
         if self._client is not None and death is not None:
-            self._client.link.fail(lambda msg_id: copy(death))
-
-    def _ask_to_exit(self, *, restart: bool) -> None:
-        """Send a shutdown_request, on a control channel of its own if need be, and wait for the exit."""
-        link = self.client.link
-        control = link.control if link.runs("control") else self._open_control()
-        try:
-            slot = control.post(self._session.msg("shutdown_request", {"restart": restart}))
-            control.requests.abandon(slot)
-            self._kernel.wait_for_exit(Deadline(self.shutdown_wait_time))
-        finally:
-            if control is not self.link.control:
-                control.stop()
-
-    def _open_control(self) -> ControlChannel:
-        control = ControlChannel(context(), self._session, self._endpoint.info.address("control"))
-        control.start()
-        return control
+            self._client.link.fail(copies_of(death))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
@@ -19,6 +19,8 @@ from kclient.protocol import messages
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 from kclient.result import Result
+
+_Callback = TypeVar("_Callback")
 
 _ONLY_ON_CONTROL: Final = frozenset(
     ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
@@ -46,11 +48,11 @@ class Runner(ShellRequests, ControlRequests):
     @property
     def on_input(self) -> OnInput | None:
         """Called as `on_input(prompt, password)`, it answers the input requests of code that has no other on_input."""
-        return self.link.on_input
+        return self.link.prompts.on_input
 
     @on_input.setter
     def on_input(self, on_input: OnInput | None) -> None:
-        self.link.on_input = on_input
+        self.link.prompts.on_input = check_callback(on_input, "on_input")
 
     @property
     def shell_channel(self) -> ShellChannel:
@@ -87,6 +89,7 @@ class Runner(ShellRequests, ControlRequests):
     ) -> Message:
         """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
         deadline = Deadline(timeout)
+        messages.check_code(msg_type, "msg_type")
         self.link.owner.check()
         self.link.wait_for_restart(deadline)
         channel: RequestChannel = self.shell_channel
@@ -96,7 +99,7 @@ class Runner(ShellRequests, ControlRequests):
 
     def answers_input(self) -> bool:
         """True if someone would answer an input request of an execution that brings no on_input of its own."""
-        return self.link.answers_input()
+        return self.link.prompts.are_answered()
 
     def input(self, string: str) -> None:
         """Answer the latest input request."""
@@ -131,7 +134,6 @@ class Runner(ShellRequests, ControlRequests):
         if on_abandon not in ("interrupt", "leave"):
             raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
         self.link.refuse_if_answering(subshell_id)
-        on_input = on_input or self.on_input
         content = messages.execute(
             code,
             silent=silent,
@@ -144,8 +146,8 @@ class Runner(ShellRequests, ControlRequests):
             self.link,
             Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
-            on_output=on_output,
-            on_input=on_input,
+            on_output=check_callback(on_output, "on_output"),
+            on_input=check_callback(on_input, "on_input") or self.on_input,
             keeps_messages=on_output is not None,
         )
         self.link.start(execution, content, subshell_id, deadline)
@@ -170,7 +172,6 @@ class Runner(ShellRequests, ControlRequests):
 
         Callbacks run in a greenlet of the execution's own; what they raise comes out of `Execution.result`.
         """
-        on_input = on_input or self.on_input
         content = messages.execute(
             code,
             silent=silent,
@@ -183,13 +184,19 @@ class Runner(ShellRequests, ControlRequests):
             self.link,
             Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
-            on_output=on_output,
-            on_input=on_input,
+            on_output=check_callback(on_output, "on_output"),
+            on_input=check_callback(on_input, "on_input") or self.on_input,
         )
         self.link.start(execution, content, subshell_id, Deadline(None))
-        if on_output is not None or on_input is not None:
+        if on_output is not None or execution.takes_input:
             execution.follow_in_background()
         return execution
 
     def _allows_stdin(self, on_input: OnInput | None) -> bool:
         return self.answers_input() or (on_input is not None and self.link.runs("stdin"))
+
+
+def check_callback(function: _Callback, name: str) -> _Callback:
+    if function is not None and not callable(function):
+        raise InvalidArgument(f"{name} must be a function or None, not {function!r}")
+    return function

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import gevent
 
-from kclient.channels.base import Failure, log
+from kclient.channels.base import Failure, copies_of, log
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import DeadKernelError, KClientError, NoReply
@@ -71,37 +71,46 @@ class Overdue:
 class Watchdog:
     """Ends executions whose idle was lost, and requests whose reply was: a kernel's PUB may drop messages.
 
-    It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will.
+    It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will. A shell
+    that answers nothing holds up its own only.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._alarm = Alarm(link.owner.hub, self._spawn)
-        self._watcher: gevent.Greenlet[..., Any] | None = None
+        self._alarm = Alarm(link.owner.hub, self._look)
+        self._watchers: dict[tuple[str, str | None], gevent.Greenlet[..., Any]] = {}
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
-        if not self._alarm.is_set and self._watcher is None:
+        if not self._alarm.is_set:
             self._alarm.set(OVERDUE)
 
     def stop(self) -> None:
         self._alarm.cancel()
-        if self._watcher is not None:
-            self._watcher.kill(block=False)
-
-    def _spawn(self) -> None:
-        self._watcher = gevent.spawn(self._look)
+        gevent.killall(list(self._watchers.values()), block=False)
 
     def _look(self) -> None:
+        self._link.drain()
+        found: dict[tuple[str, str | None], list[Overdue]] = {}
+        for overdue in self._link.overdue(perf_counter() - OVERDUE):
+            found.setdefault((overdue.channel.name, overdue.subshell_id), []).append(overdue)
+        for shell, all_overdue in found.items():
+            watcher = self._watchers.get(shell)
+            if watcher is None or watcher.ready():
+                self._watchers[shell] = gevent.spawn(self._watch, all_overdue)
+        if not found:
+            self._go_on()
+
+    def _watch(self, all_overdue: list[Overdue]) -> None:
         try:
-            self._link.drain()
-            for overdue in self._link.overdue(perf_counter() - OVERDUE):
+            for overdue in all_overdue:
                 if overdue.is_still_owed() and self._ask(overdue) and overdue.is_still_owed():
                     overdue.give_up()
         except KClientError as exc:
             log.debug("the watch for lost messages ended: %s", exc)
-        finally:
-            self._watcher = None
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._link.overdue(perf_counter()):
             self.arm()
 
@@ -128,14 +137,16 @@ class DeathWatch:
     def __init__(
         self, hb: HBChannel, shell_address: str, dead_after: float | None, bury: Callable[[Failure], None]
     ) -> None:
+        self.is_running = True
+        self.dead_after = dead_after
         self._hb = hb
         self._shell_address = shell_address
-        self._dead_after = dead_after
         self._bury = bury
         self._prober: gevent.Greenlet[..., Any] | None = None
         hb.on_miss = weakly(self._on_miss)
 
     def stop(self) -> None:
+        self.is_running = False
         if self._prober is not None:
             self._prober.kill(block=False)
 
@@ -150,9 +161,9 @@ class DeathWatch:
         finally:
             self._prober = None
         if refused:
-            self._bury(lambda msg_id: DeadKernelError(f"the kernel died: {self._hb.address} refuses connections"))
-        elif self._dead_after is not None and silence >= self._dead_after:
-            self._bury(lambda msg_id: DeadKernelError(f"the kernel has been silent for {silence:.1f} s"))
+            self._bury(copies_of(DeadKernelError(f"the kernel died: {self._hb.address} refuses connections")))
+        elif self.dead_after is not None and silence >= self.dead_after:
+            self._bury(copies_of(DeadKernelError(f"the kernel has been silent for {silence:.1f} s")))
 
 
 def refuses(address: str) -> bool:

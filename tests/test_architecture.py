@@ -17,21 +17,24 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "execution", "watch", "link", "runner"}
-MANAGER = CLIENT | {"client", "kernels"}
+CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "watch", "prompts", "link", "runner"}
+MANAGER = CLIENT | {"client", "kernels", "goodbye"}
 
 LAYERS = {
     "errors": set(),
     "sigint": set(),
     "hub": {"errors", "sigint"},
     "protocol": {"errors"},
-    "channels": BOTTOM,
+    "channels": BOTTOM | {"sigint"},
     "kernels": BOTTOM,
     "testing": BOTTOM | {"channels", "kernels"},
     "result": {"errors", "protocol"},
-    "execution": BOTTOM | {"channels", "result"},
+    "interruption": BOTTOM | {"channels"},
+    "execution": BOTTOM | {"channels", "result", "interruption"},
     "watch": BOTTOM | {"channels", "result"},
+    "prompts": BOTTOM | {"channels", "result", "execution"},
     "link": CLIENT - {"runner"},
+    "goodbye": CLIENT - {"runner"},
     "runner": CLIENT,
     "client": CLIENT | {"kernels"},  # to read a connection file; of processes it is told through link.Kernel
     "manager": MANAGER,
@@ -51,9 +54,12 @@ PACKAGES = {
     "kernels": {"attrs", "gevent", "jupyter_core", "orjson", "zmq"},
     "testing": {"attrs", "gevent", "zmq"},
     "result": {"attrs"},
+    "interruption": set(),
     "execution": {"attrs", "gevent"},
     "watch": {"attrs", "gevent"},
+    "prompts": {"gevent"},
     "link": {"attrs", "gevent"},
+    "goodbye": set(),
     "runner": {"attrs", "gevent"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},

@@ -20,7 +20,7 @@ from gevent._hub_local import get_hub_if_exists
 
 from kclient import hub
 from kclient.errors import InvalidArgument, KClientError, WrongThread
-from kclient.hub import Deadline, Owner, Parking, call_back, check_timeout, in_callback, log_soon, weakly
+from kclient.hub import Deadline, Owner, Parking, call_back, check_seconds, in_callback, log_soon, weakly
 
 FOR_EVER = Deadline(None)
 LONG = 30
@@ -249,13 +249,13 @@ def test_infinite_timeout_never_ends(clock):
 
 def test_timeout_is_a_number_of_seconds():
     for timeout in (0, 0.0, 1, 2.5, 10**9, 1e300, math.inf):
-        assert check_timeout(timeout) == timeout
+        assert check_seconds(timeout, "timeout") == timeout
 
 
 def test_timeout_that_is_no_number_of_seconds_is_an_invalid_argument():
     for timeout in ("1", "", b"1", [], {}, object(), None, True, False, 1j, Decimal(1), Fraction(1), int):
         with pytest.raises(InvalidArgument, match="number of seconds"):
-            check_timeout(timeout)
+            check_seconds(timeout, "timeout")
     for timeout in (-1, -0.001, -math.inf, math.nan):
         with pytest.raises(InvalidArgument, match="0 or more") as caught:
             Deadline(timeout)

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from typing import Any, ClassVar
 
 import gevent
 import zmq
 
 from kclient.channels.wire import RECONNECT_IVL, Wire
-from kclient.errors import BadMessage, ChannelClosed, InvalidState, KernelTimeout
+from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Owner, Parking, call_back, log_soon
 from kclient.protocol.connection import make_address
 from kclient.protocol.messages import Message
@@ -24,6 +25,11 @@ log = logging.getLogger("kclient")
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""
+
+
+def copies_of(error: Exception) -> Failure:
+    """A copy of `error` for each call that it ends."""
+    return lambda msg_id: copy(error)
 
 
 class Channel(ABC):
@@ -48,6 +54,8 @@ class Channel(ABC):
         self._failure: Failure | None = None
         self._last_failure: Failure | None = None
         self._failures = 0
+        self.look: Callable[[], None] | None = None
+        self.reconnect_ivl_max = 0
         self._deliveries: deque[tuple[Any, ...]] = deque()
         self._deliverer: gevent.Greenlet[..., Any] | None = None
 
@@ -84,6 +92,11 @@ class Channel(ABC):
         """True between start and stop."""
         return self._wire is not None and not self._is_stopped
 
+    @property
+    def is_stopped(self) -> bool:
+        """True after `stop`."""
+        return self._is_stopped
+
     def call_handlers(self, msg: Any) -> None:
         """Override to see every message, after it was routed; what it raises is logged. Does nothing here."""
 
@@ -106,8 +119,16 @@ class Channel(ABC):
 
     def drain(self) -> None:
         """Take in what is on the socket now, without waiting."""
+        self._owner.check()
         if self._wire is not None:
             self._wire.drain()
+
+    def _look_around(self) -> None:
+        """Take in what there is to know before a call gives up: messages, and the death of the kernel."""
+        if self.look is not None:
+            self.look()
+        else:
+            self.drain()
 
     @abstractmethod
     def _receive(self, frames: list[bytes]) -> None:
@@ -117,15 +138,22 @@ class Channel(ABC):
         """Set what a channel's socket needs before it connects."""
 
     def _open(self) -> None:
-        socket = self.context.socket(self.socket_type)
+        try:
+            socket = self.context.socket(self.socket_type)
+        except zmq.ZMQError as exc:
+            raise InvalidState(f"cannot open a socket for the {self.name} channel: {exc}") from exc
         try:
             socket.linger = 0
             socket.rcvhwm = 0
             socket.sndhwm = 0
             socket.reconnect_ivl = RECONNECT_IVL
+            socket.reconnect_ivl_max = self.reconnect_ivl_max
             socket.ipv6 = "[" in self._address
             self._configure(socket)
             socket.connect(self._address)
+        except zmq.ZMQError as exc:
+            socket.close(0)
+            raise InvalidArgument(f"cannot connect the {self.name} channel to {self._address!r}: {exc}") from exc
         except BaseException:
             socket.close(0)
             raise
@@ -174,10 +202,14 @@ class Channel(ABC):
                 args = self._deliveries.popleft()
                 try:
                     call_back(self.call_handlers, *args)
-                except Exception:
+                except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException:  # a gevent.Timeout, too
                     log.exception("call_handlers of the %s channel failed", self.name)
         finally:
             self._deliverer = None
+            if self._deliveries and not self._is_stopped:
+                self._deliverer = gevent.spawn(self._deliver_all)
 
 
 class MessageChannel(Channel):
@@ -216,8 +248,8 @@ class MessageChannel(Channel):
             if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
                 raise self._last_failure(None)
             if not self._arrived.wait(deadline):
-                self.drain()
-                if deadline.is_over and not self.msg_ready():
+                self._look_around()
+                if deadline.is_over and not self.msg_ready() and self._failure is None:
                     raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
 
     def get_msgs(self) -> list[Message]:

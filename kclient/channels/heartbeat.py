@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import zmq
 
-from kclient.channels.base import Channel
-from kclient.hub import Alarm
+from kclient.channels.base import Channel, Failure, log
+from kclient.errors import KClientError
+from kclient.hub import Alarm, check_seconds
 from kclient.protocol.session import Session
 
 PINGS_IN_TIME_TO_DEAD: Final = 4
@@ -37,7 +38,7 @@ class HBChannel(Channel):
         self._last_beat = 0.0
         self._silent_since = 0.0
         self._next_ping = 0.0
-        self._alarm = Alarm(self._owner.hub, self._look)
+        self._alarm = Alarm(self._owner.hub, self._tick)
 
     @property
     def is_paused(self) -> bool:
@@ -52,6 +53,7 @@ class HBChannel(Channel):
     def unpause(self) -> None:
         """Ping, from now on; the time to dead starts anew."""
         self._check()
+        check_seconds(self.time_to_dead, "time_to_dead")
         if self._paused:
             self._paused = False
             self._last_beat = self._silent_since = monotonic()
@@ -63,7 +65,7 @@ class HBChannel(Channel):
         if not self.is_alive() or self._paused:
             return False
         self.drain()
-        self._look()
+        self._tick()
         return self._beating
 
     def since_last_beat(self) -> float:
@@ -74,6 +76,11 @@ class HBChannel(Channel):
         if not self._owner.forked:
             self.pause()
         super().stop()
+
+    def fail(self, failure: Failure) -> None:
+        super().fail(failure)
+        self._beating = False
+        self._alarm.cancel()
 
     def reopen(self) -> None:
         super().reopen()
@@ -102,9 +109,9 @@ class HBChannel(Channel):
     def _schedule(self, when: float) -> None:
         self._alarm.set(when - monotonic())
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         """See what the time has come for: a ping, a miss, or nothing yet."""
-        if self._paused or self._wire is None:
+        if self._paused or self._failure is not None:
             return
         self.drain()
         now = monotonic()
@@ -124,8 +131,13 @@ class HBChannel(Channel):
         self._silent_since = now
         self._awaits_pong = False
         self._close()
-        self._open()
-        self._ping()
+        try:
+            self._open()
+            self._ping()
+        except KClientError:
+            log.exception("the heartbeat has no socket; it tries again")
+            self._awaits_pong = True
+            self._schedule(now + self.time_to_dead)
         self._deliver(now - self._last_beat)
         if self.on_miss is not None:
             self.on_miss()

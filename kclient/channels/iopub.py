@@ -39,10 +39,10 @@ class IOPubChannel(MessageChannel):
         deadline = Deadline(timeout)
         self._check().drain()
         ledger = self.outputs.ledger
-        while ledger.owed_idle and self._failure is None and not in_callback():
+        while ledger.awaits_idle and self._failure is None and not in_callback():
             if not self.changed.wait(deadline) and deadline.is_over:
                 self._check().drain()
-                ledger.owed_idle.clear()
+                ledger.waive()
         return self.get_msgs()
 
     def get_msgs(self) -> list[Message]:

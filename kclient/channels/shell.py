@@ -12,7 +12,7 @@ from kclient.channels.base import Failure, MessageChannel
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
-from kclient.protocol.messages import Content, Message, check_code
+from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.routing import Requests, Slot
 from kclient.protocol.session import Session
 
@@ -25,7 +25,9 @@ class RequestChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests()
+        self.identity: bytes | None = None
         self.answering: set[object] = set()
+        self.on_owed_reply: Callable[[], None] | None = None
 
     def send(
         self,
@@ -55,6 +57,8 @@ class RequestChannel(MessageChannel):
             self._check().drain()
         parking = Parking(self._owner.hub)
         slot.on_settled = parking.wake
+        if self.on_owed_reply is not None and msg_id in self.requests.ledger.owed_reply:
+            self.on_owed_reply()
         try:
             self._await(slot, parking, deadline)
         except BaseException:
@@ -109,6 +113,10 @@ class RequestChannel(MessageChannel):
         self._check().drain()
         return len(self.requests.inbox) > 0
 
+    def reopen(self) -> None:
+        self.answering.clear()  # the kernel that waited for input is gone
+        super().reopen()
+
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
         for slot in self.requests.fail_all(failure):
@@ -118,7 +126,7 @@ class RequestChannel(MessageChannel):
     def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
         while not slot.is_settled:
             if not parking.wait(deadline) and deadline.is_over:
-                self.drain()
+                self._look_around()
                 if not slot.is_settled:
                     raise self._timed_out(slot, deadline)
 
@@ -141,13 +149,11 @@ class RequestChannel(MessageChannel):
         if isinstance(msg_type, Message):
             if content is not None or metadata is not None:
                 raise InvalidArgument("a Message brings its own content and metadata; pass them to session.msg()")
-            message = msg_type
+            message = check_message(msg_type)
         else:
             message = self.session.msg(msg_type, content, metadata=metadata)
         if buffers is not None:
-            if isinstance(buffers, (bytes, str)) or not isinstance(buffers, Sequence):
-                raise InvalidArgument(f"buffers must be a list of bytes, not {type(buffers).__name__}")
-            message.buffers = list(buffers)
+            message.buffers = check_buffers(buffers)
         if subshell_id is not None:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
         return message
@@ -168,7 +174,7 @@ class RequestChannel(MessageChannel):
         return self.requests.next_unclaimed()
 
     def _configure(self, socket: zmq.Socket[Any]) -> None:
-        socket.routing_id = self.session.identity
+        socket.routing_id = self.identity or self.session.identity
 
 
 class ShellChannel(RequestChannel, ShellRequests):

@@ -25,6 +25,7 @@ class StdInChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.inbox = Inbox(1000, 64 * 2**20)
+        self.identity: bytes | None = None
         self.claim: Callable[[Message], bool] | None = None
         self._asked: Message | None = None
 
@@ -61,16 +62,23 @@ class StdInChannel(MessageChannel):
         if message.header["msg_type"] == "input_request":
             self._asked = message
         if self.claim is None or not self.claim(message):
-            self.inbox.append(message)
-            self._arrived.wake()
+            self.leave(message)
+
+    def leave(self, message: Message) -> None:
+        """Put `message` into the inbox, for whoever asks."""
+        self.inbox.append(message)
+        self._arrived.wake()
 
     def _next_unclaimed(self) -> Message:
         return self.inbox.pop_oldest()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:
         """Until the kernel can reach us; its ROUTER drops an input_request to an identity that it has not met."""
-        return self._check().wait_for_peer(deadline)
+        is_connected = self._check().wait_for_peer(deadline)
+        self._check()
+        self._check_failure()
+        return is_connected
 
     def _configure(self, socket: zmq.Socket[Any]) -> None:
-        socket.routing_id = self.session.identity
+        socket.routing_id = self.identity or self.session.identity
         socket.immediate = True

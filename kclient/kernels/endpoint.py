@@ -51,7 +51,10 @@ class Endpoint:
 
     def load(self, path: str) -> None:
         """Take the values of an existing connection file, which stays its owner's."""
-        self.info = read_connection_file(path)
+        info = read_connection_file(path)
+        if not (self._is_written and self.path is not None and os.path.samefile(path, self.path)):
+            self.remove()
+        self.info = info
         self.path = path
         self._wants_fresh_path = self._wants_fresh_ports = self._is_written = self._is_for_our_kernel = False
 

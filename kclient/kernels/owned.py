@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidState, LaunchError
-from kclient.hub import Deadline, Owner
+from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, LaunchError
+from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.process import KernelProcess, Launcher, Output
 from kclient.kernels.spec import KernelSpec, find_kernel_spec
@@ -23,15 +23,37 @@ KILL_WAIT: Final = 10.0
 """Seconds for the operating system to end a process after SIGKILL."""
 
 
+def _check_arguments(launch: object, attribute: Any, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(word, str) for word in value):
+        raise InvalidArgument(f"extra_arguments must be a list of strings, not {value!r}")
+
+
+def _check_cwd(launch: object, attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise InvalidArgument(f"cwd must be the path of a directory, not {value!r}")
+
+
+def _check_env(launch: object, attribute: Any, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
+        raise InvalidArgument("env must be a dict of strings by name")
+
+
+def _check_output(launch: object, attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, int) and not hasattr(value, "fileno"):
+        raise InvalidArgument(f"{attribute.name} must be a file, a number as in subprocess, or None; not {value!r}")
+
+
 @attrs.frozen
 class Launch:
-    """The arguments of start_kernel, kept for a restart."""
+    """The arguments of start_kernel, kept for a restart; raises InvalidArgument."""
 
-    extra_arguments: Sequence[str] = ()
-    cwd: str | os.PathLike[str] | None = None
-    env: Mapping[str, str] | None = None
-    stdout: Output = None
-    stderr: Output = None
+    extra_arguments: Sequence[str] = attrs.field(default=(), validator=_check_arguments)
+    cwd: str | os.PathLike[str] | None = attrs.field(default=None, validator=_check_cwd)
+    env: Mapping[str, str] | None = attrs.field(default=None, validator=_check_env)
+    stdout: Output = attrs.field(default=None, validator=_check_output)
+    stderr: Output = attrs.field(default=None, validator=_check_output)
 
 
 class OwnedKernel:
@@ -88,14 +110,21 @@ class OwnedKernel:
     def wait_for_exit(self, deadline: Deadline) -> bool:
         """True when the process has ended, False if it has not within the deadline."""
         process = self.require()
-        return bool(process.exited.wait(deadline.left())) or not process.is_alive()
+        parking = Parking(self._owner.hub)
+        process.exited.rawlink(parking.wake)
+        try:
+            while not process.exited.is_set() and process.is_alive() and not deadline.is_over:
+                parking.wait(deadline)
+        finally:
+            process.exited.unlink(parking.wake)
+        return not process.is_alive()
 
-    def end(self) -> None:
-        """SIGTERM, and SIGKILL if that does not help; to the children of the kernel as well."""
+    def end(self, deadline: Deadline) -> None:
+        """SIGTERM, and SIGKILL if that does not help in time; to the children of the kernel as well."""
         process = self.require()
         if process.is_alive():
             process.send_signal(signal.SIGTERM)
-            if not self.wait_for_exit(Deadline(TERM_WAIT)):
+            if not self.wait_for_exit(deadline.at_most(TERM_WAIT)):
                 self.kill()
 
     def kill(self) -> None:
@@ -109,7 +138,7 @@ class OwnedKernel:
         if process is not None:
             process.close()
 
-    def death(self, msg_id: str | None = None) -> DeadKernelError:
+    def death(self) -> DeadKernelError:
         """The error that tells how the process ended."""
         process = self.process
         if process is None:
@@ -128,6 +157,11 @@ class OwnedKernel:
             exit_code=death.exit_code,
             stderr=death.stderr,
         )
+
+    def story(self) -> str:
+        """What was started and what it printed, for who wonders why it does not answer."""
+        output = self.process.stderr_tail().strip() if self.process is not None else ""
+        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
 
     def command_line(self) -> str:
         return shlex.join(self.argv)

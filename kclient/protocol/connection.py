@@ -151,15 +151,29 @@ def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> s
     if not isinstance(address, tuple) or len(address) != 2 or not isinstance(address[0], str):
         raise InvalidArgument(f"an address is a ZeroMQ URL or a pair of ip and port, not {address!r}")
     ip, port = address
+    _check_host(ip)
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= 65535:
-        raise InvalidPortNumber(f"the port of a channel must be a number from 1 to 65535, not {port!r}")
+        raise InvalidPortNumber(
+            f"the port of a channel must be a number from 1 to 65535, not {port!r}; "
+            "start_kernel() and write_connection_file() choose ports"
+        )
     if transport == "ipc":
         return "ipc://" + _check_ipc_path(f"{ip}-{port}")
     host = "127.0.0.1" if ip in ("*", "0.0.0.0", "") else ip
     return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
 
 
+def _check_host(host: str) -> None:
+    try:
+        host.encode()
+    except UnicodeEncodeError:
+        raise ConnectionFileError(f"ip {host!r} is not valid Unicode; choose another") from None
+    if "\0" in host:
+        raise ConnectionFileError(f"ip {host!r} holds a null character; choose another")
+
+
 def _check_url(url: str) -> str:
+    _check_host(url)
     transport, separator, where = url.partition("://")
     if not separator or not where:
         raise InvalidArgument(f"an address is a ZeroMQ URL such as 'tcp://127.0.0.1:5555', not {url!r}")
@@ -173,10 +187,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_ipc_path(path: str) -> str:
-    try:
-        size = len(path.encode())
-    except UnicodeEncodeError:
-        raise ConnectionFileError(f"ipc path {path!r} is not valid Unicode; choose another ip", path=path) from None
+    size = len(path.encode())
     if size > MAX_IPC_PATH:
         raise ConnectionFileError(
             f"ipc path of {size} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH}, so choose a shorter ip",

@@ -6,7 +6,7 @@ kernel could not understand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -51,7 +51,8 @@ class Message:
     @property
     def parent_id(self) -> str | None:
         """The id of the request that this message answers or belongs to, if any."""
-        return self.parent_header.get("msg_id")
+        parent_id = self.parent_header.get("msg_id")
+        return parent_id if isinstance(parent_id, str) else None
 
     def __getitem__(self, name: str) -> Any:
         if name not in _KEYS:
@@ -68,6 +69,24 @@ class Message:
         return self[name] if name in _KEYS else default
 
 
+def check_message(message: Message) -> Message:
+    """`message`, which the user may have changed since `session.msg` made it."""
+    header = message.header
+    if not isinstance(header, dict) or not all(isinstance(header.get(name), str) for name in ("msg_id", "msg_type")):
+        raise InvalidArgument(f"the header of a message must hold a msg_id and a msg_type, two strings; not {header!r}")
+    for name in ("parent_header", "metadata", "content"):
+        if not isinstance(getattr(message, name), dict):
+            raise InvalidArgument(f"the {name} of a message must be a dict, not {getattr(message, name)!r}")
+    check_buffers(message.buffers)
+    return message
+
+
+def check_buffers(buffers: Any) -> list[Any]:
+    if isinstance(buffers, (bytes, bytearray, str)) or not isinstance(buffers, Sequence):
+        raise InvalidArgument(f"buffers must be a list of bytes, not {type(buffers).__name__}")
+    return list(buffers)
+
+
 GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 """Messages on shell that the spec answers with nothing."""
 
@@ -82,6 +101,10 @@ def reply_type(msg_type: str) -> str | None:
 def check_code(code: object, name: str = "code") -> str:
     if not isinstance(code, str):
         raise InvalidArgument(f"{name} must be a string, not {type(code).__name__}")
+    try:
+        code.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidArgument(f"{name} cannot be sent as UTF-8: {exc}") from None
     return code
 
 

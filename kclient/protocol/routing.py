@@ -64,6 +64,16 @@ class Ledger:
         self.unanswered: set[str] = set()
         self.owed_idle: OrderedDict[str, float] = OrderedDict()
         self.owed_reply: OrderedDict[str, float] = OrderedDict()
+        self._waived: frozenset[str] = frozenset()
+
+    @property
+    def awaits_idle(self) -> bool:
+        """True if an idle status is owed that was not waived."""
+        return not self._waived.issuperset(self.owed_idle)
+
+    def waive(self) -> None:
+        """Await none of the idle statuses that are owed now, which may have been lost."""
+        self._waived = frozenset(self.owed_idle)
 
     def note_reply(self, msg_id: str, now: float) -> None:
         self.unanswered.discard(msg_id)
@@ -82,6 +92,7 @@ class Ledger:
     def forget(self) -> None:
         self.owed_idle.clear()
         self.owed_reply.clear()
+        self._waived = frozenset()
 
 
 class Requests:
@@ -118,7 +129,7 @@ class Requests:
 
     def claim(self, msg_id: str) -> Slot:
         """The slot of a request that nobody else awaits; raises LocalProtocolError."""
-        slot = self._slots.get(msg_id)
+        slot = self._slots.get(msg_id) if isinstance(msg_id, str) else None
         if slot is None or slot.abandoned:
             raise LocalProtocolError(
                 f"no reply can come for {msg_id!r}: it was never sent here, or its reply was already taken"
@@ -192,12 +203,20 @@ class Requests:
         return message
 
     def fail_all(self, error: Callable[[str | None], Exception]) -> list[Slot]:
-        """Settle every unanswered slot with `error(msg_id)`; returns those that somebody awaits."""
-        unanswered = [slot for slot in self._slots.values() if slot.reply is None]
+        """Settle every unanswered slot with `error(msg_id)`; returns those that somebody awaits.
+
+        The others keep their error for a get_reply that may still come, up to MAX_UNCOLLECTED of them.
+        """
+        unanswered = [slot for slot in self._slots.values() if slot.is_pending()]
         for slot in unanswered:
-            if slot.on_settled is not None or slot.abandoned or slot.error is not None:
+            if slot.on_settled is not None or slot.abandoned:
                 self.discard(slot)
+            else:
+                self.ledger.note_no_reply(slot.msg_id)
             slot.error = error
+        uncollected = [slot for slot in self._slots.values() if slot.reply is None]
+        for slot in uncollected[:-MAX_UNCOLLECTED]:
+            self.discard(slot)
         return [slot for slot in unanswered if slot.on_settled is not None]
 
     def _keep(self, message: Message) -> None:

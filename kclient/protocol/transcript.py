@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from kclient.errors import InvalidArgument
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import OUTPUT_TYPES
 
@@ -41,7 +42,7 @@ class Transcript:
     """
 
     def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES, *, keep_outputs: bool = True) -> None:
-        self.max_output_bytes = max_output_bytes
+        self.max_output_bytes = _check_size(max_output_bytes)
         self.keep_outputs = keep_outputs
         self.reply: Message | None = None
         self.idle = False
@@ -173,6 +174,12 @@ class Transcript:
         count = message.content.get("execution_count")
         if isinstance(count, int):
             self.execution_count = count
+
+
+def _check_size(size: int | None) -> int | None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        raise InvalidArgument(f"max_output_bytes must be a whole number, 0 or more, or None; not {size!r}")
+    return size
 
 
 def error_fields(content: dict[str, Any]) -> dict[str, Any]:

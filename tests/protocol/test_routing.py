@@ -364,13 +364,27 @@ def test_failure_is_nothing_to_requests_that_come_after_it(requests):
     assert requests.route(answer(request)) is slot
 
 
-def test_failure_that_nobody_asked_about_is_forgotten_at_the_next(requests):
+def test_failure_that_nobody_asked_about_is_not_replaced_by_the_next(requests):
     request = ask()
     requests.open(request)
     requests.fail_all(restarted)
     assert requests.fail_all(lambda msg_id: ChannelClosed("shell")) == []
+    with pytest.raises(KernelRestarted):
+        requests.take(requests.claim(request.msg_id))
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_failures_that_nobody_asks_about_are_bounded_and_the_oldest_go():
+    requests = Requests()
+    asked = [ask() for _ in range(BOUND + 2)]
+    for request in asked:
+        requests.open(request)
+    requests.fail_all(restarted)
+    assert len(requests) == BOUND
     with pytest.raises(LocalProtocolError):
-        requests.claim(request.msg_id)
+        requests.claim(asked[1].msg_id)
+    with pytest.raises(KernelRestarted):
+        requests.take(requests.claim(asked[2].msg_id))
 
 
 def test_slots_can_be_changed_while_they_are_listed(requests):
@@ -852,15 +866,21 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: sum(one.state in ("open", "awaited", "abandoned") for one in self.asked) > BOUND)
     @rule()
     def fail(self):
-        pending = [one for one in self.asked if one.state in ("open", "awaited", "abandoned") and one.reply is None]
+        unanswered = [one for one in self.asked if one.state in ("open", "awaited", "abandoned") and one.reply is None]
+        pending = [one for one in unanswered if not one.has_failed]
         awaited = [one.slot for one in pending if one.state == "awaited"]
         assert self.requests.fail_all(restarted) == awaited
         for one in pending:
             if one.state == "awaited":
                 one.state = "handed"
-            elif one.state == "abandoned" or one.has_failed:
+            elif one.state == "abandoned":
                 one.state = "closed"
             one.has_failed = True
+        uncollected = [one for one in unanswered if one.state == "open"]
+        gone = [one for one in uncollected if self.requests.get(one.message.msg_id) is None]
+        assert len(gone) == max(0, len(uncollected) - BOUND)
+        for one in gone:
+            one.state = "closed"
 
     def keep(self, message, one):
         self.inbox.append((message, one))

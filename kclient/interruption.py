@@ -1,0 +1,67 @@
+"""The interrupt of one execution, which must reach its code and no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kclient.channels.base import log
+from kclient.errors import KClientError
+from kclient.hub import Alarm
+from kclient.protocol.transcript import Transcript
+
+if TYPE_CHECKING:
+    from kclient.execution import Execution
+    from kclient.link import Link
+
+INTERRUPT_AGAIN: Final = 0.5
+"""Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
+
+
+class Interruption:
+    """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it.
+
+    `is_due` is True while it waits for that.
+    """
+
+    def __init__(self, execution: Execution, link: Link, transcript: Transcript) -> None:
+        self.was_asked = False
+        self.is_due = False
+        self._execution = execution
+        self._link = link
+        self._transcript = transcript
+        self._again: Alarm | None = None
+
+    def ask(self) -> None:
+        """Interrupt the code when it runs."""
+        self.was_asked = self.is_due = True
+        self._link.drain()
+        self.send_if_running()
+
+    def send_if_running(self) -> None:
+        """Interrupt the code now, if the kernel is at it."""
+        if not self.is_due or not self._link.is_busy_with(self._execution.msg_id):
+            return
+        self.is_due = False
+        # An interrupt that comes before the code does is lost; execute_input tells that it has come.
+        was_early = not self._transcript.has_input
+        self._send()
+        if self._again is None:
+            self._again = Alarm(self._link.owner.hub, self._send_again)
+        self._again.set(INTERRUPT_AGAIN, None if was_early else self._transcript.version)
+
+    def cancel(self) -> None:
+        """The execution has ended."""
+        if self._again is not None:
+            self._again.cancel()
+
+    def _send_again(self, version: int | None) -> None:
+        self._link.drain()
+        has_effect = version is not None and self._transcript.version != version
+        if self._execution.is_running() and not has_effect and self._link.is_busy_with(self._execution.msg_id):
+            self._send()
+
+    def _send(self) -> None:
+        try:
+            self._link.interrupt_kernel()
+        except KClientError as exc:  # closed or dead: then the execution ends anyway
+            log.debug("cannot interrupt %s: %s", self._execution.msg_id, exc)

@@ -1,0 +1,76 @@
+"""Input requests: code that runs in the kernel asks, and an execution, the client or a person answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import getcurrent
+
+from kclient.channels.base import log
+from kclient.errors import ChannelClosed, KClientError
+from kclient.execution import Execution, OnInput
+from kclient.hub import call_back
+from kclient.protocol.messages import Message
+
+if TYPE_CHECKING:
+    from kclient.link import Link
+
+
+class Prompts:
+    """Who answers what the kernel asks: the execution's `on_input`, else the client's, set here, else the inbox."""
+
+    def __init__(self, link: Link) -> None:
+        self.on_input: OnInput | None = None
+        self._link = link
+        self._answerers: set[gevent.Greenlet[..., Any]] = set()
+
+    def are_answered(self) -> bool:
+        """True if someone would answer an input request of an execution without an on_input of its own."""
+        return self._link.runs("stdin") and (self.on_input is not None or self._link.stdin.is_awaited())
+
+    def answer(self, request: Message, on_input: OnInput) -> None:
+        """Call `on_input` in this greenlet and send what it returns."""
+        content = request.content
+        answering = self._link.shell.answering
+        answering.add(getcurrent())
+        try:
+            answer = call_back(on_input, str(content.get("prompt", "")), bool(content.get("password", False)))
+        finally:
+            answering.discard(getcurrent())
+        if not self._link.runs("stdin"):
+            raise ChannelClosed("stdin")
+        self._link.stdin.answer(request, answer)
+
+    def claim(self, message: Message) -> bool:
+        """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""
+        outputs = self._link.outputs
+        execution = outputs.executions.get(message.parent_id or "") if outputs is not None else None
+        if message.msg_type != "input_request":
+            return False
+        if isinstance(execution, Execution) and execution.takes_input:
+            execution.feed_input(message)
+            return True
+        if self.on_input is None:
+            return False
+        self._answerers.add(gevent.spawn(self._answer_in_background, message, self.on_input))
+        return True
+
+    def stop(self) -> None:
+        """Answer nothing any more."""
+        gevent.killall(list(self._answerers), block=False)
+
+    def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
+        try:
+            self.answer(request, on_input)
+        except (gevent.GreenletExit, ChannelClosed):
+            log.debug("nobody answers the kernel any more, for the channels are closed")
+        except BaseException as exc:
+            log.exception("on_input failed; the code that waits for it is interrupted")
+            with suppress(KClientError):
+                self._link.interrupt_kernel()
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                raise
+        finally:
+            self._answerers.discard(getcurrent())
