@@ -31,7 +31,7 @@ _Self = TypeVar("_Self", bound="KernelManager")
 
 
 class KernelManager(Runner):
-    """Starts, restarts and ends one kernel, and talks to it; it can be used as a context manager.
+    """Starts, restarts and ends one kernel, and talks to it; a context manager.
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime

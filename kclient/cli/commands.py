@@ -33,6 +33,11 @@ def run_command_line() -> int:
     """Do what the command line says and return the exit code; what is wrong with it is told in one line."""
     try:
         return main.main(prog_name="kclient", standalone_mode=False) or ExitCode.OK
+    except SystemExit:  # click's way to say that nobody reads its output
+        return ExitCode.UNREAD
+    except OSError as exc:
+        click.echo(f"kclient: cannot write: {exc.strerror or exc}", err=True)
+        return ExitCode.NOT_DONE
     except click.Abort:  # a Ctrl-C, before a kernel is asked for
         return ExitCode.INTERRUPTED
     except click.ClickException as exc:

@@ -11,6 +11,7 @@ import attrs
 from kclient.errors import InvalidArgument, InvalidState
 from kclient.kernels.files import (
     PrivateFolder,
+    check_replaceable,
     new_connection_file,
     new_ipc_folder,
     read_connection_file,
@@ -19,7 +20,7 @@ from kclient.kernels.files import (
     write_connection_file,
 )
 from kclient.kernels.ports import PortReservation, is_local, local_addresses
-from kclient.protocol.connection import CHANNELS, ConnectionInfo
+from kclient.protocol.connection import CHANNELS, ConnectionInfo, check_host
 
 TRANSPORTS: Final = ("tcp", "ipc")
 
@@ -33,8 +34,12 @@ class Endpoint:
     def __init__(self, kernel_name: str, transport: str, ip: str | None, path: str | os.PathLike[str] | None) -> None:
         if transport not in TRANSPORTS:
             raise InvalidArgument(f"transport must be 'tcp' or 'ipc', not {transport!r}")
-        if ip is not None and not isinstance(ip, str):
-            raise InvalidArgument(f"ip must be a string, not {ip!r}")
+        if ip is not None:
+            if not isinstance(ip, str):
+                raise InvalidArgument(f"ip must be a string, not {ip!r}")
+            check_host(ip)
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise InvalidArgument(f"connection_file must be a path, not {path!r}")
         self.path: str | None = None if path is None else os.fspath(path)
         self.info = ConnectionInfo(
             transport=transport,
@@ -83,6 +88,7 @@ class Endpoint:
         if self.path is None:
             self.path = new_connection_file()
         if not os.path.exists(self.path) or (not self._is_written and self._wants_fresh_ports):
+            check_replaceable(self.path)
             write_connection_file(self.info, self.path)
             self._is_written = True
         return self.path

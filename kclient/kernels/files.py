@@ -97,6 +97,18 @@ def write_connection_file(info: ConnectionInfo, path: str) -> None:
             raise
 
 
+def check_replaceable(path: str) -> None:
+    """Raise ConnectionFileError if `path` holds something else than a connection file: it may be dear to someone."""
+    if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
+        return
+    try:
+        read_connection_file(path)
+    except ConnectionFileError as exc:
+        raise ConnectionFileError(
+            f"connection file {path}: something else stands there; remove it or choose another path", path=path
+        ) from exc
+
+
 def read_connection_file(path: str) -> ConnectionInfo:
     """Parse and check a connection file; raises ConnectionFileError, which says what is wrong and what to do."""
     with _explained("read", path, hint="; is the kernel running, and is it yours?"):

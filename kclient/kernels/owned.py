@@ -60,6 +60,8 @@ class OwnedKernel:
     """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
 
     def __init__(self, kernel_name: str, endpoint: Endpoint, launcher: Launcher) -> None:
+        if not callable(getattr(launcher, "start", None)):
+            raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
         self.kernel_name = kernel_name
         self.endpoint = endpoint
         self.launcher = launcher

@@ -25,7 +25,7 @@ from typing import IO, Any, Final, Protocol, TypeAlias
 from gevent import monkey
 from gevent.event import Event
 
-from kclient.errors import InvalidArgument, LaunchError
+from kclient.errors import InvalidArgument, InvalidState, LaunchError
 from kclient.hub import Owner
 from kclient.kernels.exitwatch import ExitWatch
 
@@ -120,11 +120,14 @@ class LocalProcess:
     def send_signal(self, signum: int) -> None:
         """Signal the process and its children, its process group; does nothing after its end or in a forked child.
 
-        Raises InvalidArgument for a number that is no signal, and PermissionError for a process of another user.
+        Raises InvalidArgument for a number that is no signal, and InvalidState for a process of another user.
         """
-        if signum not in signal.valid_signals():
+        if not isinstance(signum, int) or signum not in signal.valid_signals():
             raise InvalidArgument(f"not a signal: {signum!r}")
-        self._watch.signal_group(signum)
+        try:
+            self._watch.signal_group(signum)
+        except PermissionError as exc:
+            raise InvalidState(f"may not signal process {self.pid}, which runs as another user") from exc
 
     def kill(self) -> None:
         """SIGKILL for the process and its children."""

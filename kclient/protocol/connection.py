@@ -151,7 +151,7 @@ def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> s
     if not isinstance(address, tuple) or len(address) != 2 or not isinstance(address[0], str):
         raise InvalidArgument(f"an address is a ZeroMQ URL or a pair of ip and port, not {address!r}")
     ip, port = address
-    _check_host(ip)
+    check_host(ip)
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= 65535:
         raise InvalidPortNumber(
             f"the port of a channel must be a number from 1 to 65535, not {port!r}; "
@@ -163,7 +163,8 @@ def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> s
     return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
 
 
-def _check_host(host: str) -> None:
+def check_host(host: str) -> None:
+    """Raise ConnectionFileError for a host or path that no system call would take."""
     try:
         host.encode()
     except UnicodeEncodeError:
@@ -173,7 +174,7 @@ def _check_host(host: str) -> None:
 
 
 def _check_url(url: str) -> str:
-    _check_host(url)
+    check_host(url)
     transport, separator, where = url.partition("://")
     if not separator or not where:
         raise InvalidArgument(f"an address is a ZeroMQ URL such as 'tcp://127.0.0.1:5555', not {url!r}")

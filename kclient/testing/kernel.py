@@ -39,8 +39,8 @@ class FakeKernel:
 
     `script` maps code to what it publishes: steps made by `stream`, `result`, `display` and `error`, or a function that
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
-    a handler may block on `Request.ask`. `lose(channel, message)`, if set, returns True
-    for messages that get lost.
+    a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
+    returns True for messages that get lost.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
@@ -178,10 +178,19 @@ class FakeKernel:
             request.publish("status", {"execution_state": "busy"})
             handler = self._handlers.get(request.message.msg_type)
             if handler is not None:
-                handler(request)
-                if not request.is_answered:
-                    request.reply()
+                self._answer(request, handler)
             request.publish("status", {"execution_state": "idle"})
+
+    def _answer(self, request: Request, handler: Handler) -> None:
+        """Call the handler; what it raises is logged and, if it has not replied yet, is the reply."""
+        error = {}
+        try:
+            handler(request)
+        except Exception as exc:  # noqa: BLE001 - a user's function
+            log.exception("the handler of %s failed", request.message.msg_type)
+            error = {"status": "error", "ename": type(exc).__name__, "evalue": str(exc), "traceback": []}
+        if not request.is_answered:
+            request.reply(error)
 
 
 class _Port:
