@@ -104,6 +104,11 @@ class Link:
         channel = self._channels.get(name)
         if channel is not None and channel.is_stopped:
             del self._channels[name]
+            if name != "stdin":
+                self._renew_identity()
+            if name == "shell" and self.runs("stdin"):
+                self.stdin.identity = self._identity
+                self.stdin.reopen()
         self.channel(name).start()
 
     def runs(self, name: str) -> bool:
@@ -143,9 +148,8 @@ class Link:
         channel.look = self.look
         if self.kernel is None:  # of whose death perhaps nobody will tell
             channel.reconnect_ivl_max = RECONNECT_IVL_MAX
-        if isinstance(channel, (RequestChannel, StdInChannel)):
-            channel.identity = self._identity
         if isinstance(channel, RequestChannel):
+            channel.identity = self._identity
             channel.requests.ledger = self._ledger
             channel.on_owed_reply = self.watchdog.arm
         if isinstance(channel, ShellChannel):
@@ -154,6 +158,8 @@ class Link:
             channel.outputs.ledger = self._ledger
             channel.on_owed_reply = self.watchdog.arm
         elif isinstance(channel, StdInChannel):
+            shell = self._channels.get("shell")
+            channel.identity = shell.identity if isinstance(shell, ShellChannel) else self._identity
             channel.claim = self.prompts.claim
 
     # Life and death
@@ -168,7 +174,10 @@ class Link:
         self.prompts.stop()
         if self.kernel is None:  # somebody may start it again
             self.failure = None
-        # A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed.
+        self._renew_identity()
+
+    def _renew_identity(self) -> None:
+        """A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed."""
         self._epoch += 1
         self._identity = b"%s-%d" % (self.session.identity, self._epoch)
 

@@ -67,6 +67,11 @@ class Overdue:
     is_still_owed: Callable[[], bool]
     give_up: Callable[[], None]
 
+    @property
+    def shell(self) -> tuple[str, str | None]:
+        """Who would have to answer first: one channel, or one subshell."""
+        return self.channel.name, self.subshell_id
+
 
 class Watchdog:
     """Ends executions whose idle was lost, and requests whose reply was: a kernel's PUB may drop messages.
@@ -93,25 +98,29 @@ class Watchdog:
         self._link.drain()
         found: dict[tuple[str, str | None], list[Overdue]] = {}
         for overdue in self._link.overdue(perf_counter() - OVERDUE):
-            found.setdefault((overdue.channel.name, overdue.subshell_id), []).append(overdue)
+            found.setdefault(overdue.shell, []).append(overdue)
         for shell, all_overdue in found.items():
-            watcher = self._watchers.get(shell)
-            if watcher is None or watcher.ready():
-                self._watchers[shell] = gevent.spawn(self._watch, all_overdue)
-        if not found:
-            self._go_on()
+            if not self._is_watched(shell):
+                self._watchers[shell] = gevent.spawn(self._watch, shell, all_overdue)
+        self._arm_again()
 
-    def _watch(self, all_overdue: list[Overdue]) -> None:
+    def _is_watched(self, shell: tuple[str, str | None]) -> bool:
+        watcher = self._watchers.get(shell)
+        return watcher is not None and not watcher.ready()
+
+    def _watch(self, shell: tuple[str, str | None], all_overdue: list[Overdue]) -> None:
         try:
             for overdue in all_overdue:
                 if overdue.is_still_owed() and self._ask(overdue) and overdue.is_still_owed():
                     overdue.give_up()
         except KClientError as exc:
             log.debug("the watch for lost messages ended: %s", exc)
-        self._go_on()
+        del self._watchers[shell]
+        self._arm_again()
 
-    def _go_on(self) -> None:
-        if self._link.overdue(perf_counter()):
+    def _arm_again(self) -> None:
+        """If something is owed that nobody watches for."""
+        if any(not self._is_watched(overdue.shell) for overdue in self._link.overdue(perf_counter())):
             self.arm()
 
     def _ask(self, overdue: Overdue) -> bool:

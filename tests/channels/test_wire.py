@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 import time
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import gevent
@@ -132,8 +134,62 @@ def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Liste
     for number in range(3):
         listener.peer.send(str(number).encode())
     listener.wait_for(2)
-    assert [frames[0] for frames in listener.messages] == [b"1", b"2"]
+    listener.peer.send(b"3")  # when all is quiet again: the loop has stopped the watcher whose callback has failed
+    listener.wait_for(3)
+    assert [frames[0] for frames in listener.messages] == [b"1", b"2", b"3"]
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def strike_after_first(real: Any) -> Any:
+    """`real`, with a Ctrl-C after its first call."""
+    calls = count()
+
+    def call(*args: Any) -> Any:
+        value = real(*args)
+        if next(calls) == 0:
+            signal.raise_signal(signal.SIGINT)
+        return value
+
+    return call
+
+
+def test_ctrl_c_between_two_frames_of_a_send_tears_no_message(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "_send", strike_after_first(wire_module._send))
+    with pytest.raises(KeyboardInterrupt):
+        listener.wire.send([b"one", b"two", b"three"])
+    listener.wire.send([b"next"])
+    assert zmq.Socket.recv_multipart(listener.peer) == [b"one", b"two", b"three"]
+    assert zmq.Socket.recv_multipart(listener.peer) == [b"next"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_between_two_frames_of_a_message_loses_none(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener.wire.drain()
+    sent = [[b"one", b"two", b"three"], [b"next"]]
+    for frames in sent:
+        zmq.Socket.send_multipart(listener.peer, frames)
+    monkeypatch.setattr(wire_module, "_recv", strike_after_first(wire_module._recv))
+    with pytest.raises(KeyboardInterrupt):
+        listener.wire.drain()
+    listener.wire.drain()
+    assert listener.messages == sent
+
+
+def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """The main greenlet waits elsewhere, so that the hub takes in what comes under Python's own handler."""
+    monkeypatch.setattr(wire_module, "_recv", strike_after_first(wire_module._recv))
+    listener.peer.send(b"1")
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(20)
+    listener.wait_for(1)
+    for number in (2, 3):
+        listener.peer.send(str(number).encode())
+        listener.wait_for(number)
+    assert "KeyboardInterrupt" in capfd.readouterr().err, "not from the hub"
 
 
 def test_a_socket_that_somebody_else_closed_is_noticed(listener: Listener) -> None:

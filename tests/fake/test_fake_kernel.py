@@ -195,3 +195,14 @@ def test_many_greenlets_get_their_own_replies_and_outputs() -> None:
             code: (greenlet.value.stdout, greenlet.value.text) for code, greenlet in zip(script, greenlets, strict=True)
         }
     assert got == {code: (f"{code}\n", str(int(code) * 2)) for code in script}
+
+
+def test_handler_that_raises_answers_with_its_error_and_the_kernel_goes_on() -> None:
+    def fail(request: Request) -> None:
+        raise ValueError("the script is wrong")
+
+    with FakeKernel({"bad": fail}) as fake, kclient.connect(fake.connection_info) as client:
+        error = client.run("bad", timeout=20).error
+        assert error is not None
+        assert (error.ename, error.evalue) == ("ValueError", "the script is wrong")
+        assert client.run("good", timeout=20).ok

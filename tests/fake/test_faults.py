@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 
 import kclient
@@ -226,3 +227,261 @@ def test_a_deadline_that_fires_late_still_finds_the_answer() -> None:
         assert is_answered.wait(20)
         time.sleep(0.05)  # time itself: the deadline passes while the hub stands still
         assert waiting.get().content["matches"] == ["x"]
+
+
+# What is lost, and what else goes on meanwhile
+
+
+def lose_idle_of(code: str) -> Any:
+    """A `lose` that drops the idle statuses of that code."""
+
+    def lose(channel: str, message: kclient.Message) -> bool:
+        return channel == "iopub" and message.content.get("execution_state") == "idle" and message.parent_id in lost
+
+    def note(request: Request) -> None:
+        lost.add(request.message.msg_id)
+
+    lost: set[str] = set()
+    lose.script = {code: note}  # type: ignore[attr-defined]
+    return lose
+
+
+@pytest.fixture
+def forgetful(fake: FakeKernel) -> FakeKernel:
+    """A kernel that loses the idle status of the code "lossy"."""
+    fake.lose = lose_idle_of("lossy")
+    fake.script.update(fake.lose.script)  # type: ignore[attr-defined]
+    return fake
+
+
+def test_a_flush_meanwhile_does_not_keep_a_run_from_noticing_a_lost_idle(forgetful: FakeKernel, client: Client) -> None:
+    running = gevent.spawn(client.run, "lossy", timeout=20)
+    gevent.sleep(0.05)
+    client.iopub_channel.flush(timeout=0.05)
+    client.iopub_channel.flush(timeout=0)
+    assert not running.get().complete
+
+
+def test_a_control_channel_that_answers_nothing_does_not_keep_a_run_from_noticing_a_lost_idle(
+    forgetful: FakeKernel, client: Client
+) -> None:
+    forgetful.lose = (lambda lose: lambda channel, message: channel == "control" or lose(channel, message))(
+        forgetful.lose
+    )
+    unanswered = gevent.spawn(client.interrupt)
+    gevent.sleep(1.2)
+    try:
+        assert not client.run("lossy", timeout=20).complete
+        assert not unanswered.ready()
+    finally:
+        unanswered.kill()
+
+
+def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client: Client) -> None:
+    fake.lose = lambda channel, message: message.msg_type == "complete_reply"
+    msg_id = client.shell_channel.send("complete_request", {"code": "", "cursor_pos": 0})
+    client.kernel_info()
+    gevent.sleep(1.2)
+    client.kernel_info()
+    with pytest.raises(kclient.NoReply):
+        client.shell_channel.get_reply(msg_id, timeout=20)
+
+
+def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, client: Client) -> None:
+    def ask(request: Request) -> None:
+        parent = {"msg_id": [1], "msg_type": "execute_request"}
+        message = fake.session.msg("input_request", {"prompt": "? ", "password": False}, parent=parent)
+        fake.send("stdin", message, request.identities)
+
+    fake.script["ask"] = ask
+    assert client.run("ask", on_input=lambda prompt, password: "", timeout=20).ok
+    assert client.stdin_channel.get_msg(timeout=20).content["prompt"] == "? "
+
+
+# Coming and going
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_channels_can_be_opened_again_at_once(transport: str) -> None:
+    """A ROUTER without ROUTER_HANDOVER ignores a peer whose identity it still knows from the connection before."""
+    with FakeKernel({"1": [result("1")]}, transport=transport) as fake, kclient.connect(fake.connection_info) as client:
+        for _ in range(5):
+            client.stop_channels()
+            client.start_channels()
+            client.wait_for_ready(20)
+            assert client.run("1", timeout=20).text == "1"
+
+
+def test_channel_that_was_stopped_alone_is_replaced_by_start_channels(client: Client) -> None:
+    client.shell_channel.stop()
+    with pytest.raises(kclient.ChannelClosed, match="start_channels"):
+        client.kernel_info()
+    client.start_channels()
+    client.wait_for_ready(20)
+    assert client.run("6 * 7", timeout=20).text == "42"
+
+
+def test_client_of_a_kernel_that_came_back_can_be_used_again() -> None:
+    with FakeKernel() as fake:
+        client = kclient.connect(fake.connection_info)
+        client.hb_channel.pause()
+        client.link.fail(lambda msg_id: kclient.DeadKernelError("taken for dead"))
+        with pytest.raises(kclient.DeadKernelError):
+            client.kernel_info()
+        client.stop_channels()
+        client.start_channels()
+        client.wait_for_ready(20)
+        assert client.kernel_info(timeout=20).content["status"] == "ok"
+        assert client.hb_channel.is_beating(), "it is watched again"
+        client.close()
+
+
+def test_heartbeat_of_a_dead_kernel_rests(client: Client) -> None:
+    assert client.hb_channel.is_beating()
+    client.link.fail(lambda msg_id: kclient.DeadKernelError("dead"))
+    assert not client.hb_channel.is_beating()
+    assert not client.hb_channel._alarm.is_set
+
+
+def test_heartbeat_opens_a_new_socket_after_a_miss(fake: FakeKernel, client: Client) -> None:
+    hb = client.hb_channel
+    hb.pause()
+    hb.time_to_dead = 0.05
+    missed = gevent.event.Event()
+    hb.call_handlers = lambda since: missed.set()  # type: ignore[method-assign]
+    first, fake_hb = hb._wire, fake._ports["hb"]
+    fake_hb.name = "mute"
+    fake.take_before = fake.take  # type: ignore[attr-defined]
+    fake.take = lambda port, frames: None if port is fake_hb else type(fake).take(fake, port, frames)  # type: ignore[method-assign]
+    hb.unpause()
+    assert missed.wait(20)
+    assert hb._wire is not first
+    assert first is not None
+    assert first.is_closed
+
+
+# Callbacks
+
+
+def test_run_whose_callbacks_take_turns_with_a_flood_ends_at_its_timeout(fake: FakeKernel, client: Client) -> None:
+    def flood(request: Request) -> None:
+        while True:
+            request.publish(*stream("x"))
+            gevent.sleep(0.0005)
+
+    fake.script["flood"] = flood
+    with pytest.raises(kclient.KernelTimeout) as caught:
+        client.run("flood", timeout=0.1, on_output=lambda message: gevent.sleep(0.001))
+    assert caught.value.result.stdout.startswith("xx")
+
+
+class Stop(BaseException):
+    """What is no Exception, as gevent.Timeout and GreenletExit are none."""
+
+
+def test_base_exception_of_on_output_comes_out_of_result(fake: FakeKernel, client: Client) -> None:
+    def fail(message: kclient.Message) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        client.submit("6 * 7", on_output=fail).result(timeout=20)
+
+
+def test_base_exception_of_call_handlers_keeps_no_other_message_waiting(client: Client) -> None:
+    seen = []
+
+    def handle(message: kclient.Message) -> None:
+        seen.append(message.msg_type)
+        raise Stop
+
+    client.iopub_channel.call_handlers = handle  # type: ignore[method-assign]
+    client.run("6 * 7", timeout=20)
+    gevent.sleep(0.01)
+    assert seen == ["status", "execute_input", "stream", "execute_result", "status"]
+
+
+def test_callback_that_waits_for_its_own_end_is_refused(client: Client) -> None:
+    execution = client.submit("6 * 7", on_output=lambda message: execution.result())
+    with pytest.raises(kclient.LocalProtocolError, match="callback"):
+        execution.result(timeout=20)
+
+
+def test_callbacks_of_submit_get_on_in_a_script_that_only_polls(client: Client) -> None:
+    seen: list[str] = []
+    execution = client.submit("6 * 7", on_output=lambda message: seen.append(message.msg_type))
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            execution.result(timeout=0)
+            break
+        except kclient.KernelTimeout:
+            time.sleep(0.001)
+    assert seen == ["stream", "execute_result"]
+
+
+def test_abandoned_run_leaves_its_prompt_to_who_asks(fake: FakeKernel, client: Client) -> None:
+    fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
+    prompted = gevent.event.Event()
+
+    def never(prompt: str, password: bool) -> str:
+        prompted.set()
+        gevent.sleep(20)
+        return ""
+
+    running = gevent.spawn(client.run, "ask", on_input=never, on_abandon="leave")
+    assert prompted.wait(20)
+    running.kill()
+    client.input("Ada")
+    client.iopub_channel.flush()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"on_output": 5},
+        {"on_input": 5},
+        {"max_output_bytes": "1 MB"},
+        {"max_output_bytes": -1},
+        {"max_output_bytes": float("nan")},
+        {"code": "x = '\ud83d'"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["run", "submit"])
+def test_argument_that_is_wrong_is_refused_and_nothing_is_sent(
+    fake: FakeKernel, client: Client, arguments: dict[str, Any], method: str
+) -> None:
+    client.kernel_info()
+    before = len(fake.requests)
+    with pytest.raises(kclient.LocalProtocolError):
+        getattr(client, method)(**{"code": "6 * 7", **arguments})
+    client.kernel_info()
+    assert [request.msg_type for request in fake.requests[before:]] == ["kernel_info_request"]
+
+
+@pytest.mark.parametrize("change", [{"header": None}, {"header": {}}, {"header": {"msg_id": [1]}}, {"buffers": 5}])
+def test_message_that_was_changed_for_the_worse_is_refused(client: Client, change: dict[str, Any]) -> None:
+    message = client.session.msg("kernel_info_request")
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(kclient.LocalProtocolError):
+        client.shell_channel.send(message)
+
+
+@pytest.mark.parametrize("msg_id", [[], None, 5])
+def test_id_that_is_none_is_refused(client: Client, msg_id: Any) -> None:
+    with pytest.raises(kclient.LocalProtocolError):
+        client.shell_channel.get_reply(msg_id)
+
+
+@pytest.mark.parametrize("ip", ["no such host!", "a\0b", "\ud800"])
+def test_ip_that_is_none_is_refused(fake: FakeKernel, ip: str) -> None:
+    with pytest.raises(kclient.KClientError):
+        kclient.connect({**fake.connection_info.to_dict(), "ip": ip}, timeout=1)
+
+
+def test_time_to_dead_that_is_no_time_is_refused(client: Client) -> None:
+    client.hb_channel.pause()
+    client.hb_channel.time_to_dead = "x"  # type: ignore[assignment]
+    with pytest.raises(kclient.LocalProtocolError, match="time_to_dead"):
+        client.hb_channel.unpause()
