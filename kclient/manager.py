@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 import attrs
@@ -69,9 +68,7 @@ class KernelManager(Runner):
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.shutdown_kernel()
 
     @property
@@ -124,6 +121,7 @@ class KernelManager(Runner):
         """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
         self._owner.check()
         self._endpoint.write()
+        self._fit_client()
 
     def load_connection_file(self, connection_file: str | os.PathLike[str] | None = None) -> None:
         """Take the ports and the key of an existing file; raises ConnectionFileError."""
@@ -303,11 +301,13 @@ class KernelManager(Runner):
     def _launch(self, launch: Launch) -> None:
         self._was_ready = self._expects_exit = False
         self._kernel.start(launch, weakly(self._on_exit))
-        if self._client is None:
-            return
-        if self._client.connection == self._endpoint.info:
+        self._fit_client()
+        if self._client is not None:
             self._client.link.kernel = self._kernel
-        else:  # it was made for other ports
+
+    def _fit_client(self) -> None:
+        """Drop a client that was made for other ports."""
+        if self._client is not None and self._client.connection != self._endpoint.info:
             self._drop_client()
 
     def _drop_client(self) -> None:

@@ -379,3 +379,18 @@ def test_kernels_are_listed_in_full_when_piped(tmp_path: Path) -> None:
         directory = f"{path}/kernels"
         assert rows[0].split() == [name, "[red]Long", ":smile:", "lang", f"{directory}/{name}"]
         assert rows[1].split() == ["python3", "Mine", "python", f"{directory}/python3"]
+
+
+@pytest.mark.parametrize("arguments", [["kernels"], ["--help"], ["run", "--help"]], ids=" ".join)
+def test_text_that_cannot_be_written_is_a_complaint_and_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "kclient", *arguments]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "kclient: cannot write: No space left on device\n")
+    closed, out = os.pipe()
+    os.close(closed)
+    try:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(out)
+    assert (done.returncode, done.stderr) == (141, "")

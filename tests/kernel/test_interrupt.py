@@ -366,3 +366,28 @@ def test_ctrl_c_in_any_other_call_is_raised_there_and_ends_no_channel(kernel, st
     assert script.read_line() == "raised"
     gate.open()
     assert script.end() == "42"
+
+
+def test_ctrl_c_elsewhere_leaves_the_channels_working(kernel, start_script):
+    """Many of them, while the hub takes in what comes and the main greenlet sleeps."""
+    script = start_script(
+        "import gevent, os, signal, sys, time, kclient\n"
+        "client = kclient.connect(sys.argv[1], watch=False)\n"
+        "def ask():\n"
+        "    while True: client.kernel_info()\n"
+        "asking = gevent.spawn(ask)\n"
+        "struck = 0\n"
+        "while struck < 200:\n"
+        "    try:\n"
+        "        gevent.spawn_later(0.001, os.kill, os.getpid(), signal.SIGINT)\n"
+        "        gevent.sleep(10)\n"
+        "    except KeyboardInterrupt:\n"
+        "        struck += 1\n"
+        "    if asking.ready(): asking = gevent.spawn(ask)\n"
+        "asking.kill()\n"
+        "print([client.run(str(n), timeout=30).text for n in range(3)])\n"
+        "print(all(channel._wire._readable.active for channel in (client.shell_channel, client.iopub_channel)))\n"
+        "client.close()\n",
+        kernel.connection_file,
+    )
+    assert script.process.communicate(timeout=WAIT)[0] == "['0', '1', '2']\nTrue\n"

@@ -49,15 +49,20 @@ def many(kernel):
 
 
 @pytest.fixture
-def is_running():
-    def look(pid):
-        try:
-            with open(f"/proc/{pid}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
+def check_it_ends():
+    """Wait for the end of a process that has been told to end; nobody here started it."""
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("nothing tells of the end of another's child here")
 
-    return look
+    def check(pid):
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return  # it has ended already
+        with open(process):
+            assert select.select([process], [], [], WAIT)[0]
+
+    return check
 
 
 @pytest.mark.kernel
@@ -123,10 +128,10 @@ ENDINGS = {
 @pytest.mark.kernel
 @pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_program_that_ends_leaves_no_kernel_and_no_file(run_script, is_running, runtime_dir, patch, ending):
+def test_program_that_ends_leaves_no_kernel_and_no_file(run_script, check_it_ends, runtime_dir, patch, ending):
     start = "import kclient\nkernel = kclient.start_kernel(timeout=60)\nprint(kernel.process.pid, flush=True)"
     pid = int(run_script(f"{patch}{start}\n{ending}").split()[0])
-    assert not is_running(pid)
+    check_it_ends(pid)
     assert list(runtime_dir.iterdir()) == []
 
 
@@ -139,8 +144,7 @@ def test_program_that_ends_over_ipc_leaves_no_socket(run_script, folder):
 
 
 @pytest.mark.kernel
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing tells of the end of another's child here")
-def test_kernel_ends_when_its_program_is_killed(start_script, is_running, runtime_dir):
+def test_kernel_ends_when_its_program_is_killed(start_script, check_it_ends, runtime_dir):
     """Nobody is left to tell it: it watches its parent. The connection file stays behind."""
     script = start_script(
         "import kclient, gevent\nkernel = kclient.start_kernel(timeout=60)\n"
@@ -149,14 +153,7 @@ def test_kernel_ends_when_its_program_is_killed(start_script, is_running, runtim
     pid, path = script.read_line().split()
     script.process.send_signal(signal.SIGKILL)
     script.process.wait(WAIT)
-    try:
-        kernel = os.pidfd_open(int(pid))
-    except ProcessLookupError:
-        pass  # it has ended already
-    else:
-        with open(kernel):
-            assert select.select([kernel], [], [], WAIT)[0]
-    assert not is_running(int(pid))
+    check_it_ends(int(pid))
     os.unlink(path)
 
 
@@ -204,5 +201,52 @@ def test_forked_child_that_ends_leaves_the_parents_kernel_alone(run_script):
         "assert os.path.exists(kernel.connection_file)\n"
         "print(kernel.run('6 * 7').text)\n"
         "kernel.shutdown_kernel()\n"
+    )
+    assert run_script(code) == "42"
+
+
+FORK = """
+import os, sys, gevent, kclient
+path = sys.argv[1]
+with kclient.connect(path) as client:
+    client.hb_channel.time_to_dead = 0.1
+    client.hb_channel.pause()
+    client.hb_channel.unpause()
+    client.kernel_info()
+    pid = os.fork()
+    if not pid:
+        gevent.sleep(0.5)
+        try:
+            client.kernel_info()
+        except kclient.ForkedProcess:
+            print("refused", flush=True)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+    client.kernel_info()
+"""
+
+
+@pytest.mark.kernel
+def test_heartbeat_of_the_parent_does_not_stop_a_forked_child(run_script, kernel):
+    assert run_script(FORK, kernel.connection_file).split() == ["refused", "0"]
+
+
+@pytest.mark.kernel
+def test_forked_child_and_another_thread_cannot_remove_the_files(run_script):
+    code = (
+        "import os, threading, kclient\n"
+        "def check(error):\n"
+        "    for name in ('cleanup_connection_file', 'cleanup_ipc_files', 'write_connection_file',\n"
+        "                 'load_connection_file'):\n"
+        "        try:\n            getattr(kernel, name)()\n"
+        "        except error:\n            continue\n"
+        "        print(name)\n"
+        "with kclient.start_kernel(transport='ipc', timeout=60) as kernel:\n"
+        "    thread = threading.Thread(target=check, args=[kclient.WrongThread])\n"
+        "    thread.start()\n    thread.join()\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n        check(kclient.ForkedProcess)\n        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+        "    with kclient.connect(kernel.connection_file) as client: print(client.run('6 * 7').text)\n"
     )
     assert run_script(code) == "42"
