@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -34,8 +35,10 @@ def run_command_line() -> int:
     try:
         return main.main(prog_name="kclient", standalone_mode=False) or ExitCode.OK
     except SystemExit:  # click's way to say that nobody reads its output
+        drop_unwritten()
         return ExitCode.UNREAD
     except OSError as exc:
+        drop_unwritten()
         click.echo(f"kclient: cannot write: {exc.strerror or exc}", err=True)
         return ExitCode.NOT_DONE
     except click.Abort:  # a Ctrl-C, before a kernel is asked for
@@ -45,6 +48,12 @@ def run_command_line() -> int:
         with suppress(OSError):  # nobody reads it
             click.echo(f"kclient: {exc.format_message()}{hint}", err=True)
         return ExitCode.NOT_DONE
+
+
+def drop_unwritten() -> None:
+    """Let Python not try again, at its exit, to write what could not be written."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def own_version() -> str:
