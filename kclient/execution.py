@@ -222,7 +222,7 @@ class Execution:
         self._keeps_messages = False
         self._messages.clear()
         self._on_input = None
-        while self._input_requests:
+        while self._input_requests and self._link.runs("stdin"):
             self._link.stdin.leave(self._input_requests.popleft())
 
     def _end(self) -> None:

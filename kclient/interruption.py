@@ -63,5 +63,5 @@ class Interruption:
     def _send(self) -> None:
         try:
             self._link.interrupt_kernel()
-        except KClientError as exc:  # closed or dead: then the execution ends anyway
+        except (KClientError, OSError) as exc:  # closed or dead: then the execution ends anyway
             log.debug("cannot interrupt %s: %s", self._execution.msg_id, exc)

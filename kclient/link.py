@@ -274,6 +274,9 @@ class Link:
         executions[message.msg_id] = execution
         try:
             self.shell.post(message, execution.on_settled)
+        except KeyboardInterrupt:  # it is out
+            execution.interrupt()
+            raise
         except BaseException:
             executions.pop(message.msg_id, None)
             raise

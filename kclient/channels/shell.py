@@ -96,6 +96,8 @@ class RequestChannel(MessageChannel):
         slot.on_settled = on_settled
         try:
             wire.send(frames)
+        except KeyboardInterrupt:  # it is out, and will be answered
+            raise
         except BaseException:
             self.requests.discard(slot)
             raise

@@ -86,7 +86,10 @@ class Wire:
         self._again.start(self.drain)
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message, and take in what has arrived meanwhile; raises ChannelClosed."""
+        """Queue a message, and take in what has arrived meanwhile; raises ChannelClosed.
+
+        A Ctrl-C is raised when the message is out.
+        """
         is_held = sigint.hold(self._owner.hub)
         try:
             if self._send(frames):
@@ -133,7 +136,8 @@ class Wire:
         try:
             self.drain()
         except BaseException:
-            self._again.start(self._go_on)
+            if not self.is_closed:
+                self._again.start(self._go_on)
             raise
 
     def _go_on(self) -> None:

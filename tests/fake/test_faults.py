@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import gevent.event
 import pytest
 
 import kclient
+from kclient.channels import wire as wire_module
 from kclient.protocol.session import DELIMITER
 from kclient.testing import FakeKernel, Request, result, stream
 
@@ -389,14 +391,18 @@ def test_base_exception_of_on_output_comes_out_of_result(fake: FakeKernel, clien
 
 def test_base_exception_of_call_handlers_keeps_no_other_message_waiting(client: Client) -> None:
     seen = []
+    handled_last = gevent.event.Event()
 
     def handle(message: kclient.Message) -> None:
-        seen.append(message.msg_type)
+        if message.parent_header.get("msg_type") == "execute_request":
+            seen.append(message.msg_type)
+        if message.content.get("execution_state") == "idle" and seen:
+            handled_last.set()
         raise Stop
 
     client.iopub_channel.call_handlers = handle  # type: ignore[method-assign]
     client.run("6 * 7", timeout=20)
-    gevent.sleep(0.01)
+    assert handled_last.wait(20)
     assert seen == ["status", "execute_input", "stream", "execute_result", "status"]
 
 
@@ -485,3 +491,27 @@ def test_time_to_dead_that_is_no_time_is_refused(client: Client) -> None:
     client.hb_channel.time_to_dead = "x"  # type: ignore[assignment]
     with pytest.raises(kclient.LocalProtocolError, match="time_to_dead"):
         client.hb_channel.unpause()
+
+
+def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
+    fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = gevent.event.Event()
+    interrupted = gevent.event.Event()
+    fake.script["long"] = lambda request: finished.wait(20)
+    fake.on("interrupt_request", lambda request: (interrupted.set(), finished.set()))
+    real, struck = wire_module._send, []
+
+    def strike_once(*args: Any) -> Any:
+        if not struck:
+            struck.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    client.kernel_info()
+    monkeypatch.setattr(wire_module, "_send", strike_once)
+    with pytest.raises(KeyboardInterrupt):
+        client.run("long", timeout=20)
+    assert interrupted.wait(20)
+    assert client.run("6 * 7", timeout=20).text == "42"
+    assert len(client.shell_channel.requests) == 0
