@@ -14,6 +14,7 @@ import gevent.event
 import pytest
 
 import kclient
+from kclient import watch
 from kclient.channels import wire as wire_module
 from kclient.protocol.session import DELIMITER
 from kclient.testing import FakeKernel, Request, result, stream
@@ -249,7 +250,13 @@ def lose_idle_of(code: str) -> Any:
 
 
 @pytest.fixture
-def forgetful(fake: FakeKernel) -> FakeKernel:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for what is overdue after 50 ms."""
+    monkeypatch.setattr(watch, "OVERDUE", 0.05)
+
+
+@pytest.fixture
+def forgetful(fake: FakeKernel, impatient: None) -> FakeKernel:
     """A kernel that loses the idle status of the code "lossy"."""
     fake.lose = lose_idle_of("lossy")
     fake.script.update(fake.lose.script)  # type: ignore[attr-defined]
@@ -271,7 +278,7 @@ def test_a_control_channel_that_answers_nothing_does_not_keep_a_run_from_noticin
         forgetful.lose
     )
     unanswered = gevent.spawn(client.interrupt)
-    gevent.sleep(1.2)
+    gevent.sleep(0.1)
     try:
         assert not client.run("lossy", timeout=20).complete
         assert not unanswered.ready()
@@ -279,11 +286,12 @@ def test_a_control_channel_that_answers_nothing_does_not_keep_a_run_from_noticin
         unanswered.kill()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client: Client) -> None:
     fake.lose = lambda channel, message: message.msg_type == "complete_reply"
     msg_id = client.shell_channel.send("complete_request", {"code": "", "cursor_pos": 0})
     client.kernel_info()
-    gevent.sleep(1.2)
+    gevent.sleep(0.1)
     client.kernel_info()
     with pytest.raises(kclient.NoReply):
         client.shell_channel.get_reply(msg_id, timeout=20)
