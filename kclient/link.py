@@ -303,6 +303,27 @@ class Link:
             return []
         return [*self._overdue_idles(self.outputs, since), *self._overdue_replies(since)]
 
+    def unheard(self, since: float) -> float:
+        """When the kernel became idle, if it has been since `since` and was sent a request before that; else 0."""
+        outputs = self.outputs
+        if outputs is None or outputs.execution_state != "idle" or outputs.state_since > since or outputs.executing:
+            return 0.0
+        is_waiting = self.runs("shell") and any(
+            slot.on_settled is not None and slot.sent <= since for slot in self.shell.requests
+        )
+        return outputs.state_since if is_waiting else 0.0
+
+    def knock(self, deadline: Deadline) -> None:
+        """Ask kernel_info over a connection of its own, and return when the reply is in."""
+        channel = ShellChannel(self.shell.context, self.session, self.shell.address)
+        self._renew_identity()
+        channel.identity = self._identity
+        channel.start()
+        try:
+            self.probe(channel, deadline).forget()
+        finally:
+            channel.stop()
+
     def _overdue_idles(self, outputs: Outputs, since: float) -> Iterator[Overdue]:
         for msg_id, received in self._ledger.owed_idle.items():
             execution = outputs.executions.get(msg_id)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 OVERDUE: Final = 1.0
 """Seconds between the one half of an answer and the other after which the kernel is asked again."""
 
+KNOCK_WAIT: Final = 10.0
+"""Seconds that a kernel which is idle has to answer; then it has another reason not to."""
+
 ASK_AT_MOST: Final = 3
 """Times that the kernel is asked before it is taken for one that sends no idle status at all."""
 
@@ -78,12 +81,17 @@ class Watchdog:
 
     It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will. A shell
     that answers nothing holds up its own only.
+
+    And it knocks at a kernel that is idle although a request has come: ipykernel 7.0 to 7.3 may sleep on, with messages
+    of any number in a connection, until something comes over another one.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._alarm = Alarm(link.owner.hub, self._look)
         self._watchers: dict[tuple[str, str | None], gevent.Greenlet[..., Any]] = {}
+        self._knocker: gevent.Greenlet[..., Any] | None = None
+        self._knocked = 0.0
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
@@ -92,7 +100,7 @@ class Watchdog:
 
     def stop(self) -> None:
         self._alarm.cancel()
-        gevent.killall(list(self._watchers.values()), block=False)
+        gevent.killall([*self._watchers.values(), *filter(None, [self._knocker])], block=False)
 
     def _look(self) -> None:
         self._link.drain()
@@ -102,6 +110,10 @@ class Watchdog:
         for shell, all_overdue in found.items():
             if not self._is_watched(shell):
                 self._watchers[shell] = gevent.spawn(self._watch, shell, all_overdue)
+        idle_since = self._link.unheard(perf_counter() - OVERDUE)
+        if idle_since > self._knocked:  # once in each time of rest
+            self._knocked = idle_since
+            self._knocker = gevent.spawn(self._knock)
         self._arm_again()
 
     def _is_watched(self, shell: tuple[str, str | None]) -> bool:
@@ -118,8 +130,16 @@ class Watchdog:
         del self._watchers[shell]
         self._arm_again()
 
+    def _knock(self) -> None:
+        try:
+            self._link.knock(Deadline(KNOCK_WAIT))
+        except KClientError as exc:
+            log.debug("the kernel does not hear that we knock: %s", exc)
+
     def _arm_again(self) -> None:
         """If something is owed that nobody watches for."""
+        if self._link.unheard(perf_counter()) > self._knocked:
+            self.arm()
         if any(not self._is_watched(overdue.shell) for overdue in self._link.overdue(perf_counter())):
             self.arm()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import zmq
@@ -94,6 +95,9 @@ class RequestChannel(MessageChannel):
         frames = self.session.serialize(message)
         slot = self.requests.open(message)
         slot.on_settled = on_settled
+        slot.sent = perf_counter()
+        if self.on_owed_reply is not None:
+            self.on_owed_reply()
         try:
             wire.send(frames)
         except KeyboardInterrupt:  # it is out, and will be answered

@@ -29,7 +29,7 @@ _OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
 class Slot:
     """The place of one reply: who awaits it, and then the reply or the reason why there is none."""
 
-    __slots__ = ("abandoned", "error", "msg_id", "on_settled", "reply", "reply_type", "subshell_id")
+    __slots__ = ("abandoned", "error", "msg_id", "on_settled", "reply", "reply_type", "sent", "subshell_id")
 
     def __init__(self, msg_id: str, reply_type: str | None, subshell_id: str | None = None) -> None:
         self.msg_id = msg_id
@@ -39,6 +39,7 @@ class Slot:
         self.error: Callable[[str | None], Exception] | None = None
         self.on_settled: Callable[[Slot], None] | None = None
         self.abandoned = False
+        self.sent = 0.0
 
     @property
     def is_settled(self) -> bool:
@@ -248,6 +249,7 @@ class Outputs:
         self.inbox = Inbox(max_messages, max_bytes)
         self.executions: dict[str, Sink] = {}
         self.execution_state = "unknown"
+        self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
         self.subscribed = False
 
@@ -280,6 +282,7 @@ class Outputs:
         if not isinstance(state, str):
             return
         self.execution_state = state
+        self.state_since = message.received
         if parent_id is not None:
             self._note_execution(message.parent_header, parent_id, state)
         if state == "idle" and parent_id is not None:

@@ -308,6 +308,31 @@ def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, c
     assert client.stdin_channel.get_msg(timeout=20).content["prompt"] == "? "
 
 
+def test_request_that_the_kernel_did_not_notice_is_followed_by_another(
+    fake: FakeKernel, client: Client, impatient: None
+) -> None:
+    """As ipykernel 7.3, which may sleep on, whatever this connection brings, until something comes over another."""
+    unnoticed: list[list[bytes]] = []
+
+    def take(port: Any, frames: list[bytes]) -> None:
+        if port.name != "shell":
+            FakeKernel.take(fake, port, frames)
+            return
+        unnoticed.append(frames)
+        if frames[0] != unnoticed[0][0]:
+            fake.take = real  # type: ignore[method-assign]
+            for held in unnoticed:
+                fake.take(port, held)
+
+    real = fake.take
+    client.iopub_channel.flush()
+    fake.take = take  # type: ignore[method-assign]
+    executions = [client.submit("6 * 7") for _ in range(3)]
+    assert [execution.result(timeout=20).text for execution in executions] == ["42"] * 3
+    assert len(unnoticed) == 4
+    assert client.iopub_channel.flush() == [], "it knocks unseen"
+
+
 # Coming and going
 
 
