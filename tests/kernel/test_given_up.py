@@ -77,6 +77,7 @@ def test_timeout_of_a_restart_is_its_one_budget(install_kernel, start_kernel):
     with pytest.raises(kclient.KClientError):
         manager.restart_kernel(timeout=0.2)
     assert time.monotonic() - begun < 4, "it waited as long as a shutdown may, 5 s and 2 s"
+    manager.shutdown_kernel(now=True)
 
 
 def test_restart_beside_another_waits_for_its_turn_no_longer_than_it_may(kernel_manager, background):
@@ -133,7 +134,7 @@ def test_start_that_fails_leaves_nothing_in_the_way_of_the_next(transport, folde
 
 def test_manager_can_be_restarted_from_inside_on_input(kernel_manager):
     def restart(prompt, password):
-        kernel_manager.restart_kernel(timeout=WAIT)
+        kernel_manager.restart_kernel(now=True, timeout=WAIT)
         return "too late"
 
     with pytest.raises(kclient.KernelRestarted):
