@@ -82,7 +82,7 @@ class Watchdog:
     It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will. A shell
     that answers nothing holds up its own only.
 
-    And it knocks at a kernel that is idle although a request has come: ipykernel 7.0 to 7.3 may sleep on, with messages
+    And it knocks at a kernel that is idle although a request has come: ipykernel 7.3 may sleep on, with messages
     of any number in a connection, until something comes over another one.
     """
 
