@@ -271,12 +271,9 @@ class Execution:
                     self._call_on_output(deadline)
                     self._link.prompts.answer(self._input_requests.popleft(), self._on_input)
                     continue
-            except KernelTimeout as exc:
-                if exc.execution is not self:
+            except Exception as exc:
+                if not (isinstance(exc, KernelTimeout) and exc.execution is self):  # that of `run`: see on_abandon
                     self.interrupt()
-                raise
-            except Exception:
-                self.interrupt()
                 raise
             if self._is_over:
                 return

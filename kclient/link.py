@@ -151,12 +151,12 @@ class Link:
         if isinstance(channel, RequestChannel):
             channel.identity = self._identity
             channel.requests.ledger = self._ledger
-            channel.on_owed_reply = self.watchdog.arm
+            channel.on_wait = self.watchdog.arm
         if isinstance(channel, ShellChannel):
             channel.expects_input = self.prompts.are_answered
         elif isinstance(channel, IOPubChannel):
             channel.outputs.ledger = self._ledger
-            channel.on_owed_reply = self.watchdog.arm
+            channel.on_unanswered = self.watchdog.arm
         elif isinstance(channel, StdInChannel):
             shell = self._channels.get("shell")
             channel.identity = shell.identity if isinstance(shell, ShellChannel) else self._identity
@@ -272,6 +272,7 @@ class Link:
         execution.sent(message)
         executions = self.iopub.outputs.executions
         executions[message.msg_id] = execution
+        self.watchdog.arm()
         try:
             self.shell.post(message, execution.on_settled)
         except KeyboardInterrupt:  # it is out

@@ -28,7 +28,7 @@ class IOPubChannel(MessageChannel):
         super().__init__(context, session, address)
         self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
         self.changed = Parking(self._owner.hub)
-        self.on_owed_reply: Callable[[], None] | None = None
+        self.on_unanswered: Callable[[], None] | None = None
 
     def flush(self, timeout: float = 1.0) -> list[Message]:
         """Take in what is pending and return, and remove, everything that no execution claimed.
@@ -92,8 +92,8 @@ class IOPubChannel(MessageChannel):
         else:
             self._arrived.wake()
         self.changed.wake()
-        if outputs.ledger.owed_reply and self.on_owed_reply is not None:
-            self.on_owed_reply()
+        if outputs.ledger.unanswered and self.on_unanswered is not None:
+            self.on_unanswered()
         if outputs.inbox.dropped and not dropped:
             log_soon(log, logging.WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
 

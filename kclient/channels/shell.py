@@ -28,7 +28,7 @@ class RequestChannel(MessageChannel):
         self.requests = Requests()
         self.identity: bytes | None = None
         self.answering: set[object] = set()
-        self.on_owed_reply: Callable[[], None] | None = None
+        self.on_wait: Callable[[], None] | None = None
 
     def send(
         self,
@@ -58,8 +58,6 @@ class RequestChannel(MessageChannel):
             self._check().drain()
         parking = Parking(self._owner.hub)
         slot.on_settled = parking.wake
-        if self.on_owed_reply is not None and msg_id in self.requests.ledger.owed_reply:
-            self.on_owed_reply()
         try:
             self._await(slot, parking, deadline)
         except BaseException:
@@ -96,8 +94,6 @@ class RequestChannel(MessageChannel):
         slot = self.requests.open(message)
         slot.on_settled = on_settled
         slot.sent = perf_counter()
-        if self.on_owed_reply is not None:
-            self.on_owed_reply()
         try:
             wire.send(frames)
         except KeyboardInterrupt:  # it is out, and will be answered
@@ -130,6 +126,8 @@ class RequestChannel(MessageChannel):
                 slot.on_settled(slot)
 
     def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
+        if self.on_wait is not None:
+            self.on_wait()
         while not slot.is_settled:
             if not parking.wait(deadline) and deadline.is_over:
                 self._look_around()

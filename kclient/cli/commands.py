@@ -39,15 +39,20 @@ def run_command_line() -> int:
         return ExitCode.UNREAD
     except OSError as exc:
         drop_unwritten()
-        click.echo(f"kclient: cannot write: {exc.strerror or exc}", err=True)
+        complain(f"cannot write: {exc.strerror or exc}")
         return ExitCode.NOT_DONE
     except click.Abort:  # a Ctrl-C, before a kernel is asked for
         return ExitCode.INTERRUPTED
     except click.ClickException as exc:
         hint = f" (see {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
-        with suppress(OSError):  # nobody reads it
-            click.echo(f"kclient: {exc.format_message()}{hint}", err=True)
+        complain(f"{exc.format_message()}{hint}")
         return ExitCode.NOT_DONE
+
+
+def complain(text: str) -> None:
+    """Say, on standard error, why it was not done; nobody may be there to read it."""
+    with suppress(OSError):
+        click.echo(f"kclient: {text}", err=True)
 
 
 def drop_unwritten() -> None:
@@ -178,7 +183,7 @@ def list_kernels() -> None:
     if specs:
         click.echo(table_of(specs))
     else:
-        click.echo("kclient: there is no kernel yet: pip install ipykernel", err=True)
+        complain("there is no kernel yet: pip install ipykernel")
 
 
 def table_of(specs: Iterable[KernelSpec]) -> str:

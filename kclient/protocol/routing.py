@@ -272,11 +272,6 @@ class Outputs:
             self.inbox.append(message)
         return None
 
-    @property
-    def busy_with(self) -> str | None:
-        """The request whose code the main shell is at, if any."""
-        return self.executing.get(None)
-
     def _note_status(self, message: Message, parent_id: str | None) -> None:
         state = message.content.get("execution_state")
         if not isinstance(state, str):

@@ -265,7 +265,8 @@ def forgetful(fake: FakeKernel, impatient: None) -> FakeKernel:
 
 def test_a_flush_meanwhile_does_not_keep_a_run_from_noticing_a_lost_idle(forgetful: FakeKernel, client: Client) -> None:
     running = gevent.spawn(client.run, "lossy", timeout=20)
-    gevent.sleep(0.05)
+    while not client.iopub_channel.outputs.ledger.owed_idle:
+        gevent.sleep(0.001)
     client.iopub_channel.flush(timeout=0.05)
     client.iopub_channel.flush(timeout=0)
     assert not running.get().complete
@@ -308,29 +309,52 @@ def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, c
     assert client.stdin_channel.get_msg(timeout=20).content["prompt"] == "? "
 
 
-def test_request_that_the_kernel_did_not_notice_is_followed_by_another(
-    fake: FakeKernel, client: Client, impatient: None
-) -> None:
-    """As ipykernel 7.3, which may sleep on, whatever this connection brings, until something comes over another."""
-    unnoticed: list[list[bytes]] = []
+def overlook(fake: FakeKernel) -> list[list[bytes]]:
+    """Hold what comes on shell from the connection that sends first, until something comes over another."""
 
     def take(port: Any, frames: list[bytes]) -> None:
         if port.name != "shell":
             FakeKernel.take(fake, port, frames)
             return
-        unnoticed.append(frames)
-        if frames[0] != unnoticed[0][0]:
+        held.append(frames)
+        if frames[0] != held[0][0]:
             fake.take = real  # type: ignore[method-assign]
-            for held in unnoticed:
-                fake.take(port, held)
+            for one in held:
+                fake.take(port, one)
 
+    held: list[list[bytes]] = []
     real = fake.take
-    client.iopub_channel.flush()
     fake.take = take  # type: ignore[method-assign]
+    return held
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel, client: Client) -> None:
+    """As ipykernel 7.3, which may sleep on, whatever this connection brings, until something comes over another."""
+    held = overlook(fake)
+    client.iopub_channel.flush()
     executions = [client.submit("6 * 7") for _ in range(3)]
     assert [execution.result(timeout=20).text for execution in executions] == ["42"] * 3
-    assert len(unnoticed) == 4
+    assert len(held) == 4
     assert client.iopub_channel.flush() == [], "it knocks unseen"
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_that_has_ended(
+    fake: FakeKernel, client: Client
+) -> None:
+    goes_on = gevent.event.Event()
+    fake.script["long"] = lambda request: goes_on.wait(20)
+    with kclient.connect(fake.connection_info) as other:
+        long = other.submit("long")
+        while not client.iopub_channel.outputs.executing:
+            gevent.sleep(0.001)
+        overlook(fake)
+        overlooked = client.submit("6 * 7")
+        gevent.sleep(0.2)  # the time for which it is waited, and more
+        goes_on.set()
+        assert overlooked.result(timeout=20).text == "42"
+        assert long.result(timeout=20).ok
 
 
 # Coming and going

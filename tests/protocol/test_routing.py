@@ -572,7 +572,7 @@ def test_strange_parents_lead_to_the_inbox(outputs):
             message.parent_header = parent
             assert outputs.route(message) is None
     assert len(outputs.inbox) == 3 * len(STRANGE_PARENTS)
-    assert outputs.busy_with is None
+    assert outputs.executing.get(None) is None
 
 
 def test_messages_of_other_types_go_to_the_inbox_though_they_bear_the_id_of_an_execution(outputs):
@@ -619,28 +619,28 @@ def test_welcome_is_noticed_and_goes_nowhere(outputs):
 
 def test_kernel_is_busy_with_the_request_of_its_latest_busy(outputs):
     first, second = ask(), ask()
-    assert (outputs.execution_state, outputs.busy_with) == ("unknown", None)
+    assert (outputs.execution_state, outputs.executing.get(None)) == ("unknown", None)
     outputs.route(status("busy", first))
-    assert (outputs.execution_state, outputs.busy_with) == ("busy", first.msg_id)
+    assert (outputs.execution_state, outputs.executing.get(None)) == ("busy", first.msg_id)
     outputs.route(status("idle", first))
-    assert (outputs.execution_state, outputs.busy_with) == ("idle", None)
+    assert (outputs.execution_state, outputs.executing.get(None)) == ("idle", None)
     outputs.route(status("busy", second))
-    assert outputs.busy_with == second.msg_id
+    assert outputs.executing.get(None) == second.msg_id
 
 
 def test_idle_of_another_request_does_not_end_the_busy_one(outputs):
     first, other = ask(), ask()
     outputs.route(status("busy", first))
     outputs.route(status("idle", other))
-    assert outputs.busy_with == first.msg_id
+    assert outputs.executing.get(None) == first.msg_id
     outputs.route(status("idle"))
-    assert outputs.busy_with == first.msg_id
+    assert outputs.executing.get(None) == first.msg_id
 
 
 def test_state_is_told_also_by_the_status_of_an_execution(outputs):
     execution = Execution(outputs)
     assert outputs.route(status("busy", execution.request)) is execution
-    assert outputs.busy_with == execution.request.msg_id
+    assert outputs.executing.get(None) == execution.request.msg_id
 
 
 def test_states_of_a_newer_protocol_pass_through(outputs):
@@ -655,7 +655,7 @@ def test_status_that_tells_no_state_changes_nothing(outputs):
     outputs.route(status("busy", request))
     for content in ({}, {"execution_state": None}, {"execution_state": 5}, {"execution_state": ["idle"]}):
         outputs.route(iopub("status", request, content))
-    assert (outputs.execution_state, outputs.busy_with) == ("busy", request.msg_id)
+    assert (outputs.execution_state, outputs.executing.get(None)) == ("busy", request.msg_id)
     assert owed(outputs.ledger) == ([], [])
 
 
