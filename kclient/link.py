@@ -134,8 +134,8 @@ class Link:
             channel.drain()
 
     def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
-        """Look at the sockets again and again, for `spin` seconds at most."""
-        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline.at_most(self.spin))
+        """Look again and again at the sockets that an execution has to do with."""
+        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline)
 
     def look(self) -> None:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
