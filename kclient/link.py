@@ -135,7 +135,8 @@ class Link:
 
     def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
         """Look again and again at the sockets that an execution has to do with."""
-        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline)
+        channels = [self._channels[name] for name in ("shell", "iopub", "stdin") if name in self._channels]
+        spin(channels, is_waiting, deadline)
 
     def look(self) -> None:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""

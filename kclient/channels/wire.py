@@ -206,7 +206,10 @@ class Wire:
         """Until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
         while not self.is_closed:
             self.drain()
-            if _get(self.socket, _EVENTS) & _POLLOUT:
+            events = _get(self.socket, _EVENTS)
+            if events & _POLLIN:
+                self._go_on_soon()
+            if events & _POLLOUT:
                 return True
             if not self._touched.wait(deadline) and deadline.is_over:
                 break
