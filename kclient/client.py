@@ -27,15 +27,23 @@ class KernelClient(Runner):
     """Requests to one kernel, and their replies; greenlets of one hub may share it.
 
     `connection` is a connection file's path, its values, or a ConnectionInfo. `on_input(prompt, password)`, if
-    set, answers the input requests of every execution that has no on_input of its own.
+    set, answers the input requests of every execution that has no on_input of its own. `spin` is that of
+    `kclient.connect`.
     """
 
-    def __init__(self, connection: Connection, *, kernel: Kernel | None = None, session: Session | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        kernel: Kernel | None = None,
+        session: Session | None = None,
+        spin: float = 0.0,
+    ) -> None:
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
         self._owner = Owner()
         self._death_watch: DeathWatch | None = None
-        self._link = Link(self._owner, self.session, self._make_channel, kernel)
+        self._link = Link(self._owner, self.session, self._make_channel, kernel, spin)
 
     @property
     def link(self) -> Link:

@@ -61,7 +61,7 @@ class Execution:
         self._messages: deque[Message] = deque()
         self._messages_nbytes = 0
         self._input_requests: deque[Message] = deque()
-        self._changed = Parking(self._owner.hub)
+        self._changed = Parking(self._owner)
         self._failure: Failure | None = None
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
@@ -69,6 +69,7 @@ class Execution:
         self._on_timeout = "it goes on; ask for its result again, or interrupt it"
         self._interruption = Interruption(self, link, transcript)
         self._is_over = False
+        self._may_spin = link.spin > 0
 
     def __repr__(self) -> str:
         return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
@@ -234,10 +235,18 @@ class Execution:
     def _wait(self, deadline: Deadline) -> None:
         """Until something changes; raises KernelTimeout."""
         self._link.refuse_if_answering(self.subshell_id)
+        if self._may_spin:
+            self._may_spin = False
+            self._link.spin_while(self._has_no_news, deadline)
+            if not self._has_no_news():
+                return
         if not self._changed.wait(deadline) and deadline.is_over:
             self._link.look()
             self._let_follower_run()
             self._check_deadline(deadline)
+
+    def _has_no_news(self) -> bool:
+        return not self._is_over and not self._messages and not self._input_requests
 
     def _check_deadline(self, deadline: Deadline) -> None:
         if deadline.is_over and not self._is_over:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from kclient.channels.base import Channel, Failure, copies_of
+from kclient.channels.base import Channel, Failure, copies_of, spin
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution
-from kclient.hub import Alarm, Deadline, Owner, Parking
+from kclient.hub import Alarm, Deadline, Owner, Parking, check_spin
 from kclient.prompts import Prompts
 from kclient.protocol.messages import Content, check_code
 from kclient.protocol.routing import Ledger, Outputs
 from kclient.protocol.session import Session
-from kclient.watch import Overdue, Probe, Watchdog, no_reply
+from kclient.watch import Probe, Watchdog
 
 RECONNECT_IVL_MAX: Final = 200
 """Milliseconds between attempts to reach a kernel that nobody here started, and that may be gone for good."""
@@ -45,20 +44,31 @@ class Kernel(Protocol):
 
 
 class Link:
-    """`make(name)` makes the channel of that name; `kernel` is None for a kernel that nobody here started."""
+    """`make(name)` makes the channel of that name; `kernel` is None for a kernel that nobody here started.
 
-    def __init__(self, owner: Owner, session: Session, make: Callable[[str], Channel], kernel: Kernel | None) -> None:
+    `spin` is the time in seconds for which a call looks at its sockets before it waits for the loop.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        session: Session,
+        make: Callable[[str], Channel],
+        kernel: Kernel | None = None,
+        spin: float = 0.0,
+    ) -> None:
         self.owner = owner
         self.session = session
         self.kernel = kernel
+        self.spin = check_spin(spin)
         self.watchdog = Watchdog(self)
         self.failure: Failure | None = None
         self.prompts = Prompts(self)
         self._make = make
         self._channels: dict[str, Channel] = {}
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         self._is_restarting = False
-        self._restarted = Parking(owner.hub)
+        self._restarted = Parking(owner)
         self._epoch = 0
         self._identity = session.identity
         self._last_words: Deadline | None = None
@@ -123,6 +133,10 @@ class Link:
         for channel in self.running():
             channel.drain()
 
+    def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
+        """Look at the sockets again and again, for `spin` seconds at most."""
+        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline.at_most(self.spin))
+
     def look(self) -> None:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
         self.drain()
@@ -150,12 +164,13 @@ class Link:
             channel.reconnect_ivl_max = RECONNECT_IVL_MAX
         if isinstance(channel, RequestChannel):
             channel.identity = self._identity
-            channel.requests.ledger = self._ledger
+            channel.requests.ledger = self.ledger
             channel.on_wait = self.watchdog.arm
+            channel.spin = self.spin
         if isinstance(channel, ShellChannel):
             channel.expects_input = self.prompts.are_answered
         elif isinstance(channel, IOPubChannel):
-            channel.outputs.ledger = self._ledger
+            channel.outputs.ledger = self.ledger
             channel.on_unanswered = self.watchdog.arm
         elif isinstance(channel, StdInChannel):
             shell = self._channels.get("shell")
@@ -208,8 +223,9 @@ class Link:
         for channel in self.running():
             channel.reopen()
 
-    def wait_for_restart(self, deadline: Deadline) -> None:
-        """Return when no restart is under way; raises KernelTimeout, or what became of the kernel."""
+    def wait_until_usable(self, deadline: Deadline) -> None:
+        """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""
+        self.owner.check()
         while self._is_restarting and self.failure is None:
             if not self._restarted.wait(deadline) and deadline.is_over:
                 raise KernelTimeout("kernel after its restart", deadline.timeout)
@@ -262,8 +278,7 @@ class Link:
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
         """Send the request of `execution`, whose outputs and reply it gets from now on."""
-        self.owner.check()
-        self.wait_for_restart(deadline)
+        self.wait_until_usable(deadline)
         if not self.runs("iopub") or not self.runs("shell"):
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
         message = self.session.msg("execute_request", content)
@@ -292,27 +307,11 @@ class Link:
         if self.outputs is not None:
             self.outputs.executions.pop(execution.msg_id, None)
             if execution.is_incomplete:
-                self._ledger.owed_idle.pop(execution.msg_id, None)
+                self.ledger.owed_idle.pop(execution.msg_id, None)
 
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the latest code that the kernel, or a subshell of it, is busy with is that of `msg_id`."""
         return self.outputs is not None and msg_id in self.outputs.executing.values()
-
-    def overdue(self, since: float) -> list[Overdue]:
-        """Halves of answers that came before `since` and whose other half somebody awaits."""
-        if self.outputs is None or not self.runs("shell"):
-            return []
-        return [*self._overdue_idles(self.outputs, since), *self._overdue_replies(since)]
-
-    def unheard(self, since: float) -> float:
-        """When the kernel became idle, if it has been since `since` and was sent a request before that; else 0."""
-        outputs = self.outputs
-        if outputs is None or outputs.execution_state != "idle" or outputs.state_since > since or outputs.executing:
-            return 0.0
-        is_waiting = self.runs("shell") and any(
-            slot.on_settled is not None and slot.sent <= since for slot in self.shell.requests
-        )
-        return outputs.state_since if is_waiting else 0.0
 
     def knock(self, deadline: Deadline) -> None:
         """Ask kernel_info over a connection of its own, and return when the reply is in."""
@@ -321,20 +320,8 @@ class Link:
         channel.identity = self._identity
         channel.start()
         try:
-            self.probe(channel, deadline).forget()
+            probe = self.probe(channel, deadline)
+            self.wait_for_idle(probe, deadline)
+            probe.forget()
         finally:
             channel.stop()
-
-    def _overdue_idles(self, outputs: Outputs, since: float) -> Iterator[Overdue]:
-        for msg_id, received in self._ledger.owed_idle.items():
-            execution = outputs.executions.get(msg_id)
-            if isinstance(execution, Execution) and received <= since:
-                yield Overdue(self.shell, execution.subshell_id, execution.is_running, execution.conclude)
-
-    def _overdue_replies(self, since: float) -> Iterator[Overdue]:
-        channels = [channel for channel in self.running() if isinstance(channel, RequestChannel)]
-        for msg_id, received in self._ledger.owed_reply.items():
-            for channel in channels:
-                slot = channel.requests.get(msg_id)
-                if slot is not None and slot.on_settled is not None and received <= since:
-                    yield Overdue(channel, slot.subshell_id, slot.is_pending, partial(channel.settle, slot, no_reply))

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import attrs
 from gevent.lock import RLock
 
 from kclient.channels.base import copies_of
 from kclient.client import KernelClient
-from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout
+from kclient.errors import DeadKernelError, InvalidState, KernelTimeout
 from kclient.execution import OnInput
 from kclient.goodbye import ask_to_exit
-from kclient.hub import Deadline, Owner, Timeout, weakly
+from kclient.hub import Deadline, Owner, Timeout, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.files import find_connection_file
 from kclient.kernels.owned import Launch, OwnedKernel
@@ -34,7 +33,8 @@ class KernelManager(Runner):
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. Raises NoSuchKernel when the kernel spec is first needed.
+    directory. `launcher` runs the process. `spin` is that of `kclient.connect`. Raises NoSuchKernel when the kernel
+    spec is first needed.
     """
 
     shutdown_wait_time: float = 5.0
@@ -48,9 +48,11 @@ class KernelManager(Runner):
         ip: str | None = None,
         connection_file: str | os.PathLike[str] | None = None,
         launcher: Launcher | None = None,
+        spin: float = 0.0,
     ) -> None:
         self.kernel_name = kernel_name
         self._owner = Owner()
+        self._spin = check_spin(spin)
         self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
         self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher())
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
@@ -81,7 +83,8 @@ class KernelManager(Runner):
         """The client; a new one after a shutdown."""
         if self._client is None:
             kernel = self._kernel if self.has_kernel else None
-            self._client = KernelClient(self._endpoint.info, kernel=kernel, session=self._session)
+            info = self._endpoint.info
+            self._client = KernelClient(info, kernel=kernel, session=self._session, spin=self._spin)
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             self._client.on_input = self._on_input
@@ -241,10 +244,7 @@ class KernelManager(Runner):
         try:
             if self._kernel.launch is None:
                 raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
-            try:
-                new_launch = attrs.evolve(self._kernel.launch, **launch)
-            except TypeError as exc:
-                raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
+            new_launch = self._kernel.launch.changed(launch)
             link = self.link
             is_beating = link.runs("hb") and not link.hb.is_paused
             link.begin_restart()

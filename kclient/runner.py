@@ -89,12 +89,12 @@ class Runner(ShellRequests, ControlRequests):
     ) -> Message:
         """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
         deadline = Deadline(timeout)
+        link = self.link
+        link.wait_until_usable(deadline)
         messages.check_code(msg_type, "msg_type")
-        self.link.owner.check()
-        self.link.wait_for_restart(deadline)
-        channel: RequestChannel = self.shell_channel
-        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and self.link.runs("control")):
-            channel = self.control_channel
+        channel: RequestChannel = link.shell
+        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
+            channel = link.control
         return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
 
     def answers_input(self) -> bool:

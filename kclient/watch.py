@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from kclient.channels.base import Failure, copies_of, log
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import DeadKernelError, KClientError, NoReply
+from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline, weakly
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
@@ -105,12 +107,12 @@ class Watchdog:
     def _look(self) -> None:
         self._link.drain()
         found: dict[tuple[str, str | None], list[Overdue]] = {}
-        for overdue in self._link.overdue(perf_counter() - OVERDUE):
+        for overdue in self._overdue(perf_counter() - OVERDUE):
             found.setdefault(overdue.shell, []).append(overdue)
         for shell, all_overdue in found.items():
             if not self._is_watched(shell):
                 self._watchers[shell] = gevent.spawn(self._watch, shell, all_overdue)
-        idle_since = self._link.unheard(perf_counter() - OVERDUE)
+        idle_since = self._unheard(perf_counter() - OVERDUE)
         if idle_since > self._knocked:  # once in each time of rest
             self._knocked = idle_since
             self._knocker = gevent.spawn(self._knock)
@@ -138,10 +140,42 @@ class Watchdog:
 
     def _arm_again(self) -> None:
         """If something is owed that nobody watches for."""
-        if self._link.unheard(perf_counter()) > self._knocked:
+        if self._unheard(perf_counter()) > self._knocked:
             self.arm()
-        if any(not self._is_watched(overdue.shell) for overdue in self._link.overdue(perf_counter())):
+        if any(not self._is_watched(overdue.shell) for overdue in self._overdue(perf_counter())):
             self.arm()
+
+    def _overdue(self, since: float) -> list[Overdue]:
+        """Halves of answers that came before `since` and whose other half somebody awaits."""
+        link = self._link
+        if link.outputs is None or not link.runs("shell"):
+            return []
+        return [*self._overdue_idles(link.outputs, since), *self._overdue_replies(since)]
+
+    def _overdue_idles(self, outputs: Outputs, since: float) -> Iterator[Overdue]:
+        for msg_id, received in self._link.ledger.owed_idle.items():
+            execution = outputs.executions.get(msg_id)
+            if isinstance(execution, Execution) and received <= since:
+                yield Overdue(self._link.shell, execution.subshell_id, execution.is_running, execution.conclude)
+
+    def _overdue_replies(self, since: float) -> Iterator[Overdue]:
+        channels = [channel for channel in self._link.running() if isinstance(channel, RequestChannel)]
+        for msg_id, received in self._link.ledger.owed_reply.items():
+            for channel in channels:
+                slot = channel.requests.get(msg_id)
+                if slot is not None and slot.on_settled is not None and received <= since:
+                    yield Overdue(channel, slot.subshell_id, slot.is_pending, partial(channel.settle, slot, no_reply))
+
+    def _unheard(self, since: float) -> float:
+        """When the kernel became idle, if it has been since `since` and was sent a request before that; else 0."""
+        link = self._link
+        outputs = link.outputs
+        if outputs is None or outputs.execution_state != "idle" or outputs.state_since > since or outputs.executing:
+            return 0.0
+        is_waiting = link.runs("shell") and any(
+            slot.on_settled is not None and slot.sent <= since for slot in link.shell.requests
+        )
+        return outputs.state_since if is_waiting else 0.0
 
     def _ask(self, overdue: Overdue) -> bool:
         """True when the kernel has answered a later request, or when there is no use in asking on."""

@@ -22,7 +22,7 @@ import zmq
 from _pytest.outcomes import Failed
 
 from kclient.channels.wire import context
-from kclient.hub import Deadline, Parking
+from kclient.hub import Deadline, Owner, Parking
 
 if TYPE_CHECKING:
     import kclient
@@ -155,7 +155,7 @@ def warm() -> None:
     """Make what a process makes once and keeps: the hub's descriptors, the ZeroMQ context's threads."""
     hub = gevent.get_hub()
     hub.loop.run_callback_threadsafe(lambda: None)
-    Parking(hub).wait(Deadline(0.001))  # the pipe by which a signal wakes the loop
+    Parking(Owner()).wait(Deadline(0.001))  # the pipe by which a signal wakes the loop
     child = hub.loop.async_()
     child.start(lambda: None)
     leaks.turn_loop()

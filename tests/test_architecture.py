@@ -31,7 +31,7 @@ LAYERS = {
     "result": {"errors", "protocol"},
     "interruption": BOTTOM | {"channels"},
     "execution": BOTTOM | {"channels", "result", "interruption"},
-    "watch": BOTTOM | {"channels", "result"},
+    "watch": BOTTOM | {"channels", "result", "execution"},
     "prompts": BOTTOM | {"channels", "result", "execution"},
     "link": CLIENT - {"runner"},
     "goodbye": CLIENT - {"runner"},

@@ -29,7 +29,7 @@ LONG = 30
 
 @pytest.fixture
 def parking():
-    return Parking(get_hub())
+    return Parking(Owner())
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def in_child(function):
 
 def in_hub(function):
     """What `function` returns in the hub itself."""
-    outcome, done = [], Parking(get_hub())
+    outcome, done = [], Parking(Owner())
 
     def run():
         outcome.append(function())
@@ -380,7 +380,7 @@ def test_wait_in_the_hub_is_refused(parking):
 
 def test_hub_of_another_thread_waits_and_wakes_as_well():
     def wait():
-        parking = Parking(get_hub())
+        parking = Parking(Owner())
         timed_out = parking.wait(Deadline(0.01))
         gevent.spawn(parking.wake)
         return timed_out, parking.wait(Deadline(LONG))

@@ -98,7 +98,7 @@ class HBChannel(Channel):
             self._awaits_pong = True
             self._wire.send([b"", b"ping"])
 
-    def _receive(self, frames: list[bytes]) -> None:
+    def receive(self, frames: list[bytes]) -> None:
         self._awaits_pong = False
         self._beating = True
         self._last_beat = self._silent_since = monotonic()

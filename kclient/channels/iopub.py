@@ -27,7 +27,7 @@ class IOPubChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
-        self.changed = Parking(self._owner.hub)
+        self.changed = Parking(self._owner)
         self.on_unanswered: Callable[[], None] | None = None
 
     def flush(self, timeout: float = 1.0) -> list[Message]:

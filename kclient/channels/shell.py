@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 from gevent import getcurrent
 
-from kclient.channels.base import Failure, MessageChannel
+from kclient.channels.base import Failure, MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
@@ -29,6 +29,7 @@ class RequestChannel(MessageChannel):
         self.identity: bytes | None = None
         self.answering: set[object] = set()
         self.on_wait: Callable[[], None] | None = None
+        self.spin = 0.0
 
     def send(
         self,
@@ -52,11 +53,12 @@ class RequestChannel(MessageChannel):
         """
         deadline = Deadline(timeout)
         self._owner.check()
-        self.refuse_if_answering()
+        if self.answering:
+            self.refuse_if_answering()
         slot = self.requests.claim(msg_id)
         if not slot.is_settled:
             self._check().drain()
-        parking = Parking(self._owner.hub)
+        parking = Parking(self._owner)
         slot.on_settled = parking.wake
         try:
             self._await(slot, parking, deadline)
@@ -75,9 +77,9 @@ class RequestChannel(MessageChannel):
     ) -> Message:
         """Send a request and return its reply; if the call ends without it, the reply is discarded."""
         deadline = as_deadline(timeout)
-        self._check()
-        self.refuse_if_answering(subshell_id)
-        parking = Parking(self._owner.hub)
+        if self.answering:
+            self.refuse_if_answering(subshell_id)
+        parking = Parking(self._owner)
         slot = self.post(self._build(msg_type, content, None, None, subshell_id), parking.wake)
         try:
             self._await(slot, parking, deadline)
@@ -89,7 +91,8 @@ class RequestChannel(MessageChannel):
     def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
         """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled."""
         wire = self._check()
-        self._check_failure(message.msg_id)
+        if self._failure is not None:
+            raise self._failure(message.msg_id)
         frames = self.session.serialize(message)
         slot = self.requests.open(message)
         slot.on_settled = on_settled
@@ -128,6 +131,8 @@ class RequestChannel(MessageChannel):
     def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
         if self.on_wait is not None:
             self.on_wait()
+        if self.spin:
+            spin([self], slot.is_pending, deadline.at_most(self.spin))
         while not slot.is_settled:
             if not parking.wait(deadline) and deadline.is_over:
                 self._look_around()
@@ -164,7 +169,7 @@ class RequestChannel(MessageChannel):
 
     def refuse_if_answering(self, subshell_id: str | None = None) -> None:
         """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
-        if self.answering and subshell_id is None and getcurrent() in self.answering:
+        if subshell_id is None and getcurrent() in self.answering:
             raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")
 
     def _route(self, message: Message) -> None:

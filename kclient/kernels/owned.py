@@ -55,6 +55,13 @@ class Launch:
     stdout: Output = attrs.field(default=None, validator=_check_output)
     stderr: Output = attrs.field(default=None, validator=_check_output)
 
+    def changed(self, arguments: Mapping[str, Any]) -> Launch:
+        """The same with other `arguments`, of those of start_kernel."""
+        try:
+            return attrs.evolve(self, **arguments)
+        except TypeError as exc:
+            raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
+
 
 class OwnedKernel:
     """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
@@ -112,7 +119,7 @@ class OwnedKernel:
     def wait_for_exit(self, deadline: Deadline) -> bool:
         """True when the process has ended, False if it has not within the deadline."""
         process = self.require()
-        parking = Parking(self._owner.hub)
+        parking = Parking(self._owner)
         process.exited.rawlink(parking.wake)
         try:
             while not process.exited.is_set() and process.is_alive() and not deadline.is_over:

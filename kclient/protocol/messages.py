@@ -7,6 +7,7 @@ kernel could not understand.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import attrs
@@ -91,6 +92,7 @@ GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 """Messages on shell that the spec answers with nothing."""
 
 
+@lru_cache(maxsize=256)
 def reply_type(msg_type: str) -> str | None:
     """The type of the reply to a request as the spec names it; None where the name does not tell."""
     if msg_type.endswith("_request"):

@@ -7,12 +7,12 @@ content, buffers...]``; the signature is the HMAC, in hex, of the four dicts ("T
 
 from __future__ import annotations
 
-import hmac
 import json
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from hmac import compare_digest
 from time import perf_counter
 from typing import Any, Final
 
@@ -21,11 +21,17 @@ import orjson
 from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import digest_of
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
+from kclient.protocol.signing import Signer
 
 DELIMITER: Final = b"<IDS|MSG>"
 
 REPLAY_HISTORY: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
+
+_PARTS: Final = ("header", "parent_header", "metadata", "content")
+
+_DICT: Final = frozenset([dict])
+_EXACT: Final = frozenset([str, int, bool, type(None)])
 
 _BIGGEST_EXACT = 2.0**63
 """orjson turns whole numbers beyond 64 bits into floats without a word; smaller ones are exact."""
@@ -45,19 +51,17 @@ class Session:
         self.session = uuid.uuid4().hex
         self.username = username
         self.key = key.encode() if isinstance(key, str) else key
-        self._auth: hmac.HMAC | None = None
         digest = digest_of(signature_scheme)
         if digest is None:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
-        if self.key:
-            self._auth = hmac.new(self.key, digestmod=digest)
+        self._signer = Signer(self.key, digest) if self.key else None
         self._count = 0
         self._replay_history = replay_history
         self._seen: set[bytes] = set()
         self._seen_in_order: deque[bytes] = deque()
 
     def __repr__(self) -> str:
-        return f"<Session {self.session} {'signed' if self._auth else 'unsigned'}>"
+        return f"<Session {self.session} {'signed' if self._signer else 'unsigned'}>"
 
     @property
     def identity(self) -> bytes:
@@ -80,29 +84,28 @@ class Session:
             "msg_type": msg_type,
             "username": self.username,
             "session": self.session,
-            "date": datetime.now(timezone.utc).isoformat(),
+            "date": _now(),
             "version": PROTOCOL_VERSION,
         }
-        return Message(header, _header_of(parent), _dict(metadata, "metadata"), _dict(content, "content"))
+        return Message(
+            header,
+            {} if parent is None else _header_of(parent),
+            {} if metadata is None else _dict(metadata, "metadata"),
+            {} if content is None else _dict(content, "content"),
+        )
 
     def sign(self, parts: Sequence[bytes]) -> bytes:
         """The signature of the four serialized dicts; empty without a key."""
-        if self._auth is None:
-            return b""
-        auth = self._auth.copy()
-        for part in parts:
-            auth.update(part)
-        return auth.hexdigest().encode()
+        return b"" if self._signer is None else self._signer.sign(parts)
 
     def serialize(self, message: Message) -> list[Any]:
         """The frames of a message, from the delimiter on; raises InvalidArgument for what JSON can't hold."""
-        parts = [
-            _dumps(message.header),
-            _dumps(message.parent_header),
-            _dumps(message.metadata),
-            _dumps(message.content),
-        ]
-        return [DELIMITER, self.sign(parts), *parts, *map(_check_buffer, message.buffers)]
+        dicts = (message.header, message.parent_header, message.metadata, message.content)
+        parts = [_dumps(value) if value else b"{}" for value in dicts]
+        frames = [DELIMITER, self.sign(parts), *parts]
+        if message.buffers:
+            frames += map(_check_buffer, message.buffers)
+        return frames
 
     def deserialize(self, frames: Sequence[bytes]) -> Message:
         """The message in `frames`; raises BadMessage.
@@ -116,24 +119,19 @@ class Session:
         parts = frames[start + 1 : start + 5]
         if len(parts) < 4:
             raise BadMessage("layout", f"{len(frames) - start} frames after the delimiter, not 5 or more")
-        if self._auth is not None:
-            self._check_signature(frames[start], parts)
-        header = _loads_dict(parts[0], "header")
+        if self._signer is not None:
+            self._check_signature(frames[start], self._signer.sign(parts))
+        header, parent_header, metadata, content = _parse(parts)
         if not isinstance(header.get("msg_id"), str) or not isinstance(header.get("msg_type"), str):
             raise BadMessage("json", "the header lacks a msg_id or a msg_type")
-        buffers = list(frames[start + 5 :])
-        return Message(
-            header,
-            {} if parts[1] == b"{}" else _loads_dict(parts[1], "parent_header", optional=True),
-            {} if parts[2] == b"{}" else _loads_dict(parts[2], "metadata", optional=True),
-            _loads_dict(parts[3], "content", exact=True),
-            buffers,
-            perf_counter(),
-            len(parts[3]) + sum(map(len, buffers)),
-        )
+        message = Message(header, parent_header, metadata, content, [], perf_counter(), len(parts[3]))
+        if len(frames) > start + 5:
+            message.buffers = list(frames[start + 5 :])
+            message.nbytes += sum(map(len, message.buffers))
+        return message
 
-    def _check_signature(self, signature: bytes, parts: Sequence[bytes]) -> None:
-        if not hmac.compare_digest(signature, self.sign(parts)):
+    def _check_signature(self, signature: bytes, expected: bytes) -> None:
+        if not compare_digest(signature, expected):
             raise BadMessage("signature", "a wrong signature: another key, or a forged message")
         if signature in self._seen:
             raise BadMessage("replay", "a message that was received before")
@@ -143,9 +141,12 @@ class Session:
             self._seen.discard(self._seen_in_order.popleft())
 
 
-def _header_of(parent: Message | Mapping[str, Any] | None) -> dict[str, Any]:
-    if parent is None:
-        return {}
+def _now() -> str:
+    """The time in ISO 8601; orjson writes it in 0.5 us, `isoformat` in 1.7."""
+    return orjson.dumps(datetime.now(timezone.utc))[1:-1].decode()
+
+
+def _header_of(parent: Message | Mapping[str, Any]) -> dict[str, Any]:
     header = parent.header if isinstance(parent, Message) else parent
     if isinstance(header, Mapping):
         header = header.get("header", header)
@@ -154,10 +155,8 @@ def _header_of(parent: Message | Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(header)
 
 
-def _dict(value: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
+def _dict(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(value, (dict, Mapping)):  # a dict first: to ask for a Mapping takes 0.3 us
         raise InvalidArgument(f"{name} must be a dict, not {type(value).__name__}")
     return dict(value)
 
@@ -167,8 +166,6 @@ _ORJSON = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | o
 
 def _dumps(value: dict[str, Any]) -> bytes:
     """JSON as the standard library writes it; orjson refuses some values, and would write NaN as null."""
-    if not value:
-        return b"{}"
     try:
         text = orjson.dumps(value, option=_ORJSON)
         if b"null" not in text:
@@ -195,18 +192,24 @@ def _check_buffer(buffer: Any) -> Any:
     raise InvalidArgument(f"a buffer must hold contiguous bytes, which a {type(buffer).__name__} does not")
 
 
-def _loads_dict(text: bytes, name: str, *, optional: bool = False, exact: bool = False) -> dict[str, Any]:
+def _parse(parts: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Header, parent header, metadata and content; raises BadMessage."""
     try:
-        value = orjson.loads(text)
-        if exact and _has_big_number(value):
-            value = json.loads(text)
+        values = list(map(orjson.loads, parts))
+        if _may_be_inexact(values[3]):
+            values[3] = json.loads(parts[3])
     except (ValueError, RecursionError):
-        value = _loads_slowly(text, name)
-    if optional and value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadMessage("json", f"the {name} is a {type(value).__name__}, not an object")
-    return value
+        values = [_loads_slowly(part, name) for part, name in zip(parts, _PARTS, strict=True)]
+    return values if _DICT.issuperset(map(type, values)) else _as_dicts(values)
+
+
+def _as_dicts(values: list[Any]) -> list[dict[str, Any]]:
+    """`values`, with {} for a parent header or metadata that is null, as some kernels send it; raises BadMessage."""
+    values[1:3] = [{} if value is None else value for value in values[1:3]]
+    for value, name in zip(values, _PARTS, strict=True):
+        if not isinstance(value, dict):
+            raise BadMessage("json", f"the {name} is a {type(value).__name__}, not an object")
+    return values
 
 
 def _loads_slowly(text: bytes, name: str) -> Any:
@@ -217,12 +220,9 @@ def _loads_slowly(text: bytes, name: str) -> Any:
         raise BadMessage("json", f"the {name} is not JSON: {exc}") from None
 
 
-def _has_big_number(value: Any) -> bool:
+def _may_be_inexact(value: Any) -> bool:
     """True if a float in `value` may have been a whole number that orjson could not hold exactly."""
     if isinstance(value, float):
         return not -_BIGGEST_EXACT < value < _BIGGEST_EXACT
-    if isinstance(value, dict):
-        return any(map(_has_big_number, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_big_number, value))
-    return False
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not _EXACT.issuperset(map(type, values)) and any(map(_may_be_inexact, values))

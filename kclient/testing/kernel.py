@@ -205,7 +205,7 @@ class _Port:
         socket.rcvhwm = socket.sndhwm = 0
         if name == "iopub":
             socket.xpub_verbose = True
-        self.wire = Wire(owner, socket, self._receive, self._lost)
+        self.wire = Wire(owner, socket, self)
 
     def bind(self, ip: str, number: int) -> int:
         """Listen; returns the port."""
@@ -214,11 +214,11 @@ class _Port:
             return number
         return int(self.wire.socket.bind_to_random_port(f"tcp://{ip}"))
 
-    def _receive(self, frames: list[bytes]) -> None:
+    def receive(self, frames: list[bytes]) -> None:
         try:
             self._kernel.take(self, frames)
         except BadMessage as exc:
             log.info("the fake kernel dropped a message on %s: %s", self.name, exc)
 
-    def _lost(self) -> None:
+    def stop(self) -> None:
         """Somebody closed the context; the kernel is gone with it."""

@@ -27,7 +27,7 @@ class Listener:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.owner = Owner()
-        self.arrived = Parking(self.owner.hub)
+        self.arrived = Parking(self.owner)
         self.messages: list[list[bytes]] = []
         self.is_lost = False
         self.seconds = seconds
@@ -36,7 +36,7 @@ class Listener:
         address = f"inproc://listener-{id(self)}"
         self.peer.bind(address)
         self.socket.connect(address)
-        self.wire = Wire(self.owner, self.socket, self.receive, self.lost)
+        self.wire = Wire(self.owner, self.socket, self)
 
     def receive(self, frames: list[bytes]) -> None:
         end = time.perf_counter() + self.seconds
@@ -45,7 +45,7 @@ class Listener:
         self.messages.append(frames)
         self.arrived.wake()
 
-    def lost(self) -> None:
+    def stop(self) -> None:
         self.is_lost = True
 
     def wait_for(self, count: int) -> None:
@@ -130,7 +130,7 @@ def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Liste
         real(frames)
 
     failing = type("Failing", (), {"receive": staticmethod(fail_once)})
-    listener.wire._receive = lambda: failing.receive  # type: ignore[assignment,return-value]
+    listener.wire._receiver = lambda: failing  # type: ignore[assignment]
     for number in range(3):
         listener.peer.send(str(number).encode())
     listener.wait_for(2)
