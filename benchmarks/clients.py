@@ -214,7 +214,7 @@ class KClient:
     spin = 0.0
 
     def __init__(self, connection: Connection, *, iopub: bool) -> None:
-        self.client = kclient.KernelClient(connection)
+        self.client = kclient.KernelClient(connection, spin=self.spin)
         self.client.start_channels(iopub=iopub, stdin=False, hb=False, control=False)
         self.client.wait_for_ready(PATIENCE)
         self._has_iopub = iopub
@@ -245,14 +245,16 @@ class KClientSpin(KClient):
 class JupyterClient:
     """jupyter_client's BlockingKernelClient, by the calls that its documentation shows."""
 
-    def __init__(self, connection: Connection, *, iopub: bool) -> None:
-        self.client = BlockingKernelClient()
+    def __init__(self, connection: Connection, *, iopub: bool, client: BlockingKernelClient | None = None) -> None:
+        self.client = client or BlockingKernelClient()
         self.client.load_connection_info(connection)
         self.client.start_channels(iopub=iopub, stdin=False, hb=False, control=False)
         self._has_iopub = iopub
         self.client.kernel_info(reply=True, timeout=PATIENCE)
         while iopub and not self._hears_iopub(0.05):
             self.client.kernel_info(reply=True, timeout=PATIENCE)
+        while iopub and self._hears_iopub(0.05):
+            pass
 
     def kernel_info(self) -> object:
         return self.client.kernel_info(reply=True)

@@ -37,13 +37,15 @@ class Codec:
     def __init__(self, key: bytes) -> None:
         self.signer = Signer(key)
         self.session = uuid.uuid4().hex
+        self.last_id = ""
         self._count = 0
 
     def request(self, msg_type: str, content: dict[str, Any]) -> list[bytes]:
         """The frames of a new request, with an id of its own."""
         self._count += 1
+        self.last_id = f"{self.session}_{self._count}"
         header = {
-            "msg_id": f"{self.session}_{self._count}",
+            "msg_id": self.last_id,
             "msg_type": msg_type,
             "username": "raw",
             "session": self.session,

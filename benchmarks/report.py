@@ -24,14 +24,19 @@ COLOURS = {
     "raw (multipart)": ("#777777", ":"),
     "raw + codec": ("#777777", "-"),
     "zmq.green": ("#009e73", "-"),
+    "raw + codec (again)": ("#777777", ":"),
     "zmq.green + codec": ("#009e73", "--"),
     "kclient": ("#0072b2", "-"),
+    "no flood": ("#000000", "-"),
     "kclient spin": ("#56b4e9", "-"),
     "jupyter_client": ("#d55e00", "-"),
 }
 """A colour and a dash for each client, the same in every plot; those of Okabe and Ito, for the colour-blind too."""
 
 JUPYTER = "jupyter_client"
+
+FLOOR_OF_RATES = "raw + codec"
+"""What takes in many messages must know which is which."""
 
 
 @attrs.define
@@ -118,28 +123,28 @@ class Report:
                 row = row.with_extra(ratio_to_jupyter_client=figures[name].p50_us / figures[JUPYTER].p50_us)
             rows.append(row.with_extra(**(extra or {}).get(name, {})))
         self.add_rows(transport, operation, rows, [*LATENCY, *columns])
+        self.add_panel(transport, operation, recorders)
+
+    def add_panel(self, transport: str, operation: str, recorders: Mapping[str, Recorder]) -> None:
+        """Have those latencies drawn."""
         lines = [Line(name, recorder, *COLOURS.get(name, (None, "-"))) for name, recorder in recorders.items()]
         self.panels.append(Panel(", ".join(filter(None, [operation, transport])), lines))
 
-    def add_rates(
-        self, transport: str, operation: str, rows: Sequence[Row], columns: Sequence[Column], *, floor: str = "raw + codec"
-    ) -> None:
-        """What has a rate; the ratios are those of the rates."""
+    def say(self, text: str) -> None:
+        """A line under the tables."""
+        sys.stdout.write(text + "\n")
+
+    def add_rates(self, transport: str, operation: str, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+        """What has a rate; the ratios are those of the rates, the floor that with the codec."""
         rates = {row.client: row.per_s for row in rows}
 
-        def ratio(row: Row, to: str) -> float | None:
-            rate = rates.get(to)
-            return row.per_s / rate if rate and row.per_s is not None else None
+        def with_ratios(row: Row) -> Row:
+            to_raw, to_jupyter = (
+                row.per_s / rates[name] if row.per_s and rates.get(name) else None for name in (FLOOR_OF_RATES, JUPYTER)
+            )
+            return attrs.evolve(row, ratio_to_raw=to_raw).with_extra(ratio_to_jupyter_client=to_jupyter)
 
-        self.add_rows(
-            transport,
-            operation,
-            [
-                attrs.evolve(row, ratio_to_raw=ratio(row, floor)).with_extra(ratio_to_jupyter_client=ratio(row, JUPYTER))
-                for row in rows
-            ],
-            columns,
-        )
+        self.add_rows(transport, operation, [with_ratios(row) for row in rows], columns)
 
     def add_rows(self, transport: str, operation: str, rows: Sequence[Row], columns: Sequence[Column]) -> None:
         """Keep the rows, and print them."""
