@@ -15,7 +15,7 @@ from benchmarks.report import Options, Report, parse, run_script
 from kclient.bench.recorder import Recorder
 from kclient.bench.rounds import interleave
 
-CALLS_A_ROUND = 50
+BATCH = 50
 
 OPERATIONS = ["kernel_info", "execute", "run"]
 
@@ -30,7 +30,7 @@ def measure(
     connections: Mapping[str, Connection],
     title: str,
     options: Options,
-    rounds: int,
+    count: int,
 ) -> dict[str, Recorder]:
     """The latencies of one operation, by client; each is connected for that long."""
     with ExitStack() as stack:
@@ -42,9 +42,9 @@ def measure(
             {name: getattr(client, operation) for name, client in opened.items()},
             tidy={name: client.tidy for name, client in opened.items()},
             title=title,
-            rounds=options.pick(rounds, 2),
-            calls_a_round=options.pick(CALLS_A_ROUND, 10),
-            warm_up=options.pick(4 * CALLS_A_ROUND, 5),
+            count=options.pick(count, 20),
+            batch=options.pick(BATCH, 10),
+            warm_up=options.pick(4 * BATCH, 5),
         )
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for transport in options.transports:
                 connections = {name: kernels[name][transport] for name in clients}
                 title = f"{operation}, {transport}"
-                recorders = measure(operation, clients, connections, title, options, rounds=80)
+                recorders = measure(operation, clients, connections, title, options, count=4000)
                 report.add_calls(transport, operation, recorders)
     names = QUICK_AGAINST_IPYKERNEL if options.quick else AGAINST_IPYKERNEL
     for transport in options.transports:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bare = {name: stack.enter_context(bare_kernel(transport)) for name in names}
             connections = {name: kernel.connection for name, kernel in bare.items()}
             clients = {name: LATENCY[name] for name in names}
-            recorders = measure("run", clients, connections, f"run, ipykernel, {transport}", options, rounds=40)
+            recorders = measure("run", clients, connections, f"run, ipykernel, {transport}", options, count=2000)
         report.add_calls(transport, "run, ipykernel", recorders)
     report.finish()
 

@@ -7,8 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import attrs
+import gevent
 
 from benchmarks.bars import bar_of
 from kclient.bench.machine import describe_machine, machine_line
@@ -16,6 +18,7 @@ from kclient.bench.plot import Line, Panel, check_format, write_plot
 from kclient.bench.recorder import Recorder
 from kclient.bench.results import Row, check_writable, row_of, write_json
 from kclient.bench.table import LATENCY, Column, figure, label, table_of
+from kclient.errors import KClientError
 
 COLOURS = {
     "raw": ("#000000", "-"),
@@ -172,14 +175,28 @@ class Report:
         return row.with_extra(bar=str(bar), bar_of=bar.what, bar_met=bar.is_met(row))
 
 
+class Ended(BaseException):
+    """A signal told us to end."""
+
+
 def run_script(main: Callable[[], object]) -> None:
     """Run a benchmark as a program: no signal and no full disk ends it with a traceback, or leaves a kernel behind."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    here, loop = gevent.getcurrent(), gevent.get_hub().loop
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        if gevent.getcurrent() is here:
+            raise Ended(signum)
+        loop.run_callback(here.throw, Ended(signum))  # what it raises in another greenlet, gevent prints
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, end)
     try:
         main()
-    except KeyboardInterrupt:
-        sys.stderr.write("\nended by SIGINT\n")
-        sys.exit(130)
+    except Ended as exc:
+        sys.stderr.write(f"\nended by {signal.Signals(exc.args[0]).name}\n")
+        sys.exit(128 + exc.args[0])
+    except KClientError:  # a KernelTimeout is an OSError, too
+        raise
     except OSError as exc:
         sys.stderr.write(f"{exc}\n")
         sys.exit(2)

@@ -171,8 +171,8 @@ def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Record
         return interleave(
             calls,
             title=f"wait_for_ready, {transport}",
-            rounds=options.pick(100, 2),
-            calls_a_round=1,
+            count=options.pick(100, 2),
+            batch=1,
             warm_up=1,
             tidy=dict.fromkeys(calls, close),
         )

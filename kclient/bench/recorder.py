@@ -53,8 +53,8 @@ class Recorder:
         """The percentiles of the calls so far; raises ValueError if there is none."""
         if not self.n:
             raise ValueError("no call was recorded")
-        values = self._values([50.0, 90.0, 99.0, 99.9, 100.0])
-        return Figures(self.n, *(value / 1e3 for value in values), per_s=self.n / (self._total / 1e9))
+        p50, p90, p99, p999, most = (value / 1e3 for value in self._values([50.0, 90.0, 99.0, 99.9, 100.0]))
+        return Figures(self.n, p50, p90, p99, p999, most, per_s=self.n / (self._total / 1e9))
 
     def curve(self) -> list[tuple[float, float]]:
         """(1 / (1 - p), microseconds) at percentiles p from 0 up to the last that so many calls can tell."""

@@ -16,23 +16,23 @@ def interleave(
     calls: Mapping[str, Call],
     *,
     title: str,
-    rounds: int,
-    calls_a_round: int,
+    count: int,
+    batch: int,
     warm_up: int,
     tidy: Mapping[str, Call] | None = None,
 ) -> dict[str, Recorder]:
-    """Time `rounds` times `calls_a_round` calls of each client, in turn; its `tidy` runs, untimed, after each batch."""
+    """Time `count` calls of each client, `batch` of them a round; its `tidy` runs, untimed, after each batch."""
     tidy = tidy or {}
     recorders = {name: Recorder() for name in calls}
-    with ProgressLine(title, (rounds + 1) * len(calls)) as progress:
+    sizes = [batch] * (count // batch) + [count % batch] * bool(count % batch)
+    with ProgressLine(title, (len(sizes) + 1) * len(calls)) as progress:
         for name, call in calls.items():
-            for _ in range(warm_up):
-                call()
+            time_calls(call, warm_up)
             tidy.get(name, nothing)()
             progress.advance()
-        for _ in range(rounds):
+        for size in sizes:
             for name, call in calls.items():
-                recorders[name].record(time_calls(call, calls_a_round))
+                recorders[name].record(time_calls(call, size))
                 tidy.get(name, nothing)()
                 progress.advance()
     return recorders
