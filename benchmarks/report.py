@@ -172,7 +172,7 @@ class Report:
         bar = bar_of(row)
         if bar is None:
             return row
-        return row.with_extra(bar=str(bar), bar_of=bar.what, bar_met=bar.is_met(row))
+        return row.with_extra(bar=str(bar), bar_of=bar.what, bar_value=row.figure(bar.figure), bar_met=bar.is_met(row))
 
 
 class Ended(BaseException):

@@ -28,7 +28,7 @@ from kclient.bench.recorder import Recorder
 from kclient.bench.rounds import interleave
 from kclient.bench.table import figure
 
-SETTLE = 0.3
+SETTLE = 0.2
 """Seconds between a kernel's first reply and its shutdown: it is to be idle."""
 
 IMPORTS = {
@@ -201,12 +201,14 @@ def time_import(modules: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse("startup", __doc__ or "", argv)
     report = Report("startup", options)
-    for transport in options.transports:
-        starts, ends = measure_lives(transport, options)
+    lives = {transport: measure_lives(transport, options) for transport in options.transports}
+    for transport, (starts, _) in lives.items():
         report.add_calls(transport, "start", starts)
+    for transport, (_, ends) in lives.items():
         own = ends["raw"].figures().p50_us
         over = {name: {"over_raw_us": recorder.figures().p50_us - own} for name, recorder in ends.items()}
         report.add_calls(transport, "shutdown", ends, extra=over, columns=[figure("p50 over raw, us", "over_raw_us")])
+    for transport in options.transports:
         report.add_calls(transport, "wait_for_ready", measure_wait_for_ready(transport, options))
     report.add_calls("", "import", measure_imports(options))
     report.say("import: raw is `import gevent, zmq.green, attrs`.")

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("benchmarks", reason="the suite is in the repository, and not installed")
 
+from benchmarks import readme
 from benchmarks.bars import BARS
 from benchmarks.kernels import echo_kernels
 from benchmarks.stress import stress
@@ -190,9 +191,36 @@ def test_percentiles_are_those_of_the_values() -> None:
 
 
 def test_recorder_without_calls_has_no_figures() -> None:
-    with pytest.raises(ValueError, match="no call"):
-        Recorder().figures()
-    assert Recorder().curve() == []
+    for ask in (Recorder().figures, Recorder().curve):
+        with pytest.raises(ValueError, match="no call"):
+            ask()
+
+
+def test_readme_gets_its_figures_between_the_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**dict.fromkeys(KEYS), "benchmark": "latency", "operation": "run", "client": "kclient", "transport": "tcp"}
+    row |= {"n": 2000, "p50_us": 1234.56, "ratio_to_raw": 1.2}
+    row |= {"bar": "<= 1.4", "bar_of": "p50 to that of raw", "bar_value": 1.2, "bar_met": True}
+    machine = {"cpu": "one", "cores": 2, "os": "Linux", "python": "CPython", "libzmq": "4.3.5"}
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(readme, "README", page)
+    readme.write_readme({"machine": machine, "results": [row]})
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "one, 2 cores, Linux, CPython, libzmq 4.3.5" in text
+    assert "| latency | run | kclient | tcp | p50 to that of raw | <= 1.4 | 1.20 | yes |" in text
+    assert "| client | n | p50 us | to raw |" in text
+    assert "| kclient | 2,000 | 1,234.6 | 1.20 |" in text
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks"):
+        readme.write_readme({"machine": machine, "results": [row]})
+
+
+def test_readme_of_the_suite_has_the_markers() -> None:
+    text = readme.README.read_text(encoding="utf-8")
+    assert text.index(readme.START) < text.index(readme.END)
 
 
 def test_every_bar_is_that_of_a_client_that_is_measured() -> None:

@@ -19,7 +19,7 @@ from kclient.bench.recorder import Recorder
 PALETTE: Final = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 """Colours that the colour-blind can tell apart (Okabe and Ito)."""
 
-PANEL: Final = (6.6, 4.2)
+PANEL: Final = (7.6, 4.0)
 """Inches of one panel, with its labels."""
 
 CHARACTERS_AN_INCH: Final = 15
@@ -45,8 +45,10 @@ class Panel:
 
 
 def write_plot(path: str | Path, panels: Sequence[Panel], *, columns: int, foot: str) -> None:
-    """Draw the panels, `columns` side by side, above the small print; raises OSError, and ValueError for a suffix
-    that is no format of matplotlib's."""
+    """Draw the panels, `columns` side by side, above the small print; raises OSError.
+
+    The suffix of `path` says in what format, as `check_format` has found it.
+    """
     rows = ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -69,9 +71,10 @@ def check_format(path: str | Path) -> None:
 
 def draw(axes: Axes, panel: Panel) -> None:
     """Latency over percentile, both logarithmic: each further nine takes as much room as the one before."""
-    longest = max((line.recorder.n for line in panel.lines), default=1)
+    rarest = 10.0
     for index, line in enumerate(panel.lines):
         curve = line.recorder.curve()
+        rarest = max(rarest, curve[-1][0])
         axes.plot(
             [x for x, _ in curve],
             [microseconds for _, microseconds in curve],
@@ -79,12 +82,11 @@ def draw(axes: Axes, panel: Panel) -> None:
             color=line.colour or PALETTE[index % len(PALETTE)],
             linestyle=line.dash,
             linewidth=1.7,
+            marker="o" if len(curve) == 1 else "",
         )
     axes.set(title=panel.title, xlabel="percentile of the calls", ylabel="latency, us", xscale="log", yscale="log")
-    nines = max(1, ceil(log10(max(longest, 10))))
-    axes.set_xlim(1, 10**nines)
-    ticks = [1, 2, *(10**power for power in range(1, nines + 1))]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_xlim(1, rarest * 1.1)
+    axes.xaxis.set_major_locator(FixedLocator([1, 2, *(10**power for power in range(1, int(log10(rarest)) + 1))]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, position: percentile_label(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -92,7 +94,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
 
 
 def percentile_label(inverse: float) -> str:

@@ -51,18 +51,23 @@ class Recorder:
 
     def figures(self) -> Figures:
         """The percentiles of the calls so far; raises ValueError if there is none."""
-        if not self.n:
-            raise ValueError("no call was recorded")
+        self._check()
         p50, p90, p99, p999, most = (value / 1e3 for value in self._values([50.0, 90.0, 99.0, 99.9, 100.0]))
         return Figures(self.n, p50, p90, p99, p999, most, per_s=self.n / (self._total / 1e9))
 
     def curve(self) -> list[tuple[float, float]]:
-        """(1 / (1 - p), microseconds) at percentiles p from 0 up to the last that so many calls can tell."""
-        if not self.n:
-            return []
+        """(1 / (1 - p), microseconds) at percentiles p from 0 up to the last that so many calls can tell.
+
+        Raises ValueError if there is no call.
+        """
+        self._check()
         inverse = [10 ** (step / STEPS) for step in range(int(log10(self.n) * STEPS) + 1)]
         values = self._values([100 * (1 - 1 / x) for x in inverse])
         return [(x, value / 1e3) for x, value in zip(inverse, values, strict=True)]
+
+    def _check(self) -> None:
+        if not self.n:
+            raise ValueError("no call was recorded")
 
     def _values(self, percentiles: list[float]) -> list[float]:
         """Nanoseconds at each percentile, in one pass over the histogram."""
