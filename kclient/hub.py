@@ -269,7 +269,7 @@ class Wakeups:
         return woken
 
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        woken = self._woken or []
+        woken: list[Waiter[bool]] = self._woken or []
         self._woken = None
         is_done = False
         try:

@@ -101,6 +101,8 @@ def reply_type(msg_type: str) -> str | None:
 
 
 def check_code(code: object, name: str = "code") -> str:
+    if type(code) is str and code.isascii():
+        return code
     if not isinstance(code, str):
         raise InvalidArgument(f"{name} must be a string, not {type(code).__name__}")
     try:

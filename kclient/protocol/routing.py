@@ -50,7 +50,7 @@ class Slot:
 
     def accepts(self, message: Message) -> bool:
         """Whether `message` can be the reply: the first one, and of the request's own type."""
-        return self.reply is None and self.reply_type in (None, message.header["msg_type"])
+        return self.reply is None and (self.reply_type is None or self.reply_type == message.header["msg_type"])
 
 
 class Ledger:
@@ -120,12 +120,14 @@ class Requests:
 
     def open(self, message: Message) -> Slot:
         """A slot for the reply to `message`, which is about to be sent; raises LocalProtocolError if it is already."""
-        if message.msg_id in self._slots:
-            raise LocalProtocolError(f"{message.msg_id!r} was sent already and awaits its reply; make a new message")
-        slot = Slot(message.msg_id, reply_type(message.msg_type), message.header.get("subshell_id"))
-        if message.msg_type not in GETS_NO_REPLY:
-            self._slots[slot.msg_id] = slot
-            self.ledger.unanswered.add(slot.msg_id)
+        header = message.header
+        msg_id, msg_type = header["msg_id"], header["msg_type"]
+        if msg_id in self._slots:
+            raise LocalProtocolError(f"{msg_id!r} was sent already and awaits its reply; make a new message")
+        slot = Slot(msg_id, reply_type(msg_type), header.get("subshell_id"))
+        if msg_type not in GETS_NO_REPLY:
+            self._slots[msg_id] = slot
+            self.ledger.unanswered.add(msg_id)
         return slot
 
     def claim(self, msg_id: str) -> Slot:
@@ -141,9 +143,10 @@ class Requests:
 
     def take(self, slot: Slot) -> Message:
         """The reply in a settled slot, which is closed by that; raises its error if it has one."""
-        if slot.is_pending():
-            raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
-        self.discard(slot)
+        if slot.msg_id in self._slots:
+            if slot.is_pending():
+                raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
+            self.discard(slot)
         if slot.reply is None and slot.error is not None:
             raise slot.error(slot.msg_id)
         return cast(Message, slot.reply)

@@ -120,9 +120,11 @@ class Session:
         if len(parts) < 4:
             raise BadMessage("layout", f"{len(frames) - start} frames after the delimiter, not 5 or more")
         if self._signer is not None:
-            self._check_signature(frames[start], self._signer.sign(parts))
+            if not compare_digest(frames[start], self._signer.sign(parts)):
+                raise BadMessage("signature", "a wrong signature: another key, or a forged message")
+            self._note_signature(frames[start])
         header, parent_header, metadata, content = _parse(parts)
-        if not isinstance(header.get("msg_id"), str) or not isinstance(header.get("msg_type"), str):
+        if type(header.get("msg_id")) is not str or type(header.get("msg_type")) is not str:
             raise BadMessage("json", "the header lacks a msg_id or a msg_type")
         message = Message(header, parent_header, metadata, content, [], perf_counter(), len(parts[3]))
         if len(frames) > start + 5:
@@ -130,9 +132,7 @@ class Session:
             message.nbytes += sum(map(len, message.buffers))
         return message
 
-    def _check_signature(self, signature: bytes, expected: bytes) -> None:
-        if not compare_digest(signature, expected):
-            raise BadMessage("signature", "a wrong signature: another key, or a forged message")
+    def _note_signature(self, signature: bytes) -> None:
         if signature in self._seen:
             raise BadMessage("replay", "a message that was received before")
         self._seen.add(signature)

@@ -15,7 +15,7 @@ import pytest
 
 import kclient
 from kclient import watch
-from kclient.channels import wire as wire_module
+from kclient.channels.wire import Wire
 from kclient.protocol.session import DELIMITER
 from kclient.testing import FakeKernel, Request, result, stream
 
@@ -557,16 +557,16 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
     interrupted = gevent.event.Event()
     fake.script["long"] = lambda request: finished.wait(20)
     fake.on("interrupt_request", lambda request: (interrupted.set(), finished.set()))
-    real, struck = wire_module._send, []
+    real, struck = Wire._send, []
 
-    def strike_once(*args: Any) -> Any:
+    def strike_once(wire: Wire, frames: Any) -> None:
+        real(wire, frames)
         if not struck:
             struck.append(True)
             signal.raise_signal(signal.SIGINT)
-        return real(*args)
 
     client.kernel_info()
-    monkeypatch.setattr(wire_module, "_send", strike_once)
+    monkeypatch.setattr(Wire, "_send", strike_once)
     with pytest.raises(KeyboardInterrupt):
         client.run("long", timeout=20)
     assert interrupted.wait(20)
