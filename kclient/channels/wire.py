@@ -139,16 +139,21 @@ class Wire:
             return True  # the socket is closed, which whoever reads it finds out
 
     def _pump(self) -> None:
-        """Take in, in the hub, and switch to whoever is woken by a message before looking for the next."""
+        """Take in, in the hub, and switch to whoever is woken by that.
+
+        The first to be woken goes on before there is a look for more messages, which takes 3 us where there are none;
+        where there are more, they are taken in together, which saves a switch for each.
+        """
         if self._is_taking_in:
             return
         until = monotonic() + TURN
-        is_over = False
+        is_over = is_first_over = False
         self._is_pumping = True
         try:
             while not is_over and monotonic() <= until:
                 with self._owner.wakeups as woken:
-                    is_empty = self._take_in(until, woken)
+                    is_empty = self._take_in(until, () if is_first_over else woken)
+                is_first_over = True
                 is_over = is_empty and not woken  # who was woken may have sent, and left it to us to look
         finally:
             self._is_pumping = False
