@@ -13,8 +13,6 @@ from typing import Any
 import leaks
 import pytest
 
-pytest.importorskip("benchmarks", reason="the suite is in the repository, and not installed")
-
 from benchmarks import readme
 from benchmarks.bars import BARS
 from benchmarks.kernels import echo_kernels
