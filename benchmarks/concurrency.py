@@ -16,7 +16,7 @@ import attrs
 import gevent
 
 from benchmarks import stress
-from benchmarks.clients import Green, KClient, KClientSpin, Raw
+from benchmarks.clients import Green, KClient, KClientSpin, Raw, RawMultipart
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
 from kclient.bench.progress import ProgressLine
@@ -68,6 +68,10 @@ def green_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
     return raw_codec(connection, Green)
 
 
+def multipart_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
+    return raw_codec(connection, RawMultipart)
+
+
 @contextmanager
 def kclient_greenlets(connection: Connection, opened: type[KClient] = KClient) -> Iterator[Pipelined]:
     """Greenlets that each make one call after the other, on a client that they share."""
@@ -95,6 +99,7 @@ def kclient_spin(connection: Connection) -> AbstractContextManager[Pipelined]:
 CLIENTS: dict[str, Opener] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
+    "raw + codec (multipart)": multipart_codec,
     "zmq.green + codec": green_codec,
     "kclient": kclient_greenlets,
     "kclient spin": kclient_spin,

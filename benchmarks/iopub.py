@@ -18,7 +18,7 @@ import gevent
 import zmq
 from jupyter_client.blocking import BlockingKernelClient
 
-from benchmarks.clients import Green, JupyterClient, KClient, Raw
+from benchmarks.clients import Green, JupyterClient, KClient, Raw, RawMultipart
 from benchmarks.codec import execute_content
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
@@ -69,6 +69,10 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Drai
 
 def green_codec(connection: Connection) -> AbstractContextManager[Drain]:
     return raw_codec(connection, Green)
+
+
+def multipart_codec(connection: Connection) -> AbstractContextManager[Drain]:
+    return raw_codec(connection, RawMultipart)
 
 
 @contextmanager
@@ -153,6 +157,7 @@ def jupyter_client_as_it_is(connection: Connection) -> AbstractContextManager[Dr
 DRAINS: dict[str, Callable[[Connection], AbstractContextManager[Drain]]] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
+    "raw + codec (multipart)": multipart_codec,
     "zmq.green + codec": green_codec,
     "kclient run": kclient_run,
     "kclient submit": kclient_submit,

@@ -31,8 +31,8 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("descriptors one more", "descriptors", 1),
     ("p99 to one's", "p99_to_one", 2),
     ("p50 over raw, us", "over_raw_us", 0),
-    ("to raw", "ratio_to_raw", 2),
-    ("to jupyter_client", "ratio_to_jupyter_client", 2),
+    ("to raw", "ratio_to_raw", 3),
+    ("to jupyter_client", "ratio_to_jupyter_client", 3),
 ]
 """Title, key and digits; a column that would be empty is left out."""
 
@@ -82,7 +82,7 @@ def bar_table(results: Iterable[Result]) -> str:
         [
             [
                 *(row[name] for name in ("benchmark", "operation", "client", "transport", "bar_of", "bar")),
-                f"{row['bar_value']:,.2f}" if row["bar_value"] is not None else "-",
+                f"{row['bar_value']:,.3f}" if row["bar_value"] is not None else "-",
                 "yes" if row["bar_met"] else "**no**",
             ]
             for row in results

@@ -26,6 +26,7 @@ COLOURS = {
     "raw (in turn)": ("#777777", "--"),
     "raw (multipart)": ("#777777", ":"),
     "raw + codec": ("#777777", "-"),
+    "raw + codec (multipart)": ("#777777", "--"),
     "zmq.green": ("#009e73", "-"),
     "raw + codec (again)": ("#777777", ":"),
     "zmq.green + codec": ("#009e73", "--"),
@@ -92,8 +93,8 @@ def bar_text(row: Row) -> str:
 
 
 RATIOS = [
-    figure("to raw", "ratio_to_raw", 2),
-    figure("to jupyter_client", "ratio_to_jupyter_client", 2),
+    figure("to raw", "ratio_to_raw", 3),
+    figure("to jupyter_client", "ratio_to_jupyter_client", 3),
     Column("bar", bar_text, is_number=False),
 ]
 

@@ -208,9 +208,9 @@ def test_readme_gets_its_figures_between_the_markers(tmp_path: Path, monkeypatch
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "one, 2 cores, Linux, CPython, libzmq 4.3.5" in text
-    assert "| latency | run | kclient | tcp | p50 to that of raw | <= 1.4 | 1.20 | yes |" in text
+    assert "| latency | run | kclient | tcp | p50 to that of raw | <= 1.4 | 1.200 | yes |" in text
     assert "| client | n | p50 us | to raw |" in text
-    assert "| kclient | 2,000 | 1,234.6 | 1.20 |" in text
+    assert "| kclient | 2,000 | 1,234.6 | 1.200 |" in text
     page.write_text("no markers", encoding="utf-8")
     with pytest.raises(ValueError, match="lacks"):
         readme.write_readme({"machine": machine, "results": [row]})
