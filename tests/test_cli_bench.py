@@ -230,3 +230,10 @@ def test_table_that_cannot_be_written_exits_2(kernel: kclient.KernelManager) -> 
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     check_complaint(Done(done.returncode, "", done.stderr), 2, "No space left on device")
+
+
+@existing
+def test_disk_that_is_full_exits_2_after_the_table(kernel: kclient.KernelManager) -> None:
+    done = kclient_command("bench", *FEW, "--existing", str(kernel.connection_file), "--json", "/dev/full")
+    assert (done.code, done.err) == (2, "kclient: cannot write the figures: No space left on device\n")
+    assert len(lines_of(done.out)) == 2

@@ -92,7 +92,8 @@ def run_bench(job: BenchJob) -> int:
         screen.complain(str(exc))
         return signals.failure if bench.is_ready else ExitCode.NOT_DONE
     except OSError as exc:  # not a KernelTimeout, which is one as well
-        screen.complain(f"cannot write {exc.filename!r}: {exc.strerror or exc}")
+        name = repr(exc.filename) if exc.filename is not None else "the figures"  # a full disk has no name
+        screen.complain(f"cannot write {name}: {exc.strerror or exc}")
         return ExitCode.NOT_DONE
 
 
