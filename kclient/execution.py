@@ -12,7 +12,7 @@ from gevent import getcurrent
 
 from kclient.channels.base import Failure, log
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
-from kclient.hub import Deadline, Owner, Parking, call_back
+from kclient.hub import Deadline, Parking, call_back
 from kclient.interruption import Interruption
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
@@ -52,7 +52,7 @@ class Execution:
         self.msg_id = ""
         self.subshell_id: str | None = None
         self._link = link
-        self._owner = Owner()
+        self._owner = link.owner
         self._transcript = transcript
         self._check = check
         self._on_output = on_output
@@ -61,15 +61,15 @@ class Execution:
         self._messages: deque[Message] = deque()
         self._messages_nbytes = 0
         self._input_requests: deque[Message] = deque()
-        self._changed = Parking(self._owner)
+        self._changed = Parking(link.owner)
         self._failure: Failure | None = None
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
         self._follower: gevent.Greenlet[..., Any] | None = None
         self._on_timeout = "it goes on; ask for its result again, or interrupt it"
-        self._interruption = Interruption(self, link, transcript)
+        self._interruption: Interruption | None = None
         self._is_over = False
-        self._may_spin = link.spin > 0
+        self._spin_end: Deadline | None = None
 
     def __repr__(self) -> str:
         return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
@@ -86,7 +86,7 @@ class Execution:
             if self._is_over:
                 self._raise_failure()
                 return
-            self._wait(deadline)
+            self._wait(deadline, self._has_no_news)
 
     @property
     def times(self) -> Times:
@@ -123,6 +123,8 @@ class Execution:
         self._owner.check()
         if self._is_over:
             return
+        if self._interruption is None:
+            self._interruption = Interruption(self, self._link, self._transcript)
         self._interruption.ask()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
@@ -165,7 +167,7 @@ class Execution:
         transcript = self._transcript
         if transcript.take(message) and self._keeps_messages:
             self._keep(message)
-        if self._interruption.is_due and message.header["msg_type"] == "status":
+        if self._interruption is not None and message.header["msg_type"] == "status":
             self._interruption.send_if_running()
         if transcript.is_done:
             self._end()
@@ -228,22 +230,27 @@ class Execution:
 
     def _end(self) -> None:
         self._is_over = True
-        self._interruption.cancel()
+        if self._interruption is not None:
+            self._interruption.cancel()
         self._link.forget(self)
         self._changed.wake()
 
-    def _wait(self, deadline: Deadline) -> None:
+    def _wait(self, deadline: Deadline, is_waiting: Callable[[], bool]) -> None:
         """Until something changes; raises KernelTimeout."""
         self._link.refuse_if_answering(self.subshell_id)
-        if self._may_spin:
-            self._may_spin = False
-            self._link.spin_while(self._has_no_news, deadline)
-            if not self._has_no_news():
-                return
+        if self._link.spin and self._spin(is_waiting, deadline):
+            return
         if not self._changed.wait(deadline) and deadline.is_over:
             self._link.look()
             self._let_follower_run()
             self._check_deadline(deadline)
+
+    def _spin(self, is_waiting: Callable[[], bool], deadline: Deadline) -> bool:
+        """True if what is waited for came within the time to spin, which begins with the first wait."""
+        if self._spin_end is None:
+            self._spin_end = deadline.at_most(self._link.spin)
+        self._link.spin_while(is_waiting, self._spin_end)
+        return not is_waiting()
 
     def _has_no_news(self) -> bool:
         return not self._is_over and not self._messages and not self._input_requests
@@ -268,7 +275,7 @@ class Execution:
         while not self._is_over or self._follower is not None:
             if self._is_over and deadline.is_over:
                 raise KernelTimeout("end of on_output", deadline.timeout, msg_id=self.msg_id, execution=self)
-            self._wait(deadline)
+            self._wait(deadline, self.is_running)
 
     def _follow(self, deadline: Deadline) -> None:
         """Run the callbacks, in order of arrival, until the end; what was printed before a prompt comes before it."""
@@ -286,7 +293,7 @@ class Execution:
                 raise
             if self._is_over:
                 return
-            self._wait(deadline)
+            self._wait(deadline, self._has_no_news)
 
     def _call_on_output(self, deadline: Deadline) -> None:
         while self._messages and self._on_output is not None:
@@ -309,7 +316,7 @@ class Execution:
 
     def _interrupt_once(self) -> None:
         """Interrupt it unless somebody has: a second interrupt would hit whatever comes next."""
-        if not self._interruption.was_asked:
+        if self._interruption is None:
             self.interrupt()
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:

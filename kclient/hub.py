@@ -265,12 +265,12 @@ class Wakeups:
             _switch_soon(waiters)
 
     def __enter__(self) -> list[Waiter[bool]]:
-        self._woken = woken = []
+        woken: list[Waiter[bool]] = []
+        self._woken = woken
         return woken
 
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        woken: list[Waiter[bool]] = self._woken or []
-        self._woken = None
+        woken, self._woken = self._woken or [], None
         is_done = False
         try:
             if exc_type is None:

@@ -18,14 +18,10 @@ INTERRUPT_AGAIN: Final = 0.5
 
 
 class Interruption:
-    """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it.
-
-    `is_due` is True while it waits for that.
-    """
+    """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it."""
 
     def __init__(self, execution: Execution, link: Link, transcript: Transcript) -> None:
-        self.was_asked = False
-        self.is_due = False
+        self._is_due = False
         self._execution = execution
         self._link = link
         self._transcript = transcript
@@ -33,15 +29,15 @@ class Interruption:
 
     def ask(self) -> None:
         """Interrupt the code when it runs."""
-        self.was_asked = self.is_due = True
+        self._is_due = True
         self._link.drain()
         self.send_if_running()
 
     def send_if_running(self) -> None:
         """Interrupt the code now, if the kernel is at it."""
-        if not self.is_due or not self._link.is_busy_with(self._execution.msg_id):
+        if not self._is_due or not self._link.is_busy_with(self._execution.msg_id):
             return
-        self.is_due = False
+        self._is_due = False
         # An interrupt that comes before the code does is lost; execute_input tells that it has come.
         was_early = not self._transcript.has_input
         self._send()

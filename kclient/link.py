@@ -134,8 +134,8 @@ class Link:
             channel.drain()
 
     def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
-        """Look at the sockets again and again, for `spin` seconds at most."""
-        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline.at_most(self.spin))
+        """Look again and again at the sockets that an execution has to do with."""
+        spin([self.shell, self.iopub, self.stdin], is_waiting, deadline)
 
     def look(self) -> None:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
@@ -278,7 +278,8 @@ class Link:
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
         """Send the request of `execution`, whose outputs and reply it gets from now on."""
-        self.wait_until_usable(deadline)
+        if self.failure is not None or self.is_restarting:
+            self.wait_until_usable(deadline)
         if not self.runs("iopub") or not self.runs("shell"):
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
         message = self.session.msg("execute_request", content)
@@ -299,15 +300,17 @@ class Link:
 
     def refuse_if_answering(self, subshell_id: str | None) -> None:
         """Raise InvalidState in an on_input, for which the main shell waits; it answers nothing meanwhile."""
-        if self.runs("shell"):
-            self.shell.refuse_if_answering(subshell_id)
+        shell = self._channels.get("shell")
+        if isinstance(shell, RequestChannel) and shell.answering:
+            shell.refuse_if_answering(subshell_id)
 
     def forget(self, execution: Execution) -> None:
         """`execution` has ended."""
-        if self.outputs is not None:
-            self.outputs.executions.pop(execution.msg_id, None)
-            if execution.is_incomplete:
-                self.ledger.owed_idle.pop(execution.msg_id, None)
+        iopub = self._channels.get("iopub")
+        if isinstance(iopub, IOPubChannel):
+            iopub.outputs.executions.pop(execution.msg_id, None)
+        if execution.is_incomplete:
+            self.ledger.owed_idle.pop(execution.msg_id, None)
 
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the latest code that the kernel, or a subshell of it, is busy with is that of `msg_id`."""

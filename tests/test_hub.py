@@ -295,6 +295,54 @@ def test_woken_greenlet_goes_on_at_the_next_turn_and_not_inside_the_wake(parking
     assert order == ["after the wake", "woken"]
 
 
+def test_those_woken_in_a_block_of_the_hub_go_on_at_its_end(parking):
+    order = []
+
+    def wait(name):
+        parking.wait(FOR_EVER)
+        order.append(name)
+
+    def wake():
+        with Owner().wakeups as woken:
+            parking.wake()
+            order.append(f"{len(woken)} woken")
+        order.append("after the block")
+
+    waiting = [gevent.spawn(wait, name) for name in ("first", "second")]
+    gevent.idle()
+    in_hub(wake)
+    assert order == ["2 woken", "first", "second", "after the block"]
+    gevent.joinall(waiting)
+
+
+def test_those_woken_in_a_block_that_fails_go_on_all_the_same(parking):
+    def wake():
+        with pytest.raises(ZeroDivisionError), Owner().wakeups:
+            parking.wake()
+            raise ZeroDivisionError
+
+    waiting = gevent.spawn(parking.wait, FOR_EVER)
+    gevent.idle()
+    in_hub(wake)
+    assert waiting.get(timeout=LONG) is True
+
+
+def test_who_goes_on_may_wake_others_who_go_on_later(parking):
+    """A block is over before those that it woke go on: what they wake is for the loop."""
+    others = Parking(Owner())
+    waiting = [gevent.spawn(others.wait, FOR_EVER), gevent.spawn(lambda: parking.wait(FOR_EVER) and others.wake())]
+    gevent.idle()
+
+    def wake():
+        with Owner().wakeups:
+            parking.wake()
+        return waiting[0].ready()
+
+    assert in_hub(wake) is False
+    gevent.joinall(waiting, timeout=LONG)
+    assert all(each.ready() for each in waiting)
+
+
 def test_wake_is_for_those_who_wait_now(parking):
     parking.wake()
     assert parking.wait(Deadline(0.01)) is False

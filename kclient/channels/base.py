@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import gevent
 import zmq
 
+from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, Wire
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Owner, Parking, call_back, log_soon
@@ -139,6 +140,9 @@ class Channel(ABC):
     def receive(self, frames: list[bytes]) -> None:
         """Take one multipart message off the wire; never raises."""
 
+    def _reader_of(self, socket: zmq.Socket[Any]) -> FrameReader:
+        return FrameReader(socket)
+
     def _configure(self, socket: zmq.Socket[Any]) -> None:
         """Set what a channel's socket needs before it connects."""
 
@@ -162,7 +166,7 @@ class Channel(ABC):
         except BaseException:
             socket.close(0)
             raise
-        self._wire = Wire(self._owner, socket, self, self.name)
+        self._wire = Wire(self._owner, socket, self, reader=self._reader_of(socket), name=self.name)
         self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
         self._retire.atexit = False
 
@@ -227,6 +231,9 @@ def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: 
 class MessageChannel(Channel):
     """A channel of messages, with an inbox of those that nobody else claimed."""
 
+    topics: ClassVar[int] = 0
+    """Frames that come before the delimiter of a message."""
+
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._arrived = Parking(self._owner)
@@ -275,6 +282,9 @@ class MessageChannel(Channel):
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
         self._arrived.wake()
+
+    def _reader_of(self, socket: zmq.Socket[Any]) -> FrameReader:
+        return MessageReader(socket, self.topics)
 
     def receive(self, frames: list[bytes]) -> None:
         try:

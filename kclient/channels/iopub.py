@@ -23,6 +23,7 @@ class IOPubChannel(MessageChannel):
 
     name = "iopub"
     socket_type = zmq.SUB
+    topics = 1
 
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)

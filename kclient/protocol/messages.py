@@ -123,7 +123,7 @@ def execute(
 ) -> Content:
     """Content of an execute_request."""
     expressions = {} if user_expressions is None else user_expressions
-    if not isinstance(expressions, Mapping) or not all(
+    if not isinstance(expressions, (dict, Mapping)) or not all(
         isinstance(name, str) and isinstance(expression, str) for name, expression in expressions.items()
     ):
         raise InvalidArgument(f"user_expressions must be a dict of strings by name, not {user_expressions!r}")

@@ -20,10 +20,9 @@ import orjson
 
 from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import digest_of
+from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
 from kclient.protocol.signing import Signer
-
-DELIMITER: Final = b"<IDS|MSG>"
 
 REPLAY_HISTORY: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""

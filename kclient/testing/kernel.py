@@ -18,8 +18,9 @@ from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
+from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
-from kclient.protocol.session import DELIMITER, Session
+from kclient.protocol.session import Session
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
 from kclient.testing.thread import HubThread
 

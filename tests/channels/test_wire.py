@@ -17,6 +17,7 @@ import zmq
 import zmq.green
 
 import kclient
+from kclient.channels import frames as frames_module
 from kclient.channels import wire as wire_module
 from kclient.channels.wire import TURN, Wire, context
 from kclient.hub import Deadline, Owner, Parking
@@ -187,7 +188,7 @@ def test_ctrl_c_between_two_frames_of_a_message_loses_none(listener: Listener, m
     sent = [[b"one", b"two", b"three"], [b"next"]]
     for frames in sent:
         zmq.Socket.send_multipart(listener.peer, frames)
-    monkeypatch.setattr(wire_module, "_recv", strike_after_first(wire_module._recv))
+    monkeypatch.setattr(frames_module, "_recv", strike_after_first(frames_module._recv))
     with pytest.raises(KeyboardInterrupt):
         listener.wire.drain()
     listener.wire.drain()
@@ -198,7 +199,7 @@ def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     """The main greenlet waits elsewhere, so that the hub takes in what comes under Python's own handler."""
-    monkeypatch.setattr(wire_module, "_recv", strike_after_first(wire_module._recv))
+    monkeypatch.setattr(frames_module, "_recv", strike_after_first(frames_module._recv))
     listener.peer.send(b"1")
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(20)

@@ -16,7 +16,7 @@ import pytest
 import kclient
 from kclient import watch
 from kclient.channels.wire import Wire
-from kclient.protocol.session import DELIMITER
+from kclient.protocol.framing import DELIMITER
 from kclient.testing import FakeKernel, Request, result, stream
 
 Client = kclient.KernelClient

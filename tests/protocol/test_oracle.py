@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kclient.errors import BadMessage
+from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
-from kclient.protocol.session import DELIMITER, REPLAY_HISTORY, Session
+from kclient.protocol.session import REPLAY_HISTORY, Session
 
 KEY = b"the-shared-key"
 SCHEMES = ["hmac-sha256", "hmac-sha512", "hmac-md5", "hmac-sha3_256", "hmac-blake2b"]

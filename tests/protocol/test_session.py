@@ -15,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kclient.errors import BadMessage, InvalidArgument
+from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
-from kclient.protocol.session import DELIMITER, Session
+from kclient.protocol.session import Session
 
 KEY = b"a-very-secret-key"
 HEADER = b'{"msg_id":"a_1","msg_type":"stream"}'

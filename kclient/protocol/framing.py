@@ -1,0 +1,37 @@
+"""Where one message ends and the next begins, in frames that were read without asking.
+
+A message has its delimiter first or, after a topic, second, and five frames or more after that. To ask ZeroMQ after
+each frame whether more follow costs five times as much as the frame; so a channel reads the frames that every message
+has, and asks only then. What a kernel sends that is shorter runs into the message behind it; here they are parted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DELIMITER: Final = b"<IDS|MSG>"
+
+_AFTER_DELIMITER: Final = 5
+"""The signature and the four dicts."""
+
+
+def frames_missing(begun: list[bytes]) -> int:
+    """How many frames, at least, a message still has of which two were read."""
+    return _AFTER_DELIMITER - 1 if begun[0] == DELIMITER else _AFTER_DELIMITER
+
+
+def end_of_first(frames: list[bytes], topics: int) -> int:
+    """How many of `frames`, which end where a message ends, are the first message; all of them, if it is well formed.
+
+    `topics` is how many frames may precede a delimiter on this socket. Where the first message is none, because its
+    delimiter is missing, or the next one comes before the content, it ends before the next that may be one.
+    """
+    start = 0 if frames[0] == DELIMITER else topics
+    if frames[start : start + 1] == [DELIMITER]:
+        start += 1
+        body = frames[start : start + _AFTER_DELIMITER]
+        if DELIMITER not in body and body and body[-1].startswith(b"{"):  # which no topic does
+            return len(frames)
+    if DELIMITER not in frames[start:]:
+        return len(frames)
+    return max(frames.index(DELIMITER, start) - topics, 1)

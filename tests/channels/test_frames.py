@@ -1,0 +1,97 @@
+"""What is read off a socket: each message as it was sent, also behind one that is too short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kclient.channels.frames import FrameReader, MessageReader
+from kclient.channels.wire import context
+from kclient.errors import BadMessage
+from kclient.protocol.framing import DELIMITER
+from kclient.protocol.session import Session
+
+Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A socket to send, and one to read."""
+    sender, receiver = zmq.Socket(context(), zmq.PAIR), zmq.Socket(context(), zmq.PAIR)
+    sender.sndhwm = receiver.rcvhwm = 0
+    address = f"inproc://frames-{id(receiver)}"
+    receiver.bind(address)
+    sender.connect(address)
+    yield sender, receiver
+    sender.close(0)
+    receiver.close(0)
+
+
+def all_of(reader: FrameReader) -> list[list[bytes]]:
+    messages = []
+    while True:
+        try:
+            messages.append(reader.read())
+        except zmq.Again:
+            return messages
+
+
+bodies = st.lists(st.binary(max_size=3), min_size=1, max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(bodies, max_size=8))
+def test_messages_of_any_layout_are_read_whole(pair: Pair, messages: list[list[bytes]]) -> None:
+    sender, receiver = pair
+    for message in messages:
+        sender.send_multipart(message)
+    assert all_of(FrameReader(receiver)) == messages
+
+
+malformed = st.lists(st.sampled_from([DELIMITER, b"x", b"{}", b""]), min_size=1, max_size=9)
+buffers = st.lists(st.sampled_from([DELIMITER, b"x", b"{}", b""]), max_size=9)
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mixture=st.lists(st.tuples(st.booleans(), malformed, buffers), max_size=8))
+def test_each_well_formed_message_is_read_whatever_comes_between(
+    pair: Pair, topics: int, mixture: list[tuple[bool, list[bytes], list[bytes]]]
+) -> None:
+    """Those that are malformed are refused, as many of them as come in a row at least once."""
+    socket, receiver = pair
+    ours, theirs = Session(b"key"), Session(b"key")
+    sent, is_bad_before = [], False
+    least_refused = 0
+    for is_good, frames, some_buffers in mixture:
+        if is_good:
+            message = ours.msg("status", {"number": len(sent)})
+            message.buffers = some_buffers
+            sent.append((message.msg_id, some_buffers))
+            frames = [b"topic"] * topics + ours.serialize(message)
+        elif not is_bad_before:
+            least_refused += 1
+        is_bad_before = not is_good
+        socket.send_multipart(frames)
+    received, refused = [], 0
+    for frames in all_of(MessageReader(receiver, topics)):
+        try:
+            message = theirs.deserialize(frames)
+            received.append((message.msg_id, message.buffers))
+        except BadMessage:
+            refused += 1
+    assert received == sent
+    assert refused >= least_refused
+
+
+def test_messages_without_the_topic_that_iopub_has_are_read(pair: Pair) -> None:
+    socket, receiver = pair
+    ours = Session(b"key")
+    sent = [ours.serialize(ours.msg("status", {"number": number})) for number in range(3)]
+    for frames in sent:
+        socket.send_multipart(frames)
+    assert all_of(MessageReader(receiver, 1)) == sent

@@ -1,0 +1,118 @@
+"""spin=: a call looks at its sockets for a bounded time, in which nobody else runs, before it waits for the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+
+import kclient
+from kclient.testing import FakeKernel, result, stream
+
+Client = kclient.KernelClient
+
+LONG = 1.0
+"""Seconds; the most that is allowed, and more than a kernel in a thread takes to answer."""
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKernel]:
+    """A kernel in a thread of its own: one in our hub could not answer while we spin."""
+    with FakeKernel({"6 * 7": [stream("hi\n"), result("42")]}, thread=True) as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(fake: FakeKernel) -> Iterator[Client]:
+    with kclient.connect(fake.connection_info, spin=LONG) as client:
+        yield client
+
+
+CALLS: dict[str, Callable[[Client], object]] = {
+    "kernel_info": lambda client: client.kernel_info(),
+    "shell": lambda client: client.shell_channel.execute("6 * 7"),
+    "control": lambda client: client.control_channel.kernel_info(),
+    "get_reply": lambda client: client.shell_channel.get_reply(client.shell_channel.send("kernel_info_request")),
+    "run": lambda client: client.run("6 * 7"),
+    "result": lambda client: client.submit("6 * 7").result(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_call_that_is_answered_in_time_gives_nobody_else_a_turn(
+    client: Client, call: Callable[[Client], object]
+) -> None:
+    gevent.idle()
+    others: list[str] = []
+    greenlet = gevent.spawn(others.append, "ran")
+    call(client)
+    assert others == []
+    greenlet.join()
+
+
+def test_outputs_are_complete_and_in_order(client: Client) -> None:
+    for _ in range(20):
+        done = client.run("6 * 7")
+        assert (done.stdout, done.text, done.complete) == ("hi\n", "42", True)
+    seen: list[str] = []
+    client.run("6 * 7", on_output=lambda message: seen.append(message.msg_type))
+    assert seen == [message.msg_type for message in client.submit("6 * 7")] == ["stream", "execute_result"]
+
+
+def test_what_came_behind_the_reply_is_not_left_on_the_socket(client: Client) -> None:
+    first, second = (client.shell_channel.send("kernel_info_request") for _ in range(2))
+    client.shell_channel.get_reply(second)
+    gevent.sleep(0.001)
+    assert client.shell_channel.requests.get(first) is not None
+    assert client.shell_channel.requests.claim(first).is_settled
+
+
+def test_call_that_is_not_answered_in_time_yields_to_the_others(fake: FakeKernel) -> None:
+    fake.script["long"] = lambda request: gevent.sleep(0.3)
+    with kclient.connect(fake.connection_info, spin=0.001) as client:
+        others: list[str] = []
+        gevent.spawn(others.append, "ran")
+        with pytest.raises(kclient.KernelTimeout):
+            client.run("long", timeout=0.1)
+        assert others == ["ran"]
+
+
+def test_spin_is_part_of_the_timeout(fake: FakeKernel, client: Client) -> None:
+    fake.script["long"] = lambda request: gevent.sleep(0.3)
+    started = time.monotonic()
+    with pytest.raises(kclient.KernelTimeout):
+        client.shell_channel.execute("long", timeout=0.01)
+    assert time.monotonic() - started < LONG
+
+
+def test_timeout_0_only_looks(client: Client) -> None:
+    msg_id = client.shell_channel.send("kernel_info_request")
+    started = time.monotonic()
+    try:
+        client.shell_channel.get_reply(msg_id, timeout=0)
+    except kclient.KernelTimeout:
+        assert time.monotonic() - started < LONG
+    else:
+        pytest.skip("the kernel was faster than the look")
+
+
+@pytest.mark.parametrize("spin", [-1, 1.5, float("nan"), float("inf"), "0.1", None, True])
+def test_spin_that_is_no_bounded_time_is_refused(fake: FakeKernel, spin: object) -> None:
+    for make in (
+        lambda: kclient.connect(fake.connection_info, spin=spin),  # type: ignore[arg-type]
+        lambda: kclient.KernelClient(fake.connection_info, spin=spin),  # type: ignore[arg-type]
+        lambda: kclient.KernelManager(spin=spin),  # type: ignore[arg-type]
+        lambda: kclient.start_kernel(spin=spin),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(kclient.LocalProtocolError, match="spin"):
+            make()
+
+
+@pytest.mark.kernel
+def test_real_kernel_is_started_with_spin() -> None:
+    with kclient.start_kernel(spin=0.001) as kernel:
+        assert kernel.run("6 * 7", timeout=30).text == "42"
+        kernel.restart_kernel()
+        assert kernel.run("6 * 7", timeout=30).text == "42"

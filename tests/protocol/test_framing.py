@@ -1,0 +1,57 @@
+"""Frames that were read without asking: each well-formed message is found, whole and in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from kclient.protocol.framing import DELIMITER, end_of_first, frames_missing
+
+GOOD = [DELIMITER, b"signature", b"{header}", b"{parent}", b"{metadata}", b"{content}"]
+
+
+def parted(frames: list[bytes], topics: int) -> list[list[bytes]]:
+    """All that `frames` are taken for."""
+    messages = []
+    while frames:
+        end = end_of_first(frames, topics)
+        messages.append(frames[:end])
+        frames = frames[end:]
+    return messages
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@pytest.mark.parametrize("buffers", [[], [b"buffer"], [DELIMITER], [b"", DELIMITER, *GOOD]])
+def test_well_formed_message_is_one_whatever_its_buffers_hold(topics: int, buffers: list[bytes]) -> None:
+    message = [b"topic"] * topics + GOOD + buffers
+    assert end_of_first(message, topics) == len(message)
+
+
+def test_message_without_the_topic_that_iopub_has_is_one() -> None:
+    assert end_of_first(GOOD, 1) == len(GOOD)
+
+
+@pytest.mark.parametrize("begun", [[DELIMITER, b"signature"], [b"topic", DELIMITER], [b"neither", b"nor"]])
+def test_no_more_frames_are_read_unasked_than_every_message_has(begun: list[bytes]) -> None:
+    start = begun.index(DELIMITER) if DELIMITER in begun else 1
+    assert len(begun) + frames_missing(begun) == start + len(GOOD)
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@pytest.mark.parametrize(
+    "short",
+    [
+        [b"x"],
+        [b"x", b"y"],
+        [b"x"] * 9,
+        [DELIMITER],
+        [DELIMITER, b"x"],
+        [DELIMITER, b"x", b"{}", b"{}", b"{}"],
+        [b"x", DELIMITER, b"x", b"{}", b"{}", b"{}"],
+        [DELIMITER] * 7,
+    ],
+)
+def test_message_behind_one_that_is_too_short_is_found(topics: int, short: list[bytes]) -> None:
+    behind = [b"topic"] * topics + GOOD
+    *dropped, last = parted(short + behind, topics)
+    assert last[last.index(DELIMITER) :] == GOOD
+    assert dropped
