@@ -1,6 +1,7 @@
 """For someone who measures: where the time of a call goes, by the kernel's own messages."""
 
 import statistics
+from time import perf_counter
 
 import kclient
 
@@ -8,16 +9,30 @@ CALLS = 200
 
 
 def main() -> None:
+    spans: dict[str, list[float]] = {}
     with kclient.start_kernel(transport="ipc") as kernel:
-        executions = []
         for _ in range(CALLS):
-            execution = kernel.submit("1")
+            execution = kernel.submit("print(1)")
+            first = next(iter(execution))
             execution.result(timeout=10)
-            executions.append(execution.times)
-        for name in ("busy", "reply", "idle"):
-            spans = sorted((getattr(times, name) - times.sent) * 1e6 for times in executions)
-            p99 = spans[int(len(spans) * 0.99)]
-            print(f"sent to {name:5}  median {statistics.median(spans):7.0f} us  p99 {p99:7.0f} us")
+            times = execution.times
+            for name, moment in [
+                ("busy", times.busy),
+                ("first output", first.received),
+                ("reply", times.reply),
+                ("idle", times.idle),
+            ]:
+                spans.setdefault(f"sent to {name}", []).append(moment - times.sent)
+
+            start = perf_counter()
+            reply = kernel.kernel_info(timeout=10)
+            end = perf_counter()
+            spans.setdefault("kernel_info: call to reply", []).append(reply.received - start)
+            spans.setdefault("kernel_info: reply to caller", []).append(end - reply.received)
+    for name, seconds in spans.items():
+        microseconds = sorted(span * 1e6 for span in seconds)
+        p99 = microseconds[int(len(microseconds) * 0.99)]
+        print(f"{name:28}  median {statistics.median(microseconds):7.0f} us  p99 {p99:7.0f} us")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ from kclient.hub import Deadline, Owner, Parking
 
 if TYPE_CHECKING:
     import kclient
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+"""Where `benchmarks` is; behind the packages that are installed, one of which is the kclient to test."""
 
 hypothesis.settings.register_profile("kclient", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("kclient")

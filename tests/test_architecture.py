@@ -41,7 +41,8 @@ LAYERS = {
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},
     "kclient": MANAGER | {"manager", "start", "pool"},
-    "cli": MANAGER | {"manager", "start", "pool", "kclient"},
+    "bench": set(),  # it times what it is given
+    "cli": MANAGER | {"manager", "start", "pool", "kclient", "bench"},
 }
 """What each layer may import of kclient besides itself. A layer is a module, or a folder; "kclient" is its __init__."""
 
@@ -66,6 +67,7 @@ PACKAGES = {
     "start": set(),
     "pool": {"attrs", "gevent"},
     "kclient": set(),
+    "bench": {"attrs", "hdrh", "matplotlib", "rich", "zmq"},
     "cli": {"attrs", "click", "gevent", "rich"},
 }
 """What each layer may import from outside the standard library: only `channels` may know what a ZeroMQ socket is."""
@@ -79,7 +81,10 @@ IMPURE = {
 
 NEVER = {"asyncio", "tornado"}
 
-UNWANTED_AT_IMPORT = ["asyncio", "tornado", "jupyter_core", "jupyter_client", "ipykernel", "IPython", "click", "rich"]
+UNWANTED_AT_IMPORT = [
+    *("asyncio", "tornado", "jupyter_core", "jupyter_client", "ipykernel", "IPython", "click", "rich"),
+    *("hdrh", "matplotlib", "numpy"),
+]
 
 
 class Module:

@@ -13,7 +13,10 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROMISES = {
     "script.py": ["mean: 3.875", "StatisticsError", "took too long: 0.5 s", "still there: 8"],
     "gevent_server.py": ["request 4: 8", "request 99: the kernel is gone, exit code 7", "request 100: 200"],
-    "latency.py": ["sent to busy", "sent to reply", "sent to idle"],
+    "latency.py": [
+        *("sent to busy", "sent to first output", "sent to reply", "sent to idle"),
+        *("kernel_info: call to reply", "kernel_info: reply to caller"),
+    ],
 }
 
 

@@ -136,6 +136,10 @@ def check_command(words: list[str], tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     elif program == "python3" and arguments and arguments[0].startswith(("examples/", "benchmarks/")):
         assert (ROOT / arguments[0]).is_file()
+    elif program == "python" and arguments[0] == "-m" and arguments[1].startswith("benchmarks."):
+        done = run([sys.executable, "-m", arguments[1], "--help"], ROOT)
+        assert done.returncode == 0, done.stderr
+        assert [option for option in options[1:] if option not in done.stdout] == []
     else:
         assert program in {"cd", "git"}, f"teach this test what {words} does"
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from kclient.cli.bench import BenchJob, run_bench
 from kclient.cli.run import ExitCode, Job, run_job
 from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
 
@@ -24,6 +25,17 @@ Exit codes:
   1    it failed, and its traceback was shown; or its kernel died
   2    kclient could not do what was asked: a wrong option, no such
        file or kernel, a kernel that does not start or answer
+  124  --timeout, or the 60 s that a kernel has to start, ran out
+  130  ended by Ctrl-C;  143  by SIGTERM
+  141  whoever read the output has gone
+"""
+
+BENCH_EXIT_CODES: Final = """\b
+Exit codes:
+  0    the table is complete
+  1    the code failed, or a kernel died
+  2    kclient could not do what was asked: a wrong option, no such
+       kernel, a file that cannot be written
   124  --timeout, or the 60 s that a kernel has to start, ran out
   130  ended by Ctrl-C;  143  by SIGTERM
   141  whoever read the output has gone
@@ -162,6 +174,71 @@ def check_code(code: str) -> str:
     except UnicodeEncodeError as exc:
         raise CannotRead("the code after -c is not UTF-8 text") from exc
     return code
+
+
+@main.command(epilog=BENCH_EXIT_CODES)
+@click.option("--kernel", metavar="NAME", help=f"The kernel to start and measure.  [default: {NATIVE_KERNEL}]")
+@click.option(
+    "--existing",
+    metavar="CONNECTION_FILE",
+    help="Measure a kernel that runs, and leave it running: its connection file, or its id.",
+)
+@click.option("--transport", type=click.Choice(["tcp", "ipc", "both"]), help="What to start it on.  [default: both]")
+@click.option("--calls", metavar="N", type=click.IntRange(1), default=2000, help="Calls of each kind.  [default: 2000]")
+@click.option("--warm-up", metavar="N", type=click.IntRange(0), default=100, help="Calls before these.  [default: 100]")
+@click.option("--code", metavar="CODE", default="", help="What `run` runs.  [default: nothing]")
+@click.option(
+    "--spin",
+    metavar="SECONDS",
+    type=float,
+    default=0.0,
+    callback=check_timeout,
+    help="Busy polling before a call waits.  [default: 0]",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=float,
+    callback=check_timeout,
+    help="How long the start of the kernels and all of the calls may take together.",
+)
+@click.option("--plot", metavar="FILE.png", help="Draw latency by percentile there.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures there.")
+@click.pass_context
+def bench(
+    context: click.Context,
+    kernel: str | None,
+    existing: str | None,
+    transport: str | None,
+    calls: int,
+    warm_up: int,
+    code: str,
+    spin: float,
+    timeout: float | None,
+    plot: str | None,
+    json_file: str | None,
+) -> int:
+    """Measure the round trips of a kernel.
+
+    kernel_info is a question and its answer; run is code, until its reply and all of its output are in. Batches of
+    both, over tcp and over ipc, take turns, so that what disturbs the machine disturbs all alike.
+    """
+    if existing is not None and (kernel is not None or transport is not None):
+        raise click.UsageError("--existing takes a kernel as it is, so --kernel and --transport say nothing.", context)
+    return run_bench(
+        BenchJob(
+            kernel=kernel or NATIVE_KERNEL,
+            existing=existing,
+            transports=("tcp", "ipc") if transport in (None, "both") else (transport,),
+            calls=calls,
+            warm_up=warm_up,
+            code=check_code(code),
+            spin=spin,
+            timeout=timeout,
+            plot=plot,
+            json=json_file,
+        )
+    )
 
 
 @main.group(invoke_without_command=True)

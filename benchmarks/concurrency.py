@@ -1,0 +1,157 @@
+"""Many requests in flight on one connection: 100 greenlets on one client, beside raw pyzmq with 100 requests under way.
+
+The floor signs, verifies and parses each message: whoever has many requests in flight must know whose reply it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from statistics import median
+from time import perf_counter, perf_counter_ns
+from typing import Protocol
+
+import attrs
+import gevent
+
+from benchmarks import stress
+from benchmarks.clients import Green, KClient, KClientSpin, Raw, RawMultipart
+from benchmarks.kernels import Connection, echo_kernel_each
+from benchmarks.report import Options, Report, parse, run_script
+from kclient.bench.progress import ProgressLine
+from kclient.bench.recorder import Recorder
+from kclient.bench.results import Row, row_of
+from kclient.bench.table import LATENCY, figure
+
+IN_FLIGHT = 100
+
+
+class Pipelined(Protocol):
+    """Makes so many kernel_info calls, `IN_FLIGHT` of them at a time; records how long each took."""
+
+    def __call__(self, count: int, recorder: Recorder) -> None: ...
+
+
+class Opener(Protocol):
+    def __call__(self, connection: Connection) -> AbstractContextManager[Pipelined]: ...
+
+
+@contextmanager
+def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Pipelined]:
+    """One loop: for each reply that comes, the next request goes out."""
+    with closing(sockets(connection, iopub=False)) as raw:
+        codec = raw.codec
+
+        def calls(count: int, recorder: Recorder) -> None:
+            sent: dict[str, int] = {}
+            times = []
+
+            def ask() -> None:
+                start = perf_counter_ns()
+                raw.send(codec.request("kernel_info_request", {}))
+                sent[codec.last_id] = start
+
+            for _ in range(IN_FLIGHT):
+                ask()
+            for answered in range(count):
+                _, parent, _, _ = codec.read(raw.read_shell())
+                times.append(perf_counter_ns() - sent.pop(parent["msg_id"]))
+                if answered + IN_FLIGHT < count:
+                    ask()
+            recorder.record(times)
+
+        yield calls
+
+
+def green_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
+    return raw_codec(connection, Green)
+
+
+def multipart_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
+    return raw_codec(connection, RawMultipart)
+
+
+@contextmanager
+def kclient_greenlets(connection: Connection, opened: type[KClient] = KClient) -> Iterator[Pipelined]:
+    """Greenlets that each make one call after the other, on a client that they share."""
+    with closing(opened(connection, iopub=False)) as shared:
+
+        def calls(count: int, recorder: Recorder) -> None:
+            times: list[int] = []
+
+            def work() -> None:
+                for _ in range(count // IN_FLIGHT):
+                    start = perf_counter_ns()
+                    shared.kernel_info()
+                    times.append(perf_counter_ns() - start)
+
+            gevent.joinall([gevent.spawn(work) for _ in range(IN_FLIGHT)], raise_error=True)
+            recorder.record(times)
+
+        yield calls
+
+
+def kclient_spin(connection: Connection) -> AbstractContextManager[Pipelined]:
+    return kclient_greenlets(connection, KClientSpin)
+
+
+CLIENTS: dict[str, Opener] = {
+    "raw + codec": raw_codec,
+    "raw + codec (again)": raw_codec,
+    "raw + codec (multipart)": multipart_codec,
+    "zmq.green + codec": green_codec,
+    "kclient": kclient_greenlets,
+    "kclient spin": kclient_spin,
+}
+
+
+def measure(
+    transport: str, connections: Mapping[str, Connection], options: Options
+) -> tuple[list[Row], dict[str, Recorder]]:
+    """The rate of each client, a median over interleaved rounds, and its latencies."""
+    count, rounds = options.pick(5000, 300), options.pick(10, 2)
+    recorders = {name: Recorder() for name in connections}
+    rates: dict[str, list[float]] = {name: [] for name in connections}
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(CLIENTS[name](connections[name])) for name in connections}
+        progress = stack.enter_context(ProgressLine(f"pipelined, {transport}", (rounds + 1) * len(opened)))
+        for calls in opened.values():
+            calls(options.pick(2000, IN_FLIGHT), Recorder())
+            progress.advance()
+        for _ in range(rounds):
+            for name, calls in opened.items():
+                start = perf_counter()
+                calls(count, recorders[name])
+                rates[name].append(count / (perf_counter() - start))
+                progress.advance()
+    rows = [
+        attrs.evolve(row_of("concurrency", transport, name, "pipelined", recorder), per_s=median(rates[name]))
+        for name, recorder in recorders.items()
+    ]
+    return rows, recorders
+
+
+def add_stress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stress", type=int, metavar="N", help="then make N calls at random, each to end within 1 s")
+    parser.add_argument("--seed", type=int, default=1, help="of what is done at random [1]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse("concurrency", __doc__ or "", argv, add_stress)
+    report = Report("concurrency", options)
+    with echo_kernel_each(list(CLIENTS)) as kernels:
+        for transport in options.transports:
+            connections = {name: kernels[name][transport] for name in CLIENTS}
+            rows, recorders = measure(transport, connections, options)
+            report.add_rates(transport, "pipelined", rows, [*LATENCY[:-1], figure("calls/s", "per_s")])
+            report.add_panel(transport, "pipelined", recorders)
+    report.say("jupyter_client cannot: whoever waits on its client takes what comes, the replies to others too.")
+    if options.rest.stress:
+        for transport in options.transports:
+            stress.report_on(report, transport, options.rest.stress, options.rest.seed)
+    report.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

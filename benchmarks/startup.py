@@ -1,0 +1,223 @@
+"""Beginnings and ends: start a kernel, find it ready, shut it down, import the library.
+
+`start` is compared with the bare process: a connection file, the kernel's command, a raw DEALER that tries every 5 ms
+to connect and has kernel_info queued from the first moment; until the reply. `shutdown` with a raw shutdown_request and
+the end of the process, `wait_for_ready` with a fresh DEALER and one reply, `import` with what kclient stands on.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter_ns, sleep
+
+import zmq
+from jupyter_client.manager import KernelManager
+
+import kclient
+from benchmarks.clients import PATIENCE
+from benchmarks.codec import Codec
+from benchmarks.kernels import ROOT, Connection, address, bare_kernel
+from benchmarks.report import Options, Report, parse, run_script
+from kclient.bench.progress import ProgressLine
+from kclient.bench.recorder import Recorder
+from kclient.bench.rounds import interleave
+from kclient.bench.table import figure
+
+SETTLE = 0.2
+"""Seconds between a kernel's first reply and its shutdown: it is to be idle."""
+
+IMPORTS = {
+    "raw": "gevent, zmq.green, attrs",
+    "raw (again)": "gevent, zmq.green, attrs",
+    "kclient": "kclient",
+    "jupyter_client": "jupyter_client",
+}
+
+Times = tuple[int, int]
+"""Nanoseconds of a start, and of the shutdown."""
+
+
+def life_of_bare_process(transport: str) -> Times:
+    start = perf_counter_ns()
+    with bare_kernel(transport) as kernel, dealer(kernel.connection, "shell") as shell:
+        shell.send_multipart(request(kernel.connection, "kernel_info_request"))
+        shell.recv_multipart()
+        started = perf_counter_ns() - start
+        sleep(SETTLE)
+        with dealer(kernel.connection, "control") as control:
+            start = perf_counter_ns()
+            control.send_multipart(request(kernel.connection, "shutdown_request"))
+            wait_for_exit(kernel.process)
+            return started, perf_counter_ns() - start
+
+
+def life_with_kclient(transport: str) -> Times:
+    start = perf_counter_ns()
+    with kclient.start_kernel(transport=transport) as kernel:
+        started = perf_counter_ns() - start
+        sleep(SETTLE)
+        start = perf_counter_ns()
+        kernel.shutdown_kernel()
+        return started, perf_counter_ns() - start
+
+
+def life_with_jupyter_client(transport: str) -> Times:
+    """What its start_new_kernel does, which takes no transport."""
+    start = perf_counter_ns()
+    with jupyter_kernel(transport) as manager:
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=PATIENCE)
+        started = perf_counter_ns() - start
+        sleep(SETTLE)
+        client.stop_channels()
+        start = perf_counter_ns()
+        manager.shutdown_kernel()
+        return started, perf_counter_ns() - start
+
+
+@contextmanager
+def jupyter_kernel(transport: str) -> Iterator[KernelManager]:
+    manager = KernelManager(kernel_name="python3", transport=transport)
+    manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield manager
+    finally:
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def dealer(connection: Connection, channel: str) -> Iterator[zmq.Socket[bytes]]:
+    """A socket that tries as often as kclient's to connect."""
+    with zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.reconnect_ivl = 5
+        socket.connect(address(connection, channel))
+        yield socket
+
+
+def request(connection: Connection, msg_type: str) -> list[bytes]:
+    content = {"restart": False} if msg_type == "shutdown_request" else {}
+    return Codec(connection["key"].encode()).request(msg_type, content)
+
+
+def wait_for_exit(process: subprocess.Popen[bytes]) -> None:
+    """As soon as it has ended; Popen.wait with a timeout looks every 50 ms."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        select.select([descriptor], [], [], PATIENCE)
+    finally:
+        os.close(descriptor)
+
+
+LIVES: dict[str, Callable[[str], Times]] = {
+    "raw": life_of_bare_process,
+    "raw (again)": life_of_bare_process,
+    "kclient": life_with_kclient,
+    "jupyter_client": life_with_jupyter_client,
+}
+
+
+def measure_lives(transport: str, options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
+    """The latencies of start and shutdown, by client; one kernel after the other, in turn."""
+    names = ["raw", "kclient", "jupyter_client"] if options.quick else list(LIVES)
+    rounds = options.pick(30, 1)
+    starts, ends = ({name: Recorder() for name in names} for _ in range(2))
+    with ProgressLine(f"start and shutdown, {transport}", rounds * len(names)) as progress:
+        for _ in range(rounds):
+            for name in names:
+                start, end = LIVES[name](transport)
+                starts[name].record([start])
+                ends[name].record([end])
+                progress.advance()
+    return starts, ends
+
+
+def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Recorder]:
+    """A fresh client of a kernel that is ready, from nothing to ready; its channels are closed untimed."""
+    with jupyter_kernel(transport) as manager:
+        connection = manager.get_connection_info()
+        connection["key"] = connection["key"].decode()
+        left: list[Callable[[], object]] = []
+
+        def raw() -> None:
+            with dealer(connection, "shell") as shell:
+                shell.send_multipart(request(connection, "kernel_info_request"))
+                shell.recv_multipart()
+
+        def with_kclient() -> None:
+            client = kclient.KernelClient(connection)
+            left.append(client.close)
+            client.start_channels()
+            client.wait_for_ready(PATIENCE)
+
+        def with_jupyter_client() -> None:
+            client = manager.client()
+            left.append(client.stop_channels)
+            client.start_channels()
+            client.wait_for_ready(timeout=PATIENCE)
+
+        def close() -> None:
+            while left:
+                left.pop()()
+
+        calls = {"raw": raw, "raw (again)": raw, "kclient": with_kclient, "jupyter_client": with_jupyter_client}
+        return interleave(
+            calls,
+            title=f"wait_for_ready, {transport}",
+            count=options.pick(100, 2),
+            batch=1,
+            warm_up=1,
+            tidy=dict.fromkeys(calls, close),
+        )
+
+
+def measure_imports(options: Options) -> dict[str, Recorder]:
+    """The time of the import statement alone, in fresh interpreters, in turn."""
+    rounds = options.pick(40, 2)
+    recorders = {name: Recorder() for name in IMPORTS}
+    with ProgressLine("import", (rounds + 1) * len(IMPORTS)) as progress:
+        for is_timed in [False, *[True] * rounds]:  # the first writes the byte code
+            for name, modules in IMPORTS.items():
+                nanoseconds = time_import(modules)
+                if is_timed:
+                    recorders[name].record([nanoseconds])
+                progress.advance()
+    return recorders
+
+
+def time_import(modules: str) -> int:
+    code = f"from time import perf_counter_ns as now; start = now(); import {modules}; print(now() - start)"
+    # An installed package has its byte code; where none may be written, a checkout would be compiled each time.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse("startup", __doc__ or "", argv)
+    report = Report("startup", options)
+    lives = {transport: measure_lives(transport, options) for transport in options.transports}
+    for transport, (starts, _) in lives.items():
+        report.add_calls(transport, "start", starts)
+    for transport, (_, ends) in lives.items():
+        own = ends["raw"].figures().p50_us
+        over = {name: {"over_raw_us": recorder.figures().p50_us - own} for name, recorder in ends.items()}
+        report.add_calls(transport, "shutdown", ends, extra=over, columns=[figure("p50 over raw, us", "over_raw_us")])
+    for transport in options.transports:
+        report.add_calls(transport, "wait_for_ready", measure_wait_for_ready(transport, options))
+    report.add_calls("", "import", measure_imports(options))
+    report.say("import: raw is `import gevent, zmq.green, attrs`.")
+    report.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

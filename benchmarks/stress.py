@@ -1,0 +1,195 @@
+"""No lost wake-up: very many calls from many greenlets, in random order, each answered by its own reply within 1 s.
+
+What a call does is drawn at random, and so is where it lets others run: sends and receives of one socket interleave in
+every way there is. A wake-up that is lost would leave a call waiting, for ever or until something else wakes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from random import Random
+from time import perf_counter, perf_counter_ns
+
+import gevent
+
+import kclient
+from benchmarks.clients import PATIENCE
+from benchmarks.codec import execute_content
+from benchmarks.kernels import Connection, echo_kernels
+from benchmarks.report import Report, parse, run_script
+from kclient.bench.progress import ProgressLine
+from kclient.bench.recorder import Recorder
+from kclient.bench.results import row_of
+from kclient.bench.table import LATENCY
+from kclient.errors import KernelTimeout
+
+GREENLETS = 64
+
+LONGEST = 1.0
+"""Seconds that a call may take."""
+
+BLOCK = 4
+"""Requests that are sent before the first of their replies is asked for."""
+
+STEP = 200
+"""Calls of one greenlet between two looks at the progress."""
+
+
+class WrongReply(Exception):
+    """A call returned what another had asked for."""
+
+
+class Stress:
+    """Greenlets on one client; `run` returns how long each call took, and raises what went wrong in any."""
+
+    def __init__(self, client: kclient.KernelClient, seed: int) -> None:
+        self.recorder = Recorder()
+        self._client = client
+        self._random = Random(seed)
+        self._count = 0
+        self._left = 0
+        self._kinds: list[Callable[[], None]] = [
+            self.kernel_info,
+            self.execute,
+            self.run_code,
+            self.submit,
+            self.replies_out_of_order,
+            self.poll,
+        ]
+
+    def run(self, calls: int, progress: ProgressLine | None = None) -> None:
+        self._left = calls
+        workers = [gevent.spawn(self._work, progress) for _ in range(GREENLETS)]
+        try:
+            gevent.joinall(workers, raise_error=True)
+        finally:
+            gevent.killall(workers)
+
+    def _work(self, progress: ProgressLine | None) -> None:
+        while self._left > 0:
+            if self._random.random() < 0.2:
+                gevent.sleep(0)
+            self._random.choice(self._kinds)()
+            if self._count % STEP == 0:
+                self._client.iopub_channel.get_msgs()  # what `execute` left there
+                if progress is not None:
+                    progress.advance()
+
+    def _done(self, start: int, calls: int = 1) -> None:
+        self._left -= calls
+        self.recorder.record([perf_counter_ns() - start] * calls)
+
+    def _token(self) -> str:
+        self._count += 1
+        return f"{self._count}"
+
+    # What a call may be
+
+    def kernel_info(self) -> None:
+        start = perf_counter_ns()
+        reply = self._client.kernel_info(timeout=PATIENCE)
+        self._done(start)
+        check("echo", reply.content["implementation"])
+
+    def execute(self) -> None:
+        token, start = self._token(), perf_counter_ns()
+        reply = self._client.execute(f"say {token}", timeout=PATIENCE)
+        self._done(start)
+        check(token, reply.content["said"])
+
+    def run_code(self) -> None:
+        token, start = self._token(), perf_counter_ns()
+        result = self._client.run(f"say {token}", timeout=PATIENCE)
+        self._done(start)
+        check(token, result.stdout)
+
+    def submit(self) -> None:
+        token, start = self._token(), perf_counter_ns()
+        execution = self._client.submit(f"say {token}")
+        if self._random.random() < 0.5:
+            check(token, "".join(message.content["text"] for message in execution))
+        result = execution.result(timeout=PATIENCE)
+        self._done(start)
+        check(token, result.stdout)
+
+    def replies_out_of_order(self) -> None:
+        """Some requests at once, whose replies are asked for in another order."""
+        shell = self._client.shell_channel
+        tokens, start = [self._token() for _ in range(BLOCK)], perf_counter_ns()
+        sent = [(shell.send("execute_request", execute_content(f"say {token}")), token) for token in tokens]
+        self._random.shuffle(sent)
+        replies = []
+        for msg_id, token in sent:
+            if self._random.random() < 0.3:
+                gevent.sleep(0)
+            replies.append((token, shell.get_reply(msg_id, timeout=PATIENCE)))
+        self._done(start, BLOCK)
+        for token, reply in replies:
+            check(token, reply.content["said"])
+
+    def poll(self) -> None:
+        """Ask with a timeout of 0, which takes in what is there, and let others run, until the reply is in."""
+        shell = self._client.shell_channel
+        token, start = self._token(), perf_counter_ns()
+        msg_id = shell.send("execute_request", execute_content(f"say {token}"))
+        while True:
+            try:
+                reply = shell.get_reply(msg_id, timeout=0)
+                break
+            except KernelTimeout:
+                if perf_counter_ns() - start > PATIENCE * 1e9:
+                    raise
+                gevent.sleep(0)
+        self._done(start)
+        check(token, reply.content["said"])
+
+
+def check(expected: str, found: str) -> None:
+    if found != expected:
+        raise WrongReply(f"asked for {expected!r}, and got {found!r}")
+
+
+def stress(connection: Connection, calls: int, seed: int, title: str) -> Stress:
+    """Make `calls` calls at least; raises WrongReply, KernelTimeout and whatever else a call raises."""
+    client = kclient.KernelClient(connection)
+    with closing(client), ProgressLine(title, max(1, calls // STEP)) as progress:
+        client.start_channels(stdin=False, hb=False, control=False)
+        client.wait_for_ready(PATIENCE)
+        made = Stress(client, seed)
+        made.run(calls, progress)
+    return made
+
+
+def report_on(report: Report, transport: str, calls: int, seed: int) -> None:
+    """Make the calls, and say how long the longest took; exits with code 1 if that was too long."""
+    start = perf_counter()
+    with echo_kernels() as kernels:
+        made = stress(kernels[0][transport], calls, seed, f"stress, {transport}")
+    row = row_of(report.benchmark, transport, "kclient", "stress", made.recorder)
+    report.add_rows(transport, "stress", [row], LATENCY[:-1])
+    longest = row.max_us or 0.0
+    report.say(
+        f"{row.n:,} calls of {GREENLETS} greenlets in {perf_counter() - start:.0f} s, seed {seed}: "
+        f"each got its own reply; the longest took {longest / 1e3:.1f} ms"
+    )
+    if longest > LONGEST * 1e6:
+        raise SystemExit(f"a call took longer than {LONGEST:g} s")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--calls", type=int, metavar="N", default=0, help="[1,000,000; with --quick 2,000]")
+    parser.add_argument("--seed", type=int, default=1, help="of what is done at random [1]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse("stress", __doc__ or "", argv, add_options)
+    report = Report("stress", options)
+    for transport in options.transports:
+        report_on(report, transport, options.rest.calls or options.pick(1_000_000, 2000), options.rest.seed)
+    report.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

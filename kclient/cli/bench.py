@@ -1,0 +1,223 @@
+"""``kclient bench``: how long a kernel takes to answer, over tcp and ipc, as a table, a plot and JSON."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import gevent
+
+import kclient
+from kclient.cli.run import START_TIMEOUT, ExitCode, Signals, Stopped
+from kclient.cli.terminal import OutputLost, Screen
+from kclient.errors import KClientError, KernelTimeout
+from kclient.hub import Deadline
+from kclient.runner import Runner
+
+if TYPE_CHECKING:
+    from kclient.bench.recorder import Recorder
+
+BATCH: Final = 50
+"""Calls of one kind before it is the turn of the next."""
+
+IPC_WAIT: Final = 10.0
+"""Seconds for a kernel that has started over tcp to start over ipc, too: one that cannot may say nothing."""
+
+IPC_TIMES: Final = 3.0
+"""If it is a slow one, so many times what it took over tcp."""
+
+NEEDS: Final = {"hdrh": "hdrhistogram", "matplotlib": "matplotlib"}
+"""What the extra ``bench`` has and ``cli`` has not, by the name of the module."""
+
+
+@attrs.frozen
+class BenchJob:
+    """What to measure, and how often; `existing` is the connection file of a running kernel."""
+
+    kernel: str
+    existing: str | None
+    transports: tuple[str, ...]
+    calls: int
+    warm_up: int
+    code: str
+    spin: float
+    timeout: float | None
+    plot: str | None
+    json: str | None
+
+
+class CodeFailed(Exception):
+    """What was to be run again and again does not run."""
+
+
+def run_bench(job: BenchJob) -> int:
+    """Measure, show the table, write the files, and return the exit code of the command."""
+    screen = Screen()
+    missing = [package for module, package in NEEDS.items() if find_spec(module) is None]
+    if missing:
+        screen.complain(f"measuring needs {' and '.join(missing)}: pip install 'kclient[bench]'")
+        return ExitCode.NOT_DONE
+    refusal = refuse_files(job)
+    if refusal:
+        screen.complain(refusal)
+        return ExitCode.NOT_DONE
+    bench = Bench(job, screen)
+    signals = Signals()
+    try:
+        recorders = bench.measure()
+        show(job, recorders, screen)
+        return ExitCode.OK
+    except Stopped as exc:
+        screen.note_typing(at_line_start=False)  # ^C
+        screen.complain(f"ended by {signal.Signals(exc.signum).name}")
+        return ExitCode.SIGNAL + exc.signum
+    except OutputLost as exc:
+        if exc.errno == errno.EPIPE:
+            return ExitCode.UNREAD
+        screen.complain(str(exc))
+        return ExitCode.NOT_DONE
+    except CodeFailed as exc:
+        screen.complain(str(exc))
+        return ExitCode.FAILED
+    except KernelTimeout as exc:
+        screen.complain(f"not all was measured within {job.timeout:g} s" if bench.is_ready else str(exc))
+        return ExitCode.TIMED_OUT
+    except KClientError as exc:
+        screen.complain(str(exc))
+        return signals.failure if bench.is_ready else ExitCode.NOT_DONE
+    except OSError as exc:  # not a KernelTimeout, which is one as well
+        name = repr(exc.filename) if exc.filename is not None else "the figures"  # a full disk has no name
+        screen.complain(f"cannot write {name}: {exc.strerror or exc}")
+        return ExitCode.NOT_DONE
+
+
+def refuse_files(job: BenchJob) -> str:
+    """Why a file that was asked for cannot be written, before anything is measured; empty if all can."""
+    from kclient.bench.plot import check_format
+    from kclient.bench.results import check_writable
+
+    for path in filter(None, (job.plot, job.json)):
+        try:
+            check_writable(path)
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in its name
+            return f"cannot write {path!r}: {getattr(exc, 'strerror', None) or exc}"
+    try:
+        if job.plot is not None:
+            check_format(job.plot)
+    except ValueError as exc:
+        return f"cannot plot {job.plot!r}: {exc}"
+    return ""
+
+
+class Bench:
+    """One measurement: kernels are started for it and end with it, an existing one is left as it is."""
+
+    def __init__(self, job: BenchJob, screen: Screen) -> None:
+        self.is_ready = False
+        self._job = job
+        self._screen = screen
+        self._deadline = Deadline(job.timeout)
+
+    def measure(self) -> dict[tuple[str, str], Recorder]:
+        """The latencies by operation and transport; raises KernelTimeout, CodeFailed, DeadKernelError and Stopped."""
+        from kclient.bench.rounds import interleave
+
+        calls: dict[str, Callable[[], object]] = {}
+        tidy: dict[str, Callable[[], object]] = {}
+        keys: dict[str, tuple[str, str]] = {}
+        with ExitStack() as stack:
+            kernels = self._open_all(stack)
+            self.is_ready = True
+            for transport, kernel in kernels.items():
+                for operation, call in self._calls(kernel).items():
+                    name = f"{operation}, {transport}"
+                    keys[name], calls[name], tidy[name] = (operation, transport), call, tidier(kernel)
+            recorders = interleave(
+                calls, title="measuring", count=self._job.calls, batch=BATCH, warm_up=self._job.warm_up, tidy=tidy
+            )
+        return {keys[name]: recorder for name, recorder in sorted(recorders.items())}
+
+    def _open_all(self, stack: ExitStack) -> dict[str, Runner]:
+        """The kernel on each transport; one that cannot do ipc is told of, if there is another."""
+        limit = START_TIMEOUT if self._job.timeout is None else self._job.timeout
+        if self._job.existing is not None:
+            client = kclient.connect(self._job.existing, timeout=limit, spin=self._job.spin)
+            return {client.connection.transport: stack.enter_context(client)}
+        kernels: dict[str, Runner] = {}
+        for transport in self._job.transports:
+            start = monotonic()
+            try:
+                kernels[transport] = stack.enter_context(self._started(transport, limit))
+            except KClientError as exc:
+                if not kernels or self._deadline.is_over:
+                    raise
+                reason = str(exc).splitlines()[0]
+                self._screen.complain(f"{self._job.kernel!r} does not start over {transport}: {reason}")
+            limit = max(IPC_WAIT, IPC_TIMES * (monotonic() - start))
+        return kernels
+
+    @contextmanager
+    def _started(self, transport: str, limit: float) -> Iterator[Runner]:
+        timeout = self._deadline.at_most(limit).left()
+        kernel = kclient.start_kernel(self._job.kernel, timeout=timeout, transport=transport, spin=self._job.spin)
+        try:
+            yield kernel
+            kernel.shutdown_kernel()
+        finally:
+            kernel.shutdown_kernel(now=True)  # unless it has ended
+
+    def _calls(self, kernel: Runner) -> dict[str, Callable[[], object]]:
+        """What is measured of one kernel, by operation."""
+        code, left = self._job.code, self._deadline.left
+        result = kernel.run(code, timeout=left())
+        if not result.ok:
+            error = f"{result.error.ename}: {result.error.evalue}" if result.error is not None else result.status
+            raise CodeFailed(f"the code fails: {error}")
+
+        def kernel_info() -> None:
+            kernel.kernel_info(timeout=left())
+
+        def run() -> None:
+            kernel.run(code, timeout=left())
+
+        return {"kernel_info": kernel_info, "run": run}
+
+
+def tidier(kernel: Runner) -> Callable[[], None]:
+    """What to do between two batches: forget what nobody claims, and let a signal through."""
+
+    def tidy() -> None:
+        kernel.iopub_channel.get_msgs()
+        gevent.sleep(0)
+
+    return tidy
+
+
+def show(job: BenchJob, recorders: dict[tuple[str, str], Recorder], screen: Screen) -> None:
+    """Write the table, and the files that were asked for; raises OutputLost and OSError."""
+    from kclient.bench.machine import describe_machine, machine_line
+    from kclient.bench.results import row_of, write_json
+    from kclient.bench.table import LATENCY, label, table_of
+
+    client = f"kclient, spin {job.spin:g}" if job.spin else "kclient"
+    rows = [
+        row_of("kclient bench", transport, client, operation, recorder)
+        for (operation, transport), recorder in recorders.items()
+    ]
+    machine = describe_machine()
+    title = f"{client}, kernel {job.existing or job.kernel}"
+    table = table_of(title, [label("operation"), label("transport"), *LATENCY], rows)
+    screen.out.write_lines(f"{table}\n\n{machine_line(machine)}")
+    if job.json is not None:
+        write_json(job.json, machine, rows)
+    if job.plot is not None:
+        from kclient.bench.plot import Line, Panel, write_plot
+
+        lines = [Line(f"{operation}, {transport}", recorder) for (operation, transport), recorder in recorders.items()]
+        write_plot(job.plot, [Panel(title, lines)], columns=1, foot=machine_line(machine))

@@ -1,0 +1,226 @@
+"""The benchmark suite runs, writes what it promises and leaves nothing behind. No test looks at a speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import leaks
+import pytest
+
+from benchmarks import readme
+from benchmarks.bars import BARS
+from benchmarks.kernels import echo_kernels
+from benchmarks.stress import stress
+from kclient.bench.recorder import Recorder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+KEYS = [
+    *("benchmark", "transport", "client", "operation", "n", "p50_us", "p90_us", "p99_us", "p999_us", "max_us"),
+    *("per_s", "ratio_to_raw"),
+]
+
+PERCENTILES = ["p50_us", "p90_us", "p99_us", "p999_us", "max_us"]
+
+TIME = 50
+"""Seconds for a quick run on a busy machine."""
+
+
+def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIME,
+        check=False,
+    )
+
+
+def results_of(module: str, folder: Path, *arguments: str | Path) -> list[dict[str, Any]]:
+    """The rows of a quick run, which are as they have to be."""
+    path = folder / "figures.json"
+    done = run(f"benchmarks.{module}", "--quick", "--json", path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "libzmq" in done.stdout.splitlines()[-1]
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert set(values) == {"machine", "results"}
+    for row in values["results"]:
+        check_row(row, module)
+    return list(values["results"])
+
+
+def check_row(row: dict[str, Any], benchmark: str) -> None:
+    assert list(row)[: len(KEYS)] == KEYS
+    assert row["benchmark"] == benchmark
+    assert row["n"] > 0
+    figures = [row[key] for key in PERCENTILES if row[key] is not None]
+    assert len(figures) in (0, len(PERCENTILES))
+    assert figures == sorted(figures)
+    assert all(figure > 0 for figure in figures)
+    for key in ("per_s", "ratio_to_raw"):
+        assert row[key] is None or row[key] > 0
+
+
+def named(rows: list[dict[str, Any]], operation: str) -> set[str]:
+    return {row["client"] for row in rows if row["operation"] == operation}
+
+
+@pytest.mark.kernel
+def test_latency_compares_all_clients_over_both_transports(folder: Path) -> None:
+    plot = folder / "plot.png"
+    rows = results_of("latency", folder, "--plot", plot)
+    for operation in ("kernel_info", "execute", "run"):
+        assert {"raw", "raw (again)", "raw + codec", "zmq.green", "kclient", "kclient spin", "jupyter_client"} <= named(
+            rows, operation
+        )
+    assert {"raw", "kclient", "jupyter_client"} <= named(rows, "run, ipykernel")
+    assert {row["transport"] for row in rows} == {"tcp", "ipc"}
+    assert {row["ratio_to_raw"] for row in rows if row["client"] == "raw"} == {1.0}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_output_is_lost_in_a_flood(folder: Path) -> None:
+    rows = results_of("iopub", folder, "--transport", "ipc", "--plot", folder / "plot.svg")
+    assert {row["client"]: row["lost"] for row in rows if row["operation"] == "drain"} == dict.fromkeys(
+        named(rows, "drain"), 0
+    )
+    assert {"kclient run", "kclient submit", "kclient get_msg", "raw + codec"} <= named(rows, "drain")
+    assert named(rows, "ticker, flooded") == {"no flood", "kclient", "zmq.green + codec"}
+    assert "<svg" in (folder / "plot.svg").read_text(encoding="utf-8")
+
+
+def test_requests_are_pipelined_and_then_stressed(folder: Path) -> None:
+    rows = results_of("concurrency", folder, "--transport", "tcp", "--stress", "500", "--plot", folder / "plot.png")
+    assert {"raw + codec", "kclient", "zmq.green + codec"} <= named(rows, "pipelined")
+    assert named(rows, "stress") == {"kclient"}
+
+
+def test_many_clients_are_counted_in_time_and_memory(folder: Path) -> None:
+    rows = results_of("scale", folder, "--transport", "ipc", "--plot", folder / "plot.png")
+    memory = [row for row in rows if row["operation"].startswith("memory")]
+    assert [row["client"] for row in memory] == ["kclient", "jupyter_client"]
+    assert all(row["kib_at_all"] >= row["kib_at_one"] > 0 and row["descriptors"] > 0 for row in memory)
+
+
+@pytest.mark.kernel
+def test_startup_compares_beginnings_and_ends(folder: Path) -> None:
+    rows = results_of("startup", folder, "--transport", "ipc", "--plot", folder / "plot.png")
+    for operation in ("start", "shutdown", "wait_for_ready", "import"):
+        assert {"raw", "kclient", "jupyter_client"} <= named(rows, operation)
+
+
+def test_single_functions_run(folder: Path) -> None:
+    done = run("benchmarks.micro", "--debug-single-value", "-o", folder / "micro.json")
+    assert done.returncode == 0, done.stderr
+    names = {each["metadata"]["name"] for each in json.loads((folder / "micro.json").read_text())["benchmarks"]}
+    assert {"serialize", "deserialize", "route a reply", "route an output"} <= names
+
+
+# Stress
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_each_of_many_calls_gets_its_own_reply_in_time(transport: str) -> None:
+    with echo_kernels() as kernels:
+        made = stress(kernels[0][transport], 1500, seed=5, title="stress")
+    assert made.recorder.n >= 1500
+    assert made.recorder.figures().max_us < 1e6
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.stress", "--transport", "ipc", "--calls", "10000000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_child(process.pid)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=TIME)
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def wait_for_child(pid: int) -> None:
+    """Return when that process has started another, which has taken up its work."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while not children.read_text():
+        leaks.turn_loop(0.01)
+    leaks.turn_loop(0.5)
+
+
+@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "stress"])
+def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Path) -> None:
+    done = run(f"benchmarks.{module}", "--json", folder / "missing" / "figures.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such file" in done.stderr
+
+
+def test_echo_kernel_ends_with_its_standard_input(folder: Path) -> None:
+    with echo_kernels() as kernels:
+        assert os.path.exists(f"{kernels[0]['ipc']['ip']}-1")
+    assert list((folder / "t").iterdir()) == []
+
+
+# What is read off
+
+
+def test_percentiles_are_those_of_the_values() -> None:
+    recorder = Recorder()
+    recorder.record(1000 * n for n in range(1, 10_001))
+    figures = recorder.figures()
+    assert figures.n == 10_000
+    expected = [5000, 9000, 9900, 9990, 10_000]
+    found = [figures.p50_us, figures.p90_us, figures.p99_us, figures.p999_us, figures.max_us]
+    assert found == pytest.approx(expected, rel=2e-3)
+    assert figures.per_s == pytest.approx(1e6 / 5000.5, rel=1e-6)
+    curve = recorder.curve()
+    assert curve[0][0] == 1
+    assert curve[-1][0] == pytest.approx(10_000)
+    assert [value for _, value in curve] == sorted(value for _, value in curve)
+
+
+def test_recorder_without_calls_has_no_figures() -> None:
+    for ask in (Recorder().figures, Recorder().curve):
+        with pytest.raises(ValueError, match="no call"):
+            ask()
+
+
+def test_readme_gets_its_figures_between_the_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**dict.fromkeys(KEYS), "benchmark": "latency", "operation": "run", "client": "kclient", "transport": "tcp"}
+    row |= {"n": 2000, "p50_us": 1234.56, "ratio_to_raw": 1.2}
+    row |= {"bar": "<= 1.4", "bar_of": "p50 to that of raw", "bar_value": 1.2, "bar_met": True}
+    machine = {"cpu": "one", "cores": 2, "os": "Linux", "python": "CPython", "libzmq": "4.3.5"}
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(readme, "README", page)
+    readme.write_readme({"machine": machine, "results": [row]})
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "one, 2 cores, Linux, CPython, libzmq 4.3.5" in text
+    assert "| latency | run | kclient | tcp | p50 to that of raw | <= 1.4 | 1.200 | yes |" in text
+    assert "| client | n | p50 us | to raw |" in text
+    assert "| kclient | 2,000 | 1,234.6 | 1.200 |" in text
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks"):
+        readme.write_readme({"machine": machine, "results": [row]})
+
+
+def test_readme_of_the_suite_has_the_markers() -> None:
+    text = readme.README.read_text(encoding="utf-8")
+    assert text.index(readme.START) < text.index(readme.END)
+
+
+def test_every_bar_is_that_of_a_client_that_is_measured() -> None:
+    assert {benchmark for benchmark, _, _ in BARS} == {"latency", "iopub", "concurrency", "scale", "startup"}
+    assert all(bar.limit > 0 and bar.what for bar in BARS.values())
