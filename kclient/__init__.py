@@ -1,5 +1,8 @@
 """Talk to Jupyter kernels, synchronously: every request returns its reply, in scripts and in gevent servers."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, ShellChannel
@@ -28,13 +31,15 @@ from kclient.errors import (
     WrongThread,
 )
 from kclient.execution import Execution
-from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
-from kclient.manager import KernelManager
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.messages import Message
 from kclient.protocol.session import Session
 from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
+
+if TYPE_CHECKING:
+    from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
+    from kclient.manager import KernelManager
 
 __all__ = [
     "BadMessage",
@@ -76,3 +81,22 @@ __all__ = [
     "list_kernel_specs",
     "start_kernel",
 ]
+
+_MODULES = {
+    "KernelManager": "kclient.manager",
+    "KernelSpec": "kclient.kernels.spec",
+    "find_kernel_spec": "kclient.kernels.spec",
+    "list_kernel_specs": "kclient.kernels.spec",
+}
+"""What only those need who start kernels: it would make the import a third longer, and is imported when asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

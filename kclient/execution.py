@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent import getcurrent
 
-from kclient.channels.base import Failure, log
+from kclient.channels.base import Failure
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
 from kclient.hub import Deadline, Parking, call_back
 from kclient.interruption import Interruption
+from kclient.log import log
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
@@ -203,7 +204,7 @@ class Execution:
         """End although the idle status never came; outputs may be missing."""
         if not self._is_over:
             self._transcript.complete = False
-            log.warning("the idle status of %s was lost: its outputs may be incomplete", self.msg_id)
+            log().warning("the idle status of %s was lost: its outputs may be incomplete", self.msg_id)
             self._end()
 
     def _keep(self, message: Message) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kclient.channels.base import log
 from kclient.channels.shell import ControlChannel
 from kclient.channels.wire import context
 from kclient.errors import KClientError
 from kclient.link import Link
+from kclient.log import log
 
 
 def ask_to_exit(link: Link, control_address: str, wait_for_exit: Callable[[], object], *, restart: bool) -> None:
@@ -23,7 +23,7 @@ def ask_to_exit(link: Link, control_address: str, wait_for_exit: Callable[[], ob
         control.requests.abandon(control.post(link.session.msg("shutdown_request", {"restart": restart})))
         wait_for_exit()
     except KClientError as exc:
-        log.debug("cannot ask the kernel to exit: %s", exc)
+        log().debug("cannot ask the kernel to exit: %s", exc)
     finally:
         if own is not None:
             own.stop()

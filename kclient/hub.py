@@ -6,7 +6,6 @@ Everything that blocks in kclient blocks in `Parking.wait`.
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import sys
@@ -16,8 +15,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-import gevent
-from gevent import get_hub, getcurrent, monkey
+from gevent import get_hub, getcurrent
 from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in a foreign thread
 from gevent.hub import Hub, Waiter
 
@@ -48,6 +46,10 @@ def _freeze_threads() -> None:
 
     CPython ends such a thread by unwinding its stack, which with greenlets is not what it takes it for.
     """
+    if not _hubs_of_threads:
+        return
+    from gevent import monkey
+
     allocate_lock = monkey.get_original("_thread", "allocate_lock")
     running = sys._current_frames()
     for hub in list(_hubs_of_threads):
@@ -233,16 +235,6 @@ class Alarm:
         self.cancel()
         if self._pid == _pid:  # a forked child has the parent's timers, and none of its business
             self._call(*args)
-
-
-def log_soon(logger: logging.Logger, level: int, message: str, *args: object) -> None:
-    """Log from a greenlet of its own where a handler that blocks would stop the hub."""
-    if not logger.isEnabledFor(level):
-        return
-    if getcurrent() is get_hub_if_exists():
-        gevent.spawn(logger.log, level, message, *args)
-    else:
-        logger.log(level, message, *args)
 
 
 class Wakeups:

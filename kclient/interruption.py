@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kclient.channels.base import log
 from kclient.errors import KClientError
 from kclient.hub import Alarm
+from kclient.log import log
 from kclient.protocol.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -60,4 +60,4 @@ class Interruption:
         try:
             self._link.interrupt_kernel()
         except (KClientError, OSError) as exc:  # closed or dead: then the execution ends anyway
-            log.debug("cannot interrupt %s: %s", self._execution.msg_id, exc)
+            log().debug("cannot interrupt %s: %s", self._execution.msg_id, exc)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import getcurrent
 
-from kclient.channels.base import log
 from kclient.errors import ChannelClosed, KClientError
 from kclient.execution import Execution, OnInput
 from kclient.hub import call_back
+from kclient.log import log
 from kclient.protocol.messages import Message
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Prompts:
         try:
             self.answer(request, on_input)
         except (gevent.GreenletExit, ChannelClosed):
-            log.debug("nobody answers the kernel any more, for the channels are closed")
+            log().debug("nobody answers the kernel any more, for the channels are closed")
         except BaseException as exc:
-            log.exception("on_input failed; the code that waits for it is interrupted")
+            log().exception("on_input failed; the code that waits for it is interrupted")
             with suppress(KClientError):
                 self._link.interrupt_kernel()
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kclient.client import Connection, KernelClient
 from kclient.errors import LaunchError
 from kclient.hub import Deadline
-from kclient.kernels.process import Launcher, Output
-from kclient.manager import KernelManager
+
+if TYPE_CHECKING:
+    from kclient.kernels.process import Launcher, Output
+    from kclient.manager import KernelManager
 
 ATTEMPTS: Final = 3
 """Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
@@ -37,6 +39,8 @@ def start_kernel(
     LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
     is left behind.
     """
+    from kclient.manager import KernelManager
+
     deadline = Deadline(timeout)
     for attempts_left in reversed(range(ATTEMPTS)):
         manager = KernelManager(

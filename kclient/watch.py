@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import gevent
 
-from kclient.channels.base import Failure, copies_of, log
+from kclient.channels.base import Failure, copies_of
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import DeadKernelError, KClientError, NoReply
 from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline, weakly
+from kclient.log import log
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
 
@@ -128,7 +129,7 @@ class Watchdog:
                 if overdue.is_still_owed() and self._ask(overdue) and overdue.is_still_owed():
                     overdue.give_up()
         except KClientError as exc:
-            log.debug("the watch for lost messages ended: %s", exc)
+            log().debug("the watch for lost messages ended: %s", exc)
         del self._watchers[shell]
         self._arm_again()
 
@@ -136,7 +137,7 @@ class Watchdog:
         try:
             self._link.knock(Deadline(KNOCK_WAIT))
         except KClientError as exc:
-            log.debug("the kernel does not hear that we knock: %s", exc)
+            log().debug("the kernel does not hear that we knock: %s", exc)
 
     def _arm_again(self) -> None:
         """If something is owed that nobody watches for."""

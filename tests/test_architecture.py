@@ -16,13 +16,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kclient"
 MAX_LINES = 350
 """A longer module is two modules."""
 
-BOTTOM = {"errors", "hub", "protocol"}
+BOTTOM = {"errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "watch", "prompts", "link", "runner"}
 MANAGER = CLIENT | {"client", "kernels", "goodbye"}
 
 LAYERS = {
     "errors": set(),
     "sigint": set(),
+    "log": set(),
     "hub": {"errors", "sigint"},
     "protocol": {"errors"},
     "channels": BOTTOM | {"sigint"},
@@ -49,6 +50,7 @@ LAYERS = {
 PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
+    "log": {"gevent"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
     "channels": {"attrs", "gevent", "zmq"},

@@ -21,7 +21,8 @@ from gevent._hub_local import get_hub_if_exists
 
 from kclient import hub
 from kclient.errors import InvalidArgument, KClientError, WrongThread
-from kclient.hub import Deadline, Owner, Parking, call_back, check_seconds, in_callback, log_soon, weakly
+from kclient.hub import Deadline, Owner, Parking, call_back, check_seconds, in_callback, weakly
+from kclient.log import log_soon
 
 FOR_EVER = Deadline(None)
 LONG = 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -17,12 +16,11 @@ import zmq
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, Wire
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Owner, Parking, call_back, log_soon
+from kclient.hub import Deadline, Owner, Parking, call_back
+from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import make_address
 from kclient.protocol.messages import Message
 from kclient.protocol.session import Session
-
-log = logging.getLogger("kclient")
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""
@@ -190,7 +188,7 @@ class Channel(ABC):
 
     def _drop(self, reason: str, error: Exception) -> None:
         self.dropped[reason] += 1
-        log_soon(log, logging.WARNING, "dropped a message on %s: %s", self.name, error)
+        log_soon(log(), WARNING, "dropped a message on %s: %s", self.name, error)
 
     @property
     def handles(self) -> bool:
@@ -213,8 +211,8 @@ class Channel(ABC):
                     call_back(self.call_handlers, *args)
                 except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
                     raise
-                except BaseException:  # a gevent.Timeout, too
-                    log.exception("call_handlers of the %s channel failed", self.name)
+                except BaseException:  # noqa: BLE001 - a gevent.Timeout, too
+                    log().exception("call_handlers of the %s channel failed", self.name)
         finally:
             self._deliverer = None
             if self._deliveries and not self._is_stopped:

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import zmq
 
-from kclient.channels.base import Channel, Failure, log
+from kclient.channels.base import Channel, Failure
 from kclient.errors import KClientError
 from kclient.hub import Alarm, check_seconds
+from kclient.log import log
 from kclient.protocol.session import Session
 
 PINGS_IN_TIME_TO_DEAD: Final = 4
@@ -135,7 +136,7 @@ class HBChannel(Channel):
             self._open()
             self._ping()
         except KClientError:
-            log.exception("the heartbeat has no socket; it tries again")
+            log().exception("the heartbeat has no socket; it tries again")
             self._awaits_pong = True
             self._schedule(now + self.time_to_dead)
         self._deliver(now - self._last_beat)

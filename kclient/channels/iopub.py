@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
 
-from kclient.channels.base import Failure, MessageChannel, log
-from kclient.hub import Deadline, Parking, in_callback, log_soon
+from kclient.channels.base import Failure, MessageChannel
+from kclient.hub import Deadline, Parking, in_callback
+from kclient.log import WARNING, log, log_soon
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
 from kclient.protocol.session import Session
@@ -96,7 +96,7 @@ class IOPubChannel(MessageChannel):
         if outputs.ledger.unanswered and self.on_unanswered is not None:
             self.on_unanswered()
         if outputs.inbox.dropped and not dropped:
-            log_soon(log, logging.WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
+            log_soon(log(), WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
 
     def _next_unclaimed(self) -> Message:
         return self.outputs.inbox.pop_oldest()

@@ -5,7 +5,6 @@ The keys are those of the page "Connection files" in jupyter_client's documentat
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -201,6 +200,8 @@ def digest_of(scheme: object) -> str | None:
     """``"sha256"`` for the signature_scheme ``"hmac-sha256"``; None for what is no scheme."""
     if not isinstance(scheme, str) or not scheme.startswith("hmac-"):
         return None
+    import hmac
+
     digest = scheme.removeprefix("hmac-").replace("-", "_")
     try:
         hmac.new(b"", digestmod=digest)

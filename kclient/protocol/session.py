@@ -12,9 +12,8 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from hmac import compare_digest
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -22,7 +21,9 @@ from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import digest_of
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
-from kclient.protocol.signing import Signer
+
+if TYPE_CHECKING:
+    from kclient.protocol.signing import Signer
 
 REPLAY_HISTORY: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
@@ -53,7 +54,11 @@ class Session:
         digest = digest_of(signature_scheme)
         if digest is None:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
-        self._signer = Signer(self.key, digest) if self.key else None
+        self._signer: Signer | None = None
+        if self.key:
+            from kclient.protocol.signing import Signer  # takes 3 ms, for OpenSSL
+
+            self._signer = Signer(self.key, digest)
         self._count = 0
         self._replay_history = replay_history
         self._seen: set[bytes] = set()
@@ -119,7 +124,7 @@ class Session:
         if len(parts) < 4:
             raise BadMessage("layout", f"{len(frames) - start} frames after the delimiter, not 5 or more")
         if self._signer is not None:
-            if not compare_digest(frames[start], self._signer.sign(parts)):
+            if not self._signer.has_signed(frames[start], parts):
                 raise BadMessage("signature", "a wrong signature: another key, or a forged message")
             self._note_signature(frames[start])
         header, parent_header, metadata, content = _parse(parts)

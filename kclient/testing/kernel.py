@@ -12,11 +12,11 @@ import zmq
 from gevent.event import AsyncResult
 from gevent.queue import Queue
 
-from kclient.channels.base import log
 from kclient.channels.wire import Wire, context
 from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
+from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
@@ -188,7 +188,7 @@ class FakeKernel:
         try:
             handler(request)
         except Exception as exc:  # noqa: BLE001 - a user's function
-            log.exception("the handler of %s failed", request.message.msg_type)
+            log().exception("the handler of %s failed", request.message.msg_type)
             error = {"status": "error", "ename": type(exc).__name__, "evalue": str(exc), "traceback": []}
         if not request.is_answered:
             request.reply(error)
@@ -219,7 +219,7 @@ class _Port:
         try:
             self._kernel.take(self, frames)
         except BadMessage as exc:
-            log.info("the fake kernel dropped a message on %s: %s", self.name, exc)
+            log().info("the fake kernel dropped a message on %s: %s", self.name, exc)
 
     def stop(self) -> None:
         """Somebody closed the context; the kernel is gone with it."""
