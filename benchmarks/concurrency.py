@@ -16,7 +16,7 @@ import attrs
 import gevent
 
 from benchmarks import stress
-from benchmarks.clients import Green, KClient, KClientSpin, Raw, RawMultipart
+from benchmarks.clients import Green, KClient, KClientSpin, Raw, RawUnrolled
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
 from kclient.bench.progress import ProgressLine
@@ -68,8 +68,8 @@ def green_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
     return raw_codec(connection, Green)
 
 
-def multipart_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
-    return raw_codec(connection, RawMultipart)
+def unrolled_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
+    return raw_codec(connection, RawUnrolled)
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def kclient_spin(connection: Connection) -> AbstractContextManager[Pipelined]:
 CLIENTS: dict[str, Opener] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
-    "raw + codec (multipart)": multipart_codec,
+    "raw + codec (unrolled)": unrolled_codec,
     "zmq.green + codec": green_codec,
     "kclient": kclient_greenlets,
     "kclient spin": kclient_spin,

@@ -59,13 +59,11 @@ class EchoKernel:
         self.session = uuid4().hex
         self._signer = Signer(self.key.encode())
         self._count = 0
-        self._is_heard = False
         self._stem = os.path.join(folder, str(number))
         self._ports: dict[str, int] = {}
         self._context = context
         self.shell = self._bind("shell", zmq.ROUTER, 1)
-        # It tells who subscribes: what nobody hears need not be built.
-        self.iopub = self._bind("iopub", zmq.XPUB, 2)
+        self.iopub = self._bind("iopub", zmq.PUB, 2)
         self._idlers = [self._bind("stdin", zmq.ROUTER, 3), self._bind("control", zmq.ROUTER, 4)]
         self.heartbeat = self._bind("hb", zmq.ROUTER, 5)
 
@@ -105,18 +103,15 @@ class EchoKernel:
         identity, _, signature, *parts = frames
         if not compare_digest(signature, self._signer.sign(parts[:4])):
             raise SystemExit("echo: a request with a wrong signature")
-        self._note_subscriptions()
         header = parts[0]
         msg_type = orjson.loads(header)["msg_type"]
-        if self._is_heard:
-            self._publish("status", header, BUSY)
+        self._publish("status", header, BUSY)
         if msg_type == "execute_request":
             content = self._execute(header, orjson.loads(parts[3])["code"])
             self._reply(identity, "execute_reply", header, content)
         elif msg_type == "kernel_info_request":
             self._reply(identity, "kernel_info_reply", header, KERNEL_INFO)
-        if self._is_heard:
-            self._publish("status", header, IDLE)
+        self._publish("status", header, IDLE)
 
     def _execute(self, parent: bytes, code: str) -> bytes:
         word, _, rest = code.partition(" ")
@@ -154,10 +149,6 @@ class EchoKernel:
 
     def _reply(self, identity: bytes, msg_type: str, parent: bytes, content: bytes) -> None:
         send(self.shell, [identity, *self._frames(msg_type, parent, content)])
-
-    def _note_subscriptions(self) -> None:
-        while self.iopub.get(EVENTS) & POLLIN:
-            self._is_heard = self.iopub.recv().startswith(b"\1")
 
 
 def send(target: zmq.Socket[bytes], frames: list[bytes]) -> None:

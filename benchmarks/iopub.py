@@ -18,7 +18,7 @@ import gevent
 import zmq
 from jupyter_client.blocking import BlockingKernelClient
 
-from benchmarks.clients import Green, JupyterClient, KClient, Raw, RawMultipart
+from benchmarks.clients import Green, JupyterClient, KClient, Raw, RawUnrolled
 from benchmarks.codec import execute_content
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
@@ -71,8 +71,8 @@ def green_codec(connection: Connection) -> AbstractContextManager[Drain]:
     return raw_codec(connection, Green)
 
 
-def multipart_codec(connection: Connection) -> AbstractContextManager[Drain]:
-    return raw_codec(connection, RawMultipart)
+def unrolled_codec(connection: Connection) -> AbstractContextManager[Drain]:
+    return raw_codec(connection, RawUnrolled)
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def jupyter_client_as_it_is(connection: Connection) -> AbstractContextManager[Dr
 DRAINS: dict[str, Callable[[Connection], AbstractContextManager[Drain]]] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
-    "raw + codec (multipart)": multipart_codec,
+    "raw + codec (unrolled)": unrolled_codec,
     "zmq.green + codec": green_codec,
     "kclient run": kclient_run,
     "kclient submit": kclient_submit,
