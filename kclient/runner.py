@@ -92,7 +92,8 @@ class Runner(ShellRequests, ControlRequests):
         link = self.link
         if link.failure is not None or link.is_restarting:
             link.wait_until_usable(deadline)
-        messages.check_code(msg_type, "msg_type")
+        if type(msg_type) is not str:
+            messages.check_code(msg_type, "msg_type")
         channel: RequestChannel = link.shell
         if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
             channel = link.control

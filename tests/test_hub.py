@@ -9,7 +9,6 @@ import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from time import monotonic
@@ -21,7 +20,7 @@ from gevent._hub_local import get_hub_if_exists
 
 from kclient import hub
 from kclient.errors import InvalidArgument, KClientError, WrongThread
-from kclient.hub import Deadline, Owner, Parking, call_back, check_seconds, in_callback, weakly
+from kclient.hub import Deadline, Owner, Parking, call_back, check_seconds, in_callback, switch_soon, weakly
 from kclient.log import log_soon
 
 FOR_EVER = Deadline(None)
@@ -297,52 +296,29 @@ def test_woken_greenlet_goes_on_at_the_next_turn_and_not_inside_the_wake(parking
     assert order == ["after the wake", "woken"]
 
 
-def test_those_woken_in_a_block_of_the_hub_go_on_at_its_end(parking):
-    order = []
-
-    def wait(name):
-        parking.wait(FOR_EVER)
-        order.append(name)
-
-    def wake():
-        with Owner().wakeups as woken:
-            parking.wake()
-            order.append(f"{len(woken)} woken")
-        order.append("after the block")
-
-    waiting = [gevent.spawn(wait, name) for name in ("first", "second")]
-    gevent.idle()
-    in_hub(wake)
-    assert order == ["2 woken", "first", "second", "after the block"]
-    gevent.joinall(waiting)
-
-
-def test_those_woken_in_a_block_that_fails_go_on_all_the_same(parking):
-    def wake():
-        with suppress(ZeroDivisionError), Owner().wakeups:
-            parking.wake()
-            raise ZeroDivisionError
-
-    waiting = gevent.spawn(parking.wait, FOR_EVER)
-    gevent.idle()
-    in_hub(wake)
-    assert waiting.get(timeout=LONG) is True
-
-
-def test_who_goes_on_may_wake_others_who_go_on_later(parking):
-    """A block is over before those that it woke go on: what they wake is for the loop."""
-    others = Parking(Owner())
-    waiting = [gevent.spawn(others.wait, FOR_EVER), gevent.spawn(lambda: parking.wait(FOR_EVER) and others.wake())]
+def test_those_woken_while_someone_gathers_them_are_left_to_that(parking):
+    wakeups = Owner().wakeups
+    waiting = [gevent.spawn(parking.wait, FOR_EVER) for _ in range(2)]
     gevent.idle()
 
-    def wake():
-        with Owner().wakeups:
-            parking.wake()
-        return waiting[0].ready()
+    def gather():
+        wakeups.woken = woken = []
+        parking.wake()
+        wakeups.woken = None
+        return woken
 
-    assert in_hub(wake) is False
+    gathered = in_hub(gather)
+    assert len(gathered) == 2
+    gevent.idle()
+    assert not any(each.ready() for each in waiting)
+    switch_soon(gathered)
     gevent.joinall(waiting, timeout=LONG)
-    assert all(each.ready() for each in waiting)
+    assert [each.value for each in waiting] == [True, True]
+
+
+def test_all_objects_of_a_hub_share_its_wakeups():
+    assert Owner().wakeups is Owner().wakeups
+    assert in_thread(lambda: Owner().wakeups) is not Owner().wakeups
 
 
 def test_wake_is_for_those_who_wait_now(parking):

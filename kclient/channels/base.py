@@ -197,7 +197,7 @@ class Channel(ABC):
 
     def _deliver(self, *args: Any) -> None:
         """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
-        if not self.handles:
+        if type(self).call_handlers is Channel.call_handlers and "call_handlers" not in self.__dict__:
             return
         self._deliveries.append(args)
         if self._deliverer is None:
@@ -291,5 +291,4 @@ class MessageChannel(Channel):
             self._drop(exc.reason, exc)
             return
         self._route(message)
-        if self.handles:
-            self._deliver(message)
+        self._deliver(message)

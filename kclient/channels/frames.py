@@ -8,7 +8,7 @@ from typing import Any, Final
 import zmq
 import zmq.backend
 
-from kclient.protocol.framing import end_of_first, frames_missing
+from kclient.protocol.framing import DELIMITER, FRAMES, end_of_first
 
 # The method of libzmq's binding itself: a green socket's takes five times as long.
 _recv: Final = zmq.backend.Socket.recv
@@ -26,15 +26,12 @@ class FrameReader:
     def read(self) -> list[bytes]:
         """The next message; raises zmq.Again."""
         frames: list[bytes] = []
-        self._read_rest(frames)
-        return frames
-
-    def _read_rest(self, frames: list[bytes]) -> None:
         more = True
         while more:
             frame = _recv(self._socket, _DONTWAIT, False)
             frames.append(frame.bytes)
             more = frame.more
+        return frames
 
 
 class MessageReader(FrameReader):
@@ -52,8 +49,11 @@ class MessageReader(FrameReader):
         """The next message; raises zmq.Again."""
         frames = self._ahead or self._read_ahead()
         end = end_of_first(frames, self._topics)
+        if end == len(frames):
+            self._ahead = []
+            return frames
         self._ahead = frames[end:]
-        return frames if end == len(frames) else frames[:end]
+        return frames[:end]
 
     def _read_ahead(self) -> list[bytes]:
         """A message; or one that is shorter than it should be, and the one behind it."""
@@ -61,8 +61,13 @@ class MessageReader(FrameReader):
         frames = [_recv(socket, _DONTWAIT)]
         try:
             frames.append(_recv(socket, _DONTWAIT))
-            frames += map(_recv, repeat(socket, frames_missing(frames) - 1), repeat(_DONTWAIT))
-            self._read_rest(frames)
+            missing = FRAMES - 2 if frames[0] == DELIMITER else FRAMES - 1
+            frames += map(_recv, repeat(socket, missing - 1), repeat(_DONTWAIT))
+            more = True
+            while more:
+                frame = _recv(socket, _DONTWAIT, False)
+                frames.append(frame.bytes)
+                more = frame.more
         except zmq.Again:  # it is shorter, and nothing is behind it
             pass
         return frames

@@ -18,11 +18,12 @@ from typing import Any, Final, Protocol
 import zmq
 import zmq.backend
 import zmq.green
+from gevent.hub import Waiter
 
 from kclient import sigint
 from kclient.channels.frames import FrameReader
 from kclient.errors import ChannelClosed, InvalidState
-from kclient.hub import Deadline, Owner, Parking
+from kclient.hub import Deadline, Owner, Parking, switch_soon
 
 TURN: Final = 0.002
 """Seconds for which a socket may be read before the loop must turn."""
@@ -112,9 +113,14 @@ class Wire:
         """
         is_held = sigint.hold(self._owner.hub)
         try:
-            self._send(frames)
+            list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
             if not self._is_pumping and self._has_input():  # the pump looks again when this greenlet waits
                 self.drain()
+        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
+            raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
+        except zmq.ZMQError as exc:
+            self._lose()
+            raise ChannelClosed(self.name) from exc
         finally:
             if is_held:
                 sigint.release()
@@ -156,12 +162,22 @@ class Wire:
         if self._is_taking_in:
             return
         until = monotonic() + TURN
+        wakeups = self._owner.wakeups
         is_over = is_first_over = False
         self._is_pumping = True
         try:
             while not is_over and monotonic() <= until:
-                with self._owner.wakeups as woken:
+                woken: list[Waiter[bool]] = []
+                wakeups.woken = woken
+                try:
                     is_empty = self._take_in(until, () if is_first_over else woken)
+                    wakeups.woken = None
+                    for waiter in woken:
+                        waiter.switch(True)
+                except BaseException:
+                    wakeups.woken = None
+                    switch_soon(woken)
+                    raise
                 is_first_over = True
                 is_over = is_empty and not woken  # who was woken may have sent, and left it to us to look
         finally:
@@ -179,18 +195,19 @@ class Wire:
         self._is_taking_in = True
         try:
             while not self.is_closed:
-                frames = self._read()
-                if frames is None:
-                    break
-                receiver.receive(frames)
+                receiver.receive(self._reader.read())
                 if woken or monotonic() > until:
                     return False
-            return True
+        except zmq.Again:
+            pass
+        except zmq.ZMQError:
+            self._lose()
         finally:
             self._is_taking_in = False
             self._touched.wake()
             if is_held:
                 sigint.release()
+        return True
 
     def _go_on_soon(self) -> None:
         if not self.is_closed:
@@ -236,24 +253,6 @@ class Wire:
         """In a forked child, whose loop still watches the parent's socket, or for a channel that was dropped."""
         self._readable.stop()
         self._again.stop()
-
-    def _send(self, frames: Sequence[Any]) -> None:
-        try:
-            list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
-        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
-            raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
-        except zmq.ZMQError as exc:
-            self._lose()
-            raise ChannelClosed(self.name) from exc
-
-    def _read(self) -> list[bytes] | None:
-        try:
-            return self._reader.read()
-        except zmq.Again:
-            return None
-        except zmq.ZMQError:
-            self._lose()
-            return None
 
 
 def _retire_own_watcher(socket: zmq.Socket[Any]) -> None:

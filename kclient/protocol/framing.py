@@ -11,13 +11,8 @@ from typing import Final
 
 DELIMITER: Final = b"<IDS|MSG>"
 
-_AFTER_DELIMITER: Final = 5
-"""The signature and the four dicts."""
-
-
-def frames_missing(begun: list[bytes]) -> int:
-    """How many frames, at least, a message still has of which two were read."""
-    return _AFTER_DELIMITER - 1 if begun[0] == DELIMITER else _AFTER_DELIMITER
+FRAMES: Final = 6
+"""Frames that every message has from its delimiter on: that, the signature and the four dicts."""
 
 
 def end_of_first(frames: list[bytes], topics: int) -> int:
@@ -29,7 +24,7 @@ def end_of_first(frames: list[bytes], topics: int) -> int:
     start = 0 if frames[0] == DELIMITER else topics
     if frames[start : start + 1] == [DELIMITER]:
         start += 1
-        body = frames[start : start + _AFTER_DELIMITER]
+        body = frames[start : start + FRAMES - 1]
         if DELIMITER not in body and body and body[-1].startswith(b"{"):  # which no topic does
             return len(frames)
     if DELIMITER not in frames[start:]:

@@ -48,10 +48,6 @@ class Slot:
     def is_pending(self) -> bool:
         return not self.is_settled
 
-    def accepts(self, message: Message) -> bool:
-        """Whether `message` can be the reply: the first one, and of the request's own type."""
-        return self.reply is None and (self.reply_type is None or self.reply_type == message.header["msg_type"])
-
 
 class Ledger:
     """Requests half answered: their reply has come but not their idle status, or the other way round.
@@ -186,7 +182,11 @@ class Requests:
         """
         parent_id = message.parent_header.get("msg_id")
         slot = self._slots.get(parent_id) if isinstance(parent_id, str) else None
-        if slot is None or not slot.accepts(message):
+        if (
+            slot is None
+            or slot.reply is not None
+            or (slot.reply_type is not None and slot.reply_type != message.header["msg_type"])
+        ):
             self._keep(message)
             return None
         self.ledger.note_reply(slot.msg_id, message.received)

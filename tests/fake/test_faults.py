@@ -557,7 +557,7 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
     interrupted = gevent.event.Event()
     fake.script["long"] = lambda request: finished.wait(20)
     fake.on("interrupt_request", lambda request: (interrupted.set(), finished.set()))
-    real, struck = Wire._send, []
+    real, struck = Wire.send, []
 
     def strike_once(wire: Wire, frames: Any) -> None:
         real(wire, frames)
@@ -566,7 +566,7 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
             signal.raise_signal(signal.SIGINT)
 
     client.kernel_info()
-    monkeypatch.setattr(Wire, "_send", strike_once)
+    monkeypatch.setattr(Wire, "send", strike_once)
     with pytest.raises(KeyboardInterrupt):
         client.run("long", timeout=20)
     assert interrupted.wait(20)
