@@ -25,7 +25,7 @@ from kclient.channels.frames import FrameReader
 from kclient.errors import ChannelClosed, InvalidState
 from kclient.hub import Deadline, Owner, Parking, switch_soon
 
-TURN: Final = 0.002
+TURN: Final = 0.001
 """Seconds for which a socket may be read before the loop must turn."""
 
 NEXT_TURN: Final = 1e-6
@@ -102,7 +102,7 @@ class Wire:
         loop = owner.hub.loop
         self._again = loop.timer(NEXT_TURN)
         self._readable = loop.io(_get(socket, zmq.FD), 1)
-        self._readable.start(self._pump)
+        self._readable.start(self._on_readable)
         # A pipe signals only a reader that has found it empty before, so have a look without being told.
         self._again.start(self._pump)
 
@@ -152,6 +152,10 @@ class Wire:
             return bool(_get(self.socket, _EVENTS) & _POLLIN)
         except zmq.ZMQError:
             return True  # the socket is closed, which whoever reads it finds out
+
+    def _on_readable(self) -> None:
+        if not self._again.active:  # it would be a second time in one turn of the loop
+            self._pump()
 
     def _pump(self) -> None:
         """Take in, in the hub, and switch to whoever is woken by that.
@@ -216,7 +220,7 @@ class Wire:
     def _go_on(self) -> None:
         """Take in again, and watch again: the loop stops a watcher whose callback has raised."""
         if not self.is_closed:
-            self._readable.start(self._pump)
+            self._readable.start(self._on_readable)
             self._pump()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:

@@ -283,4 +283,4 @@ def test_a_client_dropped_without_close_is_collected_and_closes_its_sockets() ->
 
 def test_constants_are_what_the_text_says() -> None:
     assert wire_module.RECONNECT_IVL == 5
-    assert TURN == 0.002
+    assert TURN == 0.001
