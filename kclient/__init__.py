@@ -33,13 +33,13 @@ from kclient.errors import (
 from kclient.execution import Execution
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.messages import Message
-from kclient.protocol.session import Session
 from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
     from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
     from kclient.manager import KernelManager
+    from kclient.protocol.session import Session
 
 __all__ = [
     "BadMessage",
@@ -85,10 +85,11 @@ __all__ = [
 _MODULES = {
     "KernelManager": "kclient.manager",
     "KernelSpec": "kclient.kernels.spec",
+    "Session": "kclient.protocol.session",
     "find_kernel_spec": "kclient.kernels.spec",
     "list_kernel_specs": "kclient.kernels.spec",
 }
-"""What only those need who start kernels: it would make the import a third longer, and is imported when asked for."""
+"""What is not needed until there is a kernel to talk to, or to start: imported when asked for."""
 
 
 def __getattr__(name: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.channels.base import Channel
 from kclient.channels.wire import context
@@ -13,9 +13,11 @@ from kclient.errors import ConnectionFileError
 from kclient.hub import Owner, Timeout, as_deadline
 from kclient.link import Kernel, Link
 from kclient.protocol.connection import ConnectionInfo
-from kclient.protocol.session import Session
 from kclient.runner import Runner
 from kclient.watch import DeathWatch
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 Connection = str | os.PathLike[str] | Mapping[str, Any] | ConnectionInfo
 """What a client connects to: the path of a connection file, its values, or a ConnectionInfo."""
@@ -39,6 +41,8 @@ class KernelClient(Runner):
         session: Session | None = None,
         spin: float = 0.0,
     ) -> None:
+        from kclient.protocol.session import Session  # imports orjson, a quarter of the time of importing kclient
+
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
         self._owner = Owner()

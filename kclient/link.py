@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from kclient.channels.base import Channel, Failure, copies_of, spin
 from kclient.channels.heartbeat import HBChannel
@@ -16,8 +16,10 @@ from kclient.hub import Alarm, Deadline, Owner, Parking, check_spin
 from kclient.prompts import Prompts
 from kclient.protocol.messages import Content, check_code
 from kclient.protocol.routing import Ledger, Outputs
-from kclient.protocol.session import Session
 from kclient.watch import Probe, Watchdog
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 RECONNECT_IVL_MAX: Final = 200
 """Milliseconds between attempts to reach a kernel that nobody here started, and that may be gone for good."""

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 import zmq
@@ -20,7 +20,9 @@ from kclient.hub import Deadline, Owner, Parking, call_back
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import make_address
 from kclient.protocol.messages import Message
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
@@ -12,7 +12,9 @@ from kclient.channels.base import Channel, Failure
 from kclient.errors import KClientError
 from kclient.hub import Alarm, check_seconds
 from kclient.log import log
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 PINGS_IN_TIME_TO_DEAD: Final = 4
 """Pings in the time that a kernel may be silent, so that a stopped one is missed within that time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
@@ -12,7 +12,9 @@ from kclient.hub import Deadline, Parking, in_callback
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 INBOX_MESSAGES: Final = 100_000
 INBOX_BYTES: Final = 64 * 2**20

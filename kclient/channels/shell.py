@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from gevent import getcurrent
@@ -15,7 +15,9 @@ from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.routing import Requests, Slot
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 
 class RequestChannel(MessageChannel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -13,7 +13,9 @@ from kclient.hub import Deadline
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 
 class StdInChannel(MessageChannel):

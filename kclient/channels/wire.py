@@ -100,7 +100,7 @@ class Wire:
         self._touched = Parking(owner)
         _retire_own_watcher(socket)
         loop = owner.hub.loop
-        self._again = loop.timer(NEXT_TURN)
+        self._again: Any = loop.timer(NEXT_TURN)
         self._readable = loop.io(_get(socket, zmq.FD), 1)
         self._readable.start(self._on_readable)
         # A pipe signals only a reader that has found it empty before, so have a look without being told.
