@@ -91,22 +91,27 @@ class Watchdog:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._alarm = Alarm(link.owner.hub, self._look)
+        self._alarm = Alarm(link.owner.hub, self._look_next_turn)
+        self._turn = Alarm(link.owner.hub, self._look)
         self._watchers: dict[tuple[str, str | None], gevent.Greenlet[..., Any]] = {}
         self._knocker: gevent.Greenlet[..., Any] | None = None
         self._knocked = 0.0
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
-        if not self._alarm.is_set:
+        if not self._alarm.is_set and not self._turn.is_set:
             self._alarm.set(OVERDUE)
 
     def stop(self) -> None:
         self._alarm.cancel()
+        self._turn.cancel()
         gevent.killall([*self._watchers.values(), *filter(None, [self._knocker])], block=False)
 
+    def _look_next_turn(self) -> None:
+        """When the wires have taken in what came while the loop stood still: for them this is no safety net."""
+        self._turn.set(0)
+
     def _look(self) -> None:
-        self._link.drain()
         found: dict[tuple[str, str | None], list[Overdue]] = {}
         for overdue in self._overdue(perf_counter() - OVERDUE):
             found.setdefault(overdue.shell, []).append(overdue)

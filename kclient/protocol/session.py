@@ -94,7 +94,8 @@ class Session:
             "msg_type": msg_type,
             "username": self.username,
             "session": self.session,
-            "date": _now(),
+            # In ISO 8601; orjson writes it in 0.5 us, `isoformat` in 1.7.
+            "date": orjson.dumps(datetime.now(timezone.utc))[1:-1].decode(),
             "version": PROTOCOL_VERSION,
         }
         return Message(
@@ -153,11 +154,6 @@ class Session:
             message.buffers = list(frames[start + 5 :])
             message.nbytes += sum(map(len, message.buffers))
         return message
-
-
-def _now() -> str:
-    """The time in ISO 8601; orjson writes it in 0.5 us, `isoformat` in 1.7."""
-    return orjson.dumps(datetime.now(timezone.utc))[1:-1].decode()
 
 
 def _header_of(parent: Message | Mapping[str, Any]) -> dict[str, Any]:

@@ -123,12 +123,14 @@ def test_update_display_data_reaches_a_display_of_another_execution(client, make
     gate = make_gate()
     subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
     displaying = client.submit(
-        f"from IPython.display import display\nhandle = display('first', display_id=True); {gate.code}"
+        "from IPython.display import display\n"
+        "handle = display('first', display_id=True)\n"
+        f"print('there is a handle', flush=True); {gate.code}"
     )
-    next(iter(displaying))
-    updating = client.run("handle.update('second')", subshell_id=subshell_id)
+    assert next(message for message in displaying if message.msg_type == "stream")
+    updating = client.run("handle.update('second')", subshell_id=subshell_id, check=True)
     gate.open()
-    assert [output["data"]["text/plain"] for output in displaying.result().outputs] == ["'second'"]
+    assert displaying.result().outputs[0]["data"]["text/plain"] == "'second'"
     assert updating.outputs == []
     client.delete_subshell(subshell_id, timeout=WAIT)
 
