@@ -111,9 +111,13 @@ class Session:
 
     def serialize(self, message: Message) -> list[Any]:
         """The frames of a message, from the delimiter on; raises InvalidArgument for what JSON can't hold."""
-        dicts = (message.header, message.parent_header, message.metadata, message.content)
-        parts = [_dumps(value) if value else b"{}" for value in dicts]
-        frames = [DELIMITER, self.sign(parts), *parts]
+        parts = [
+            _dumps(message.header),
+            _dumps(message.parent_header) if message.parent_header else b"{}",
+            _dumps(message.metadata) if message.metadata else b"{}",
+            _dumps(message.content) if message.content else b"{}",
+        ]
+        frames = [DELIMITER, b"" if self._signer is None else self._signer.sign(parts), *parts]
         if message.buffers:
             frames += map(_check_buffer, message.buffers)
         return frames
