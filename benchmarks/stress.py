@@ -2,6 +2,10 @@
 
 What a call does is drawn at random, and so is where it lets others run: sends and receives of one socket interleave in
 every way there is. A wake-up that is lost would leave a call waiting, for ever or until something else wakes it.
+
+Where many greenlets call, that is soon. So a fifth of the calls are those of one, two and three greenlets of which none
+looks at the sockets but to wait, and which send, think for as long as a reply takes, and send again: the reply to the
+first may come at any moment in between.
 """
 
 from __future__ import annotations
@@ -33,6 +37,14 @@ LONGEST = 1.0
 BLOCK = 4
 """Requests that are sent before the first of their replies is asked for."""
 
+FEW = (1, 2, 3)
+"""Greenlets where nobody wakes another by chance."""
+
+SHARE_OF_FEW = 0.2
+
+THINKING = 0.0006
+"""Seconds at most between two sends; a round trip takes a third of that."""
+
 STEP = 200
 """Calls of one greenlet between two looks at the progress."""
 
@@ -58,22 +70,33 @@ class Stress:
             self.replies_out_of_order,
             self.poll,
         ]
+        self._kinds_of_few: list[Callable[[], None]] = [self.kernel_info, self.run_code, self.send_think_send]
 
     def run(self, calls: int, progress: ProgressLine | None = None) -> None:
+        """Make as many calls at least; raises what any of them raises."""
+        few = int(calls * SHARE_OF_FEW / len(FEW))
+        for greenlets in FEW:
+            self._call(few, greenlets, self._kinds_of_few, progress)
+        self._call(calls - few * len(FEW), GREENLETS, self._kinds, progress)
+
+    def _call(
+        self, calls: int, greenlets: int, kinds: Sequence[Callable[[], None]], progress: ProgressLine | None
+    ) -> None:
         self._left = calls
-        workers = [gevent.spawn(self._work, progress) for _ in range(GREENLETS)]
+        workers = [gevent.spawn(self._work, kinds, progress) for _ in range(greenlets)]
         try:
             gevent.joinall(workers, raise_error=True)
         finally:
             gevent.killall(workers)
 
-    def _work(self, progress: ProgressLine | None) -> None:
+    def _work(self, kinds: Sequence[Callable[[], None]], progress: ProgressLine | None) -> None:
         while self._left > 0:
             if self._random.random() < 0.2:
                 gevent.sleep(0)
-            self._random.choice(self._kinds)()
+            self._random.choice(kinds)()
             if self._count % STEP == 0:
-                self._client.iopub_channel.get_msgs()  # what `execute` left there
+                if kinds is self._kinds:
+                    self._client.iopub_channel.get_msgs()  # what `execute` left there
                 if progress is not None:
                     progress.advance()
 
@@ -104,6 +127,20 @@ class Stress:
         result = self._client.run(f"say {token}", timeout=PATIENCE)
         self._done(start)
         check(token, result.stdout)
+
+    def send_think_send(self) -> None:
+        """The second send may consume the news of the first reply, which comes at some time before or after it."""
+        shell = self._client.shell_channel
+        token, start = self._token(), perf_counter()
+        msg_id = shell.send("execute_request", execute_content(f"say {token}"))
+        until = start + self._random.random() * THINKING
+        while perf_counter() < until:
+            pass
+        asked = perf_counter_ns()
+        check("echo", shell.kernel_info(timeout=PATIENCE).content["implementation"])
+        self._done(asked)
+        check(token, shell.get_reply(msg_id, timeout=PATIENCE).content["said"])
+        self._done(asked)
 
     def submit(self) -> None:
         token, start = self._token(), perf_counter_ns()

@@ -239,7 +239,7 @@ class Execution:
     def _wait(self, deadline: Deadline, is_waiting: Callable[[], bool]) -> None:
         """Until something changes; raises KernelTimeout."""
         self._link.refuse_if_answering(self.subshell_id)
-        if self._link.spin and self._spin(is_waiting, deadline):
+        if self._link.spin and is_waiting() and self._spin(is_waiting, deadline):
             return
         if not self._changed.wait(deadline) and deadline.is_over:
             self._link.look()

@@ -238,9 +238,9 @@ class Alarm:
 
 
 class Wakeups:
-    """Who is woken in one hub: at the loop's next turn or, while a wire takes in, by the wire.
+    """Who is woken in one hub: at the loop's next turn or, while the pump of a wire takes in, by the wire.
 
-    The wire sets `woken` to a list and switches to those in it: that takes 0.5 us, a callback of the loop 3.
+    The pump sets `woken` to a list and switches to those in it: that takes 0.5 us, a callback of the loop 3.
     """
 
     __slots__ = ("woken",)

@@ -69,7 +69,7 @@ class Link:
         self._make = make
         self._channels: dict[str, Channel] = {}
         self.ledger = Ledger()
-        self.is_restarting = False
+        self._is_restarting = False
         self._restarted = Parking(owner)
         self._epoch = 0
         self._identity = session.identity
@@ -144,7 +144,7 @@ class Link:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
         self.drain()
         kernel = self.kernel
-        if kernel is None or self.failure is not None or self.is_restarting or kernel.is_alive():
+        if kernel is None or self.failure is not None or self._is_restarting or kernel.is_alive():
             return
         if self._last_words is None:
             self._last_words = Deadline(LAST_WORDS)
@@ -215,7 +215,7 @@ class Link:
 
     def begin_restart(self) -> None:
         """Let new calls wait until the restarted kernel is ready."""
-        self.is_restarting = True
+        self._is_restarting = True
 
     def reopen(self) -> None:
         """Fail what is pending with KernelRestarted and connect anew, to a kernel that is not there yet."""
@@ -229,14 +229,14 @@ class Link:
     def wait_until_usable(self, deadline: Deadline) -> None:
         """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""
         self.owner.check()
-        while self.is_restarting and self.failure is None:
+        while self._is_restarting and self.failure is None:
             if not self._restarted.wait(deadline) and deadline.is_over:
                 raise KernelTimeout("kernel after its restart", deadline.timeout)
         if self.failure is not None:
             raise self.failure(None)
 
     def end_restart(self) -> None:
-        self.is_restarting = False
+        self._is_restarting = False
         self._restarted.wake()
 
     def wait_for_ready(self, deadline: Deadline) -> None:
@@ -281,8 +281,7 @@ class Link:
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
         """Send the request of `execution`, whose outputs and reply it gets from now on."""
-        if self.failure is not None or self.is_restarting:
-            self.wait_until_usable(deadline)
+        self.wait_until_usable(deadline)
         if not self.runs("iopub") or not self.runs("shell"):
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
         message = self.session.msg("execute_request", content)

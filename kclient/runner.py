@@ -90,10 +90,8 @@ class Runner(ShellRequests, ControlRequests):
         """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
         deadline = Deadline(timeout)
         link = self.link
-        if link.failure is not None or link.is_restarting:
-            link.wait_until_usable(deadline)
-        if type(msg_type) is not str:
-            messages.check_code(msg_type, "msg_type")
+        link.wait_until_usable(deadline)
+        messages.check_code(msg_type, "msg_type")
         channel: RequestChannel = link.shell
         if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
             channel = link.control

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 import zmq
+from gevent import get_hub, getcurrent
 
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, Wire
@@ -199,7 +200,7 @@ class Channel(ABC):
 
     def _deliver(self, *args: Any) -> None:
         """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
-        if type(self).call_handlers is Channel.call_handlers and "call_handlers" not in self.__dict__:
+        if type(self).call_handlers is Channel.call_handlers and "call_handlers" not in self.__dict__:  # not `handles`
             return
         self._deliveries.append(args)
         if self._deliverer is None:
@@ -222,7 +223,12 @@ class Channel(ABC):
 
 
 def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: Deadline) -> None:
-    """Look at the sockets again and again, without a turn of the loop, while `is_waiting()` and until the deadline."""
+    """Look at the sockets again and again, without a turn of the loop, while `is_waiting()` and until the deadline.
+
+    Not in the hub, where nothing may wait.
+    """
+    if getcurrent() is get_hub():
+        return
     while is_waiting() and not deadline.is_over:
         for channel in channels:
             channel.glance()

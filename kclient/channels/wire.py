@@ -1,8 +1,9 @@
 """A ZeroMQ socket that never loses a wake-up and never starves the loop.
 
 The file descriptor of a ZeroMQ socket is edge-triggered, and any operation on the socket can consume the
-edge, a send too (zmq_getsockopt(3), ZMQ_FD). So whoever touches the socket reads its events afterwards and
-takes in what is there: the watcher's callback, and `send`.
+edge, a send too (zmq_getsockopt(3), ZMQ_FD). So whoever touches the socket reads its events afterwards and takes in
+what is there: `send`, and the pump, which the watcher calls. Who sends while the pump is under way, because that has
+just woken him, leaves it to the pump, which looks again when he waits.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Wire:
         self._receiver = weakref.ref(receiver)
         self._is_taking_in = False
         self._is_pumping = False
+        self._woken: list[Waiter[bool]] = []
         self._touched = Parking(owner)
         _retire_own_watcher(socket)
         loop = owner.hub.loop
@@ -107,14 +109,14 @@ class Wire:
         self._again.start(self._pump)
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message, and take in what has arrived meanwhile; raises ChannelClosed.
+        """Queue a message, and see that what has arrived meanwhile is taken in; raises ChannelClosed.
 
         A Ctrl-C is raised when the message is out.
         """
         is_held = sigint.hold(self._owner.hub)
         try:
             list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
-            if not self._is_pumping and self._has_input():  # the pump looks again when this greenlet waits
+            if not self._is_pumping and self._has_input():
                 self.drain()
         except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
             raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
@@ -158,7 +160,7 @@ class Wire:
             self._pump()
 
     def _pump(self) -> None:
-        """Take in, in the hub, and switch to whoever is woken by that.
+        """Take in, in the hub, and switch to whoever is woken by that, for at most `TURN` seconds.
 
         The first to be woken goes on before there is a look for more messages, which takes 3 us where there are none;
         where there are more, they are taken in together, which saves a switch for each.
@@ -166,24 +168,22 @@ class Wire:
         if self._is_taking_in:
             return
         until = monotonic() + TURN
-        wakeups = self._owner.wakeups
+        wakeups, woken = self._owner.wakeups, self._woken
         is_over = is_first_over = False
         self._is_pumping = True
         try:
             while not is_over and monotonic() <= until:
-                woken: list[Waiter[bool]] = []
-                wakeups.woken = woken
-                try:
-                    is_empty = self._take_in(until, () if is_first_over else woken)
-                    wakeups.woken = None
-                    for waiter in woken:
-                        waiter.switch(True)
-                except BaseException:
-                    wakeups.woken = None
-                    switch_soon(woken)
-                    raise
-                is_first_over = True
-                is_over = is_empty and not woken  # who was woken may have sent, and left it to us to look
+                if not woken:
+                    wakeups.woken = woken
+                    try:
+                        is_empty = self._take_in(until, () if is_first_over else woken)
+                    finally:
+                        wakeups.woken = None
+                    is_first_over = True
+                    is_over = is_empty and not woken
+                while woken and monotonic() <= until:
+                    woken[0].switch(True)  # who may send, and leave it to us to look
+                    del woken[0]  # after an exception it is woken again, which does no harm
         finally:
             self._is_pumping = False
             if not is_over:
@@ -199,22 +199,27 @@ class Wire:
         self._is_taking_in = True
         try:
             while not self.is_closed:
-                receiver.receive(self._reader.read())
+                try:
+                    frames = self._reader.read()
+                except zmq.Again:
+                    break
+                except zmq.ZMQError:
+                    self._lose()
+                    break
+                receiver.receive(frames)
                 if woken or monotonic() > until:
                     return False
-        except zmq.Again:
-            pass
-        except zmq.ZMQError:
-            self._lose()
+            return True
         finally:
             self._is_taking_in = False
             self._touched.wake()
             if is_held:
                 sigint.release()
-        return True
 
     def _go_on_soon(self) -> None:
-        if not self.is_closed:
+        if self.is_closed:
+            switch_soon(self._woken)
+        else:
             self._again.start(self._go_on)
 
     def _go_on(self) -> None:
@@ -242,6 +247,7 @@ class Wire:
             return
         self.is_closed = True
         self._touched.wake()
+        switch_soon(self._woken)
         self._stop_watching()
         self._readable.close()
         self._again.close()

@@ -18,12 +18,13 @@ FRAMES: Final = 6
 def end_of_first(frames: list[bytes], topics: int) -> int:
     """How many of `frames`, which end where a message ends, are the first message; all of them, if it is well formed.
 
-    `topics` is how many frames may precede a delimiter on this socket. Where the first message is none, because its
-    delimiter is missing, or the next one comes before the content, it ends before the next that may be one.
+    `topics` is how many frames precede a delimiter on this socket; one more, an envelope, is taken for its message's.
+    Where the first message is none, because its delimiter is missing, or the next one comes before the content, it ends
+    before the next that may be one.
     """
-    start = 0 if frames[0] == DELIMITER else topics
-    if frames[start : start + 1] == [DELIMITER]:
-        start += 1
+    start = 0
+    if DELIMITER in frames[: topics + 2]:
+        start = frames.index(DELIMITER) + 1
         body = frames[start : start + FRAMES - 1]
         if DELIMITER not in body and body and body[-1].startswith(b"{"):  # which no topic does
             return len(frames)

@@ -35,9 +35,10 @@ _EXACT: Final = frozenset([str, int, bool, type(None)])
 
 _ZEROS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
+"""As many digits as 2**63 has, in a text whose digits are all zeros."""
 
 SHORT: Final = 1000
-"""Bytes of JSON."""
+"""Bytes of JSON; in a longer text, a picture for one, there are fewer values to look at than bytes."""
 
 _BIGGEST_EXACT = 2.0**63
 """orjson turns whole numbers beyond 64 bits into floats without a word; smaller ones are exact."""

@@ -62,7 +62,7 @@ buffers = st.lists(st.sampled_from([DELIMITER, b"x", b"{}", b""]), max_size=9)
 def test_each_well_formed_message_is_read_whatever_comes_between(
     pair: Pair, topics: int, mixture: list[tuple[bool, list[bytes], list[bytes]]]
 ) -> None:
-    """Those that are malformed are refused, as many of them as come in a row at least once."""
+    """Of those in between that come in a row, one is refused at least; a single frame may be taken for an envelope."""
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
     sent, is_bad_before = [], False
@@ -73,7 +73,7 @@ def test_each_well_formed_message_is_read_whatever_comes_between(
             message.buffers = some_buffers
             sent.append((message.msg_id, some_buffers))
             frames = [b"topic"] * topics + ours.serialize(message)
-        elif not is_bad_before:
+        elif not is_bad_before and len(frames) > 1:
             least_refused += 1
         is_bad_before = not is_good
         socket.send_multipart(frames)
