@@ -18,6 +18,7 @@ from benchmarks.bars import BARS
 from benchmarks.kernels import echo_kernels
 from benchmarks.stress import stress
 from kclient.bench.recorder import Recorder
+from kclient.channels.wire import Wire
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,6 +133,18 @@ def test_each_of_many_calls_gets_its_own_reply_in_time(transport: str) -> None:
         made = stress(kernels[0][transport], 1500, seed=5, title="stress")
     assert made.recorder.n >= 1500
     assert made.recorder.figures().max_us < 1e6
+
+
+def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wire does not look after a send, until a call is late: when its time is up it looks once more."""
+    monkeypatch.setattr(Wire, "_has_input", lambda wire: False)
+    monkeypatch.setattr("benchmarks.stress.PATIENCE", 0.2)
+    with echo_kernels() as kernels:
+        for seed in range(200):
+            if stress(kernels[0]["tcp"], 300, seed, title="stress").recorder.figures().max_us >= 0.2e6:
+                break
+        else:
+            pytest.fail("no call was late")
 
 
 # How it ends

@@ -121,6 +121,39 @@ def test_other_greenlets_run_between_the_turns_of_a_flood() -> None:
     assert len(set(seen)) >= 10, seen
 
 
+def test_other_greenlets_run_between_those_that_a_flood_wakes() -> None:
+    """Each message wakes one, which computes for longer than a turn."""
+    seen: list[int] = []
+    done: list[int] = []
+    listener = Listener()
+    parkings = [Parking(listener.owner) for _ in range(20)]
+
+    def work(number: int) -> None:
+        parkings[number].wait(Deadline(None))
+        end = time.perf_counter() + TURN * 1.5
+        while time.perf_counter() < end:
+            pass
+        done.append(number)
+
+    def tick() -> None:
+        while len(done) < 20:
+            seen.append(len(done))
+            gevent.sleep(1e-6)
+
+    try:
+        listener.receive = lambda frames: parkings[int(frames[0])].wake()  # type: ignore[method-assign]
+        workers = [gevent.spawn(work, number) for number in range(20)]
+        gevent.idle()
+        for number in range(20):
+            listener.peer.send(str(number).encode())
+        ticker = gevent.spawn(tick)
+        gevent.joinall([*workers, ticker], timeout=20, raise_error=True)
+    finally:
+        listener.close()
+    assert sorted(done) == list(range(20))
+    assert len(set(seen)) >= 10, seen
+
+
 def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Listener, capsys: Any) -> None:
     real = listener.receive
     calls = []

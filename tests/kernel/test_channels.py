@@ -446,6 +446,20 @@ def test_call_from_another_thread_raises_at_once(client):
     assert execution.result().text == "1"
 
 
+def test_call_from_another_thread_leaves_nothing_behind(kernel):
+    """Not even a channel of that thread in a client whose channels do not run yet."""
+    client = kclient.KernelClient(kernel.get_connection_info())
+    calls = {"kernel_info": client.kernel_info, "run": lambda: client.run("1"), "start": client.start_channels}
+    found = []
+    thread = threading.Thread(target=lambda: found.append(not_refused(calls, kclient.WrongThread)))
+    thread.start()
+    thread.join(WAIT)
+    assert found == [[]]
+    client.start_channels()
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
+    client.stop_channels()
+
+
 def in_forked_child(function):
     """What `function` returns, a string, in a forked child."""
     reading, writing = os.pipe()
