@@ -456,6 +456,7 @@ def test_call_from_another_thread_leaves_nothing_behind(kernel):
     thread.join(WAIT)
     assert found == [[]]
     client.start_channels()
+    client.wait_for_ready(WAIT)
     assert client.run("6 * 7", timeout=WAIT).text == "42"
     client.stop_channels()
 

@@ -129,7 +129,12 @@ ENDINGS = {
 @pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_program_that_ends_leaves_no_kernel_and_no_file(run_script, check_it_ends, runtime_dir, patch, ending):
-    start = "import kclient\nkernel = kclient.start_kernel(timeout=60)\nprint(kernel.process.pid, flush=True)"
+    start = (
+        "import kclient\nkernel = kclient.start_kernel(timeout=60)\n"
+        # Its first cell makes a kernel try, with a file, where it may write: that is not to be when it is killed.
+        "kernel.run('import tempfile; tempfile.gettempdir()', timeout=60)\n"
+        "print(kernel.process.pid, flush=True)"
+    )
     pid = int(run_script(f"{patch}{start}\n{ending}").split()[0])
     check_it_ends(pid)
     assert list(runtime_dir.iterdir()) == []
