@@ -15,7 +15,16 @@ import kclient
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 
-SLEEP = "import os, time\nprint('pid', os.getpid())\ntime.sleep(1000)"
+SLEEP = """
+import os, sys, time
+try:
+    1 / 0
+except ZeroDivisionError:
+    get_ipython().InteractiveTB.structured_traceback(*sys.exc_info())
+print('pid', os.getpid())
+time.sleep(1000)
+"""
+"""IPython's first traceback takes long; a kernel that shows nothing for 0.5 s is interrupted again, while it makes one."""
 
 STUBBORN = """
 import os, time
