@@ -14,7 +14,7 @@ import pytest
 from command_line import Done, Running, Terminal, is_gone, kclient_command
 
 import kclient
-import kclient.bench.plot  # noqa: F401 - numpy starts a thread of its own, which no test is to be blamed for
+import kclient.bench.plot  # numpy starts a thread of its own, which no test is to be blamed for
 from kclient.cli.commands import run_command_line
 from kclient.testing import FakeKernel
 

@@ -24,7 +24,7 @@ except ZeroDivisionError:
 print('pid', os.getpid())
 time.sleep(1000)
 """
-"""IPython's first traceback takes long; a kernel that shows nothing for 0.5 s is interrupted again, while it makes one."""
+"""IPython's first traceback takes long, and a kernel that shows nothing for 0.5 s is interrupted again."""
 
 STUBBORN = """
 import os, time
