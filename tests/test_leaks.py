@@ -96,6 +96,12 @@ def test_thread_is_found_by_its_name(before: leaks.Snapshot) -> None:
     assert found == [f"thread: forgotten ({thread.native_id})"]
 
 
+def test_file_by_which_tempfile_tries_a_folder_is_no_leak(before: leaks.Snapshot, tmp_path: Path) -> None:
+    (tmp_path / "lx5jg67y").write_bytes(b"blat")
+    (tmp_path / "qltisuda").write_bytes(b"something else")
+    assert before.leaks() == [f"file: {tmp_path / 'qltisuda'}"]
+
+
 def test_file_is_found(before: leaks.Snapshot, tmp_path: Path) -> None:
     (tmp_path / "kernel-1.json").touch()
     assert before.leaks() == [f"file: {tmp_path / 'kernel-1.json'}"]
