@@ -215,7 +215,9 @@ def measure_ticker(drain: Drain | None, count: int, floods: int) -> Recorder:
             flood = drain(count) if drain is not None else quiet(count / 50_000)
             gevent.sleep(0.02)  # the last gap ends after the flood
             recorder.record(
-                end - start for start, end in pairwise(ticks) if flood.started <= start / 1e9 <= flood.ended
+                end - start
+                for start, end in pairwise(ticks)
+                if flood.started <= end / 1e9 and start / 1e9 <= flood.ended  # of which some part was in the flood
             )
     finally:
         ticker.kill()
