@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from statistics import median
 from time import perf_counter, perf_counter_ns
 from typing import Protocol
@@ -64,14 +65,6 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Pipe
         yield calls
 
 
-def green_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
-    return raw_codec(connection, Green)
-
-
-def unrolled_codec(connection: Connection) -> AbstractContextManager[Pipelined]:
-    return raw_codec(connection, RawUnrolled)
-
-
 @contextmanager
 def kclient_greenlets(connection: Connection, opened: type[KClient] = KClient) -> Iterator[Pipelined]:
     """Greenlets that each make one call after the other, on a client that they share."""
@@ -92,17 +85,13 @@ def kclient_greenlets(connection: Connection, opened: type[KClient] = KClient) -
         yield calls
 
 
-def kclient_spin(connection: Connection) -> AbstractContextManager[Pipelined]:
-    return kclient_greenlets(connection, KClientSpin)
-
-
 CLIENTS: dict[str, Opener] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
-    "raw + codec (unrolled)": unrolled_codec,
-    "zmq.green + codec": green_codec,
+    "raw + codec (unrolled)": partial(raw_codec, sockets=RawUnrolled),
+    "zmq.green + codec": partial(raw_codec, sockets=Green),
     "kclient": kclient_greenlets,
-    "kclient spin": kclient_spin,
+    "kclient spin": partial(kclient_greenlets, opened=KClientSpin),
 }
 
 

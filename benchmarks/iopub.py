@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from itertools import pairwise
 from queue import Empty
 from statistics import median
@@ -65,14 +66,6 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Drai
             return Drained(received, reply[3]["burst_started"], perf_counter())
 
         yield drain
-
-
-def green_codec(connection: Connection) -> AbstractContextManager[Drain]:
-    return raw_codec(connection, Green)
-
-
-def unrolled_codec(connection: Connection) -> AbstractContextManager[Drain]:
-    return raw_codec(connection, RawUnrolled)
 
 
 @contextmanager
@@ -150,20 +143,16 @@ def jupyter_client(connection: Connection, high_water_mark: int = 0) -> Iterator
     context.destroy(linger=0)
 
 
-def jupyter_client_as_it_is(connection: Connection) -> AbstractContextManager[Drain]:
-    return jupyter_client(connection, 1000)
-
-
 DRAINS: dict[str, Callable[[Connection], AbstractContextManager[Drain]]] = {
     "raw + codec": raw_codec,
     "raw + codec (again)": raw_codec,
-    "raw + codec (unrolled)": unrolled_codec,
-    "zmq.green + codec": green_codec,
+    "raw + codec (unrolled)": partial(raw_codec, sockets=RawUnrolled),
+    "zmq.green + codec": partial(raw_codec, sockets=Green),
     "kclient run": kclient_run,
     "kclient submit": kclient_submit,
     "kclient get_msg": kclient_get_msg,
     "jupyter_client": jupyter_client,
-    "jupyter_client, RCVHWM 1000": jupyter_client_as_it_is,
+    "jupyter_client, RCVHWM 1000": partial(jupyter_client, high_water_mark=1000),
 }
 
 
@@ -240,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             columns = [figure("messages", "n"), figure("messages/s", "per_s"), figure("lost", "lost")]
             report.add_rates(transport, "drain", measure_drains(transport, connections, options), columns)
             recorders = {"no flood": measure_ticker(None, count, floods)}
-            for name, opener in {"kclient": kclient_run, "zmq.green + codec": green_codec}.items():
+            for name, opener in {"kclient": kclient_run, "zmq.green + codec": DRAINS["zmq.green + codec"]}.items():
                 with (
                     opener(connections["kclient run" if name == "kclient" else name]) as drain,
                     ProgressLine(f"ticker, {name}, {transport}", 1),

@@ -185,3 +185,12 @@ def is_gone(pid: str) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+def check_complaint(done: Done, code: int, *words: str) -> None:
+    """One clear line, on standard error."""
+    assert (done.code, done.out) == (code, ""), done
+    assert done.err.startswith("kclient: ")
+    assert done.err.count("\n") == 1, done.err
+    for word in words:
+        assert word in done.err

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from command_line import Done, Running, environment, is_gone, kclient_command
+from command_line import Done, Running, check_complaint, environment, is_gone, kclient_command
 
 import kclient
 from kclient.cli.commands import main, run_command_line
@@ -57,15 +57,6 @@ def write_spec(folder: Path, name: str, argv: list[str], **values: object) -> st
     spec = {"argv": argv, "display_name": name.upper(), "language": "python", **values}
     (directory / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
     return str(folder / "specs")
-
-
-def check_complaint(done: Done, code: int, *words: str) -> None:
-    """One clear line, on standard error."""
-    assert (done.code, done.out) == (code, ""), done
-    assert done.err.startswith("kclient: ")
-    assert done.err.count("\n") == 1, done.err
-    for word in words:
-        assert word in done.err
 
 
 # What appears

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command_line import Done, Running, Terminal, is_gone, kclient_command
+from command_line import Done, Running, Terminal, check_complaint, is_gone, kclient_command
 
 import kclient
 import kclient.bench.plot  # numpy starts a thread of its own, which no test is to be blamed for
@@ -29,15 +29,6 @@ KEYS = {
 
 existing = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
 """For tests that use the shared kernel, and to which the transport makes no difference."""
-
-
-def check_complaint(done: Done, code: int, *words: str) -> None:
-    """One clear line, on standard error."""
-    assert (done.code, done.out) == (code, ""), done
-    assert done.err.startswith("kclient: ")
-    assert done.err.count("\n") == 1, done.err
-    for word in words:
-        assert word in done.err
 
 
 def lines_of(out: str) -> list[list[str]]:

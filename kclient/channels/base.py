@@ -200,7 +200,7 @@ class Channel(ABC):
 
     def _deliver(self, *args: Any) -> None:
         """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
-        if type(self).call_handlers is Channel.call_handlers and "call_handlers" not in self.__dict__:  # not `handles`
+        if not self.handles:
             return
         self._deliveries.append(args)
         if self._deliverer is None:

@@ -12,7 +12,7 @@ from gevent import getcurrent
 from kclient.channels.base import Failure, MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Parking, Timeout
+from kclient.hub import Deadline, Parking, Timeout, as_deadline
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.routing import Requests, Slot
 
@@ -78,7 +78,7 @@ class RequestChannel(MessageChannel):
         subshell_id: str | None = None,
     ) -> Message:
         """Send a request and return its reply; if the call ends without it, the reply is discarded."""
-        deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
+        deadline = as_deadline(timeout)
         if self.answering:
             self.refuse_if_answering(subshell_id)
         if isinstance(msg_type, Message) or subshell_id is not None:
@@ -139,7 +139,7 @@ class RequestChannel(MessageChannel):
             self.on_wait()
         if self.spin:
             spin([self], slot.is_pending, deadline.at_most(self.spin))
-        while slot.reply is None and slot.error is None:
+        while slot.is_pending():
             if not parking.wait(deadline) and deadline.is_over:
                 self._look_around()
                 if not slot.is_settled:

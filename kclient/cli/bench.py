@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -14,7 +12,7 @@ import attrs
 import gevent
 
 import kclient
-from kclient.cli.run import START_TIMEOUT, ExitCode, Signals, Stopped
+from kclient.cli.run import START_TIMEOUT, ExitCode, Signals, Stopped, code_of_end, started
 from kclient.cli.terminal import OutputLost, Screen
 from kclient.errors import KClientError, KernelTimeout
 from kclient.hub import Deadline
@@ -73,15 +71,8 @@ def run_bench(job: BenchJob) -> int:
         recorders = bench.measure()
         show(job, recorders, screen)
         return ExitCode.OK
-    except Stopped as exc:
-        screen.note_typing(at_line_start=False)  # ^C
-        screen.complain(f"ended by {signal.Signals(exc.signum).name}")
-        return ExitCode.SIGNAL + exc.signum
-    except OutputLost as exc:
-        if exc.errno == errno.EPIPE:
-            return ExitCode.UNREAD
-        screen.complain(str(exc))
-        return ExitCode.NOT_DONE
+    except (Stopped, OutputLost) as exc:
+        return code_of_end(exc, screen)
     except CodeFailed as exc:
         screen.complain(str(exc))
         return ExitCode.FAILED
@@ -153,7 +144,8 @@ class Bench:
         for transport in self._job.transports:
             start = monotonic()
             try:
-                kernels[transport] = stack.enter_context(self._started(transport, limit))
+                left = self._deadline.at_most(limit).left()
+                kernels[transport] = stack.enter_context(started(self._job.kernel, transport, left, self._job.spin))
             except KClientError as exc:
                 if not kernels or self._deadline.is_over:
                     raise
@@ -161,16 +153,6 @@ class Bench:
                 self._screen.complain(f"{self._job.kernel!r} does not start over {transport}: {reason}")
             limit = max(IPC_WAIT, IPC_TIMES * (monotonic() - start))
         return kernels
-
-    @contextmanager
-    def _started(self, transport: str, limit: float) -> Iterator[Runner]:
-        timeout = self._deadline.at_most(limit).left()
-        kernel = kclient.start_kernel(self._job.kernel, timeout=timeout, transport=transport, spin=self._job.spin)
-        try:
-            yield kernel
-            kernel.shutdown_kernel()
-        finally:
-            kernel.shutdown_kernel(now=True)  # unless it has ended
 
     def _calls(self, kernel: Runner) -> dict[str, Callable[[], object]]:
         """What is measured of one kernel, by operation."""

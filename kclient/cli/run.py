@@ -69,21 +69,26 @@ def run_job(job: Job) -> int:
         with opened(job) as kernel:
             is_ready = True
             return Run(job, kernel, screen, signals).exit_code(deadline)
-    except Stopped as exc:
-        screen.note_typing(at_line_start=False)  # ^C
-        screen.complain(f"ended by {signal.Signals(exc.signum).name}")
-        return ExitCode.SIGNAL + exc.signum
-    except OutputLost as exc:
-        if exc.errno == errno.EPIPE:  # `| head`: it has seen enough
-            return ExitCode.UNREAD
-        screen.complain(str(exc))
-        return ExitCode.NOT_DONE
+    except (Stopped, OutputLost) as exc:
+        return code_of_end(exc, screen)
     except KernelTimeout as exc:
         screen.complain(str(exc))
         return ExitCode.TIMED_OUT
     except KClientError as exc:
         screen.complain(str(exc))
         return signals.failure if is_ready else ExitCode.NOT_DONE
+
+
+def code_of_end(exc: Stopped | OutputLost, screen: Screen) -> int:
+    """The exit code of a command that was told to end, or that nobody can read any more; says why."""
+    if isinstance(exc, Stopped):
+        screen.note_typing(at_line_start=False)  # ^C
+        screen.complain(f"ended by {signal.Signals(exc.signum).name}")
+        return ExitCode.SIGNAL + exc.signum
+    if exc.errno == errno.EPIPE:  # `| head`: it has seen enough
+        return ExitCode.UNREAD
+    screen.complain(str(exc))
+    return ExitCode.NOT_DONE
 
 
 @contextmanager
@@ -94,7 +99,14 @@ def opened(job: Job) -> Iterator[Runner]:
         with kclient.connect(job.existing, timeout=timeout) as client:
             yield client
         return
-    kernel = kclient.start_kernel(job.kernel, timeout=timeout, transport=job.transport)
+    with started(job.kernel, job.transport, timeout) as kernel:
+        yield kernel
+
+
+@contextmanager
+def started(name: str, transport: str, timeout: float | None, spin: float = 0.0) -> Iterator[Runner]:
+    """A new kernel that is ready, and ends with the block: at once, if that fails."""
+    kernel = kclient.start_kernel(name, timeout=timeout, transport=transport, spin=spin)
     try:
         yield kernel
         kernel.shutdown_kernel()

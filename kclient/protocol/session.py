@@ -118,7 +118,7 @@ class Session:
             _dumps(message.metadata) if message.metadata else b"{}",
             _dumps(message.content) if message.content else b"{}",
         ]
-        frames = [DELIMITER, b"" if self._signer is None else self._signer.sign(parts), *parts]
+        frames = [DELIMITER, self.sign(parts), *parts]
         if message.buffers:
             frames += map(_check_buffer, message.buffers)
         return frames

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
+from gevent.event import Event
 
 import kclient
 from kclient.testing import FakeKernel, result, stream
@@ -83,10 +84,9 @@ def test_what_came_behind_the_reply_is_taken_in_at_the_next_turn(client: Client)
     """The spin ends with the reply; nothing tells the loop a second time of what is behind it."""
     first, second = (client.shell_channel.send("kernel_info_request") for _ in range(2))
     client.shell_channel.get_reply(first)
-    deadline = time.monotonic() + 20
-    while not client.shell_channel.requests.get(second).is_settled:  # type: ignore[union-attr]
-        assert time.monotonic() < deadline
-        gevent.sleep(0.001)
+    slot, is_settled = client.shell_channel.requests.claim(second), Event()
+    slot.on_settled = lambda slot: is_settled.set()
+    assert slot.is_settled or is_settled.wait(20)
 
 
 def test_call_that_is_not_answered_in_time_yields_to_the_others(fake: FakeKernel) -> None:
