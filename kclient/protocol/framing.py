@@ -1,8 +1,8 @@
 """Where one message ends and the next begins, in frames that were read without asking.
 
-A message has its delimiter first or, after a topic, second, and five frames or more after that. To ask ZeroMQ after
-each frame whether more follow costs five times as much as the frame; so a channel reads the frames that every message
-has, and asks only then. What a kernel sends that is shorter runs into the message behind it; here they are parted.
+After its delimiter a message has five frames or more. To ask ZeroMQ after each frame whether more follow costs five
+times as much as the frame; so a channel reads the five that every message has, and asks only then. What a kernel sends
+that ends sooner runs into the message behind it; here they are parted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ FRAMES: Final = 6
 def end_of_first(frames: list[bytes], topics: int) -> int:
     """How many of `frames`, which end where a message ends, are the first message; all of them, if it is well formed.
 
-    `topics` is how many frames precede a delimiter on this socket; one more, an envelope, is taken for its message's.
-    Where the first message is none, because its delimiter is missing, or the next one comes before the content, it ends
-    before the next that may be one.
+    `frames` hold a delimiter. Where the next one comes before the content of the first message, that one ends before
+    the next, and the `topics` frames that precede a delimiter on this socket.
     """
-    start = 0
-    if DELIMITER in frames[: topics + 2]:
-        start = frames.index(DELIMITER) + 1
-        body = frames[start : start + FRAMES - 1]
-        if DELIMITER not in body and body and body[-1].startswith(b"{"):  # which no topic does
-            return len(frames)
-    if DELIMITER not in frames[start:]:
+    start = frames.index(DELIMITER) + 1
+    body = frames[start : start + FRAMES - 1]
+    is_well_formed = DELIMITER not in body and body and body[-1].startswith(b"{")  # which no topic does
+    if is_well_formed or DELIMITER not in frames[start:]:
         return len(frames)
     return max(frames.index(DELIMITER, start) - topics, 1)

@@ -62,7 +62,7 @@ buffers = st.lists(st.sampled_from([DELIMITER, b"x", b"{}", b""]), max_size=9)
 def test_each_well_formed_message_is_read_whatever_comes_between(
     pair: Pair, topics: int, mixture: list[tuple[bool, list[bytes], list[bytes]]]
 ) -> None:
-    """Of those in between that come in a row, one is refused at least; a single frame may be taken for an envelope."""
+    """Of those in between that come in a row, one is refused at least."""
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
     sent, is_bad_before = [], False
@@ -73,7 +73,7 @@ def test_each_well_formed_message_is_read_whatever_comes_between(
             message.buffers = some_buffers
             sent.append((message.msg_id, some_buffers))
             frames = [b"topic"] * topics + ours.serialize(message)
-        elif not is_bad_before and len(frames) > 1:
+        elif not is_bad_before:
             least_refused += 1
         is_bad_before = not is_good
         socket.send_multipart(frames)
@@ -86,6 +86,41 @@ def test_each_well_formed_message_is_read_whatever_comes_between(
             refused += 1
     assert received == sent
     assert refused >= least_refused
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mixture=st.lists(st.lists(st.just(b"x"), max_size=9), max_size=8))
+def test_each_message_without_a_delimiter_is_read_alone(pair: Pair, topics: int, mixture: list[list[bytes]]) -> None:
+    """An empty one stands for a message that is well formed."""
+    socket, receiver = pair
+    ours = Session(b"key")
+    sent = [frames or [b"topic"] * topics + ours.serialize(ours.msg("status")) for frames in mixture]
+    for frames in sent:
+        socket.send_multipart(frames)
+    assert all_of(MessageReader(receiver, topics)) == sent
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@pytest.mark.parametrize("envelope", [[b""], [b"a", b"b"], [b"a"] * 9])
+def test_message_in_an_envelope_is_read_whole(pair: Pair, topics: int, envelope: list[bytes]) -> None:
+    socket, receiver = pair
+    ours = Session(b"key")
+    sent = [envelope + [b"topic"] * topics + ours.serialize(ours.msg("status")) for _ in range(3)]
+    for frames in sent:
+        socket.send_multipart(frames)
+    assert all_of(MessageReader(receiver, topics)) == sent
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+@pytest.mark.parametrize("behind", [[], [b"{}"]])
+def test_message_ends_where_it_does_whatever_its_envelope_holds(pair: Pair, topics: int, behind: list[bytes]) -> None:
+    socket, receiver = pair
+    ours = Session(b"key")
+    sent = [[b"x"] * (topics + 1) + [DELIMITER, b"x", b"{}", *behind, DELIMITER], ours.serialize(ours.msg("status"))]
+    for frames in sent:
+        socket.send_multipart(frames)
+    assert all_of(MessageReader(receiver, topics)) == sent
 
 
 def test_messages_without_the_topic_that_iopub_has_are_read(pair: Pair) -> None:
