@@ -9,7 +9,7 @@ import zmq
 
 from kclient.channels.base import MessageChannel
 from kclient.errors import InvalidState
-from kclient.hub import Deadline
+from kclient.hub import Timeout, as_deadline
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
@@ -74,9 +74,13 @@ class StdInChannel(MessageChannel):
     def _next_unclaimed(self) -> Message:
         return self.inbox.pop_oldest()
 
-    def wait_for_peer(self, deadline: Deadline) -> bool:
-        """Until the kernel can reach us; its ROUTER drops an input_request to an identity that it has not met."""
-        is_connected = self._check().wait_for_peer(deadline)
+    def wait_for_peer(self, timeout: Timeout = None) -> bool:
+        """Until the kernel can reach us; False if it could not within `timeout` seconds.
+
+        A client's wait_for_ready calls it. Whoever starts a channel by itself should, before code asks for input: the
+        kernel's ROUTER drops an input_request to an identity that it has not met, and the code waits for ever.
+        """
+        is_connected = self._check().wait_for_peer(as_deadline(timeout))
         self._check()
         self._check_failure()
         return is_connected

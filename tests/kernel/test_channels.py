@@ -128,6 +128,7 @@ def test_stdin_channel_works_beside_a_shell_channel_of_its_session(kernel, make_
     stdin.session = shell.session
     shell.start()
     stdin.start()
+    assert stdin.wait_for_peer(WAIT)
     reply = background(shell.execute, "answer = input('name? ')", allow_stdin=True)
     assert stdin.get_msg(timeout=WAIT).content["prompt"] == "name? "
     stdin.input("kclient")
