@@ -16,12 +16,18 @@ from kclient.protocol.routing import Outputs
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
-INBOX_MESSAGES: Final = 100_000
+INBOX_MESSAGES: Final = 10_000
+"""Of 2 KiB each and more, all of which Python's garbage collector goes over now and then, in some 20 ms."""
+
 INBOX_BYTES: Final = 64 * 2**20
 
 
 class IOPubChannel(MessageChannel):
-    """A SUB that is always drained: to its execution what bears its id, the rest to a bounded inbox."""
+    """A SUB that is always drained: to its execution what bears its id, the rest to a bounded inbox.
+
+    The inbox keeps the newest 10,000 messages of 64 MiB together, for `get_msg`, `get_msgs` and `flush`; that older
+    ones had to go is said once in the log.
+    """
 
     name = "iopub"
     socket_type = zmq.SUB
