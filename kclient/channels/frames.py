@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import repeat
 from typing import Any, Final
 
@@ -11,14 +10,11 @@ import zmq.backend
 
 from kclient.protocol.framing import DELIMITER, FRAMES, end_of_first
 
-# The methods of libzmq's binding itself: a green socket's take five times as long.
+# The method of libzmq's binding itself: a green socket's takes five times as long.
 _recv: Final = zmq.backend.Socket.recv
 
-_get: Final[Callable[[zmq.Socket[Any], int], int]] = zmq.backend.Socket.get  # type: ignore[assignment]
-
-# Plain numbers: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them.
+# A plain number: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them.
 _DONTWAIT: Final = int(zmq.DONTWAIT)
-_RCVMORE: Final = int(zmq.RCVMORE)
 
 
 class FrameReader:
@@ -30,12 +26,16 @@ class FrameReader:
     def read(self) -> list[bytes]:
         """The next message; raises zmq.Again."""
         frames: list[bytes] = []
+        self._read_rest(frames)
+        return frames
+
+    def _read_rest(self, frames: list[bytes]) -> None:
+        """Add the frames up to the end of the message."""
         more = True
         while more:
             frame = _recv(self._socket, _DONTWAIT, False)
             frames.append(frame.bytes)
             more = frame.more
-        return frames
 
 
 class MessageReader(FrameReader):
@@ -74,20 +74,14 @@ class MessageReader(FrameReader):
             if frames[-1] == DELIMITER or not frame.more:
                 return frames
         frames.append(_recv(socket, _DONTWAIT))
-        if frames[-1] != DELIMITER:
-            while _get(socket, _RCVMORE):
-                frames.append(_recv(socket, _DONTWAIT))
+        if frames[-1] != DELIMITER and socket.get(zmq.RCVMORE):
+            self._read_rest(frames)
         return frames
 
     def _read_body(self, frames: list[bytes]) -> None:
         """Add the frames after the delimiter; those of the message behind it, too, if they are too few."""
-        socket = self._socket
         try:
-            frames += map(_recv, repeat(socket, FRAMES - 2), repeat(_DONTWAIT))
-            more = True
-            while more:
-                frame = _recv(socket, _DONTWAIT, False)
-                frames.append(frame.bytes)
-                more = frame.more
+            frames += map(_recv, repeat(self._socket, FRAMES - 2), repeat(_DONTWAIT))
+            self._read_rest(frames)
         except zmq.Again:  # they are too few, and nothing is behind them
             pass
