@@ -21,6 +21,7 @@ import leaks
 import pytest
 import zmq
 from _pytest.outcomes import Failed
+from figures import Figures
 
 from kclient.channels.wire import context
 from kclient.hub import Deadline, Owner, Parking
@@ -51,6 +52,21 @@ HUNG_AGAIN = 15
 
 _number = count(1)
 _failed = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kclient")
+    group.addoption("--long", action="store_true", help="faults at full size, with bounds on time, on an idle machine")
+    group.addoption(
+        "--figures", metavar="FILE", type=Path, help="append what was measured to FILE, a JSON object a line"
+    )
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """How big the test is to be, and where what it measures goes."""
+    config = request.config
+    return Figures(config.getoption("--long"), request.node.nodeid, config.getoption("--figures"))
 
 
 @pytest.hookimpl(tryfirst=True)

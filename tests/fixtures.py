@@ -1,0 +1,195 @@
+"""Fixtures of the tests against real kernels: gates in their code, calls in the background, programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import leaks
+import pytest
+
+import kclient
+
+WAIT = 30
+"""Seconds for what takes milliseconds on an idle machine."""
+
+WARNINGS = ["-W", "error", "-W", "ignore:Jupyter is migrating its paths:DeprecationWarning"]
+"""What Python is told about warnings: what setup.cfg tells pytest."""
+
+
+@pytest.fixture
+def client(kernel: kclient.KernelManager) -> Iterator[kclient.KernelClient]:
+    """A client of the test's own to the shared kernel: its channels may be stopped, its session is new."""
+    with kclient.connect(kernel.connection_file, watch=False, timeout=WAIT) as client:
+        client.iopub_channel.flush()
+        yield client
+
+
+class Gate:
+    """A place in the kernel's code, `code`, where it waits for `open` here."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        os.mkfifo(path)
+        self._number = os.open(path, os.O_RDWR)
+        self.code = f"import os; _ = os.read(os.open({str(path)!r}, os.O_RDWR), 1);"
+
+    def open(self) -> None:
+        os.write(self._number, b"!")
+
+    def close(self) -> None:
+        """Let go whoever still waits; who comes later finds no such file."""
+        self._path.unlink()
+        self.open()
+        os.close(self._number)
+
+
+@pytest.fixture
+def make_gate(folder: Path) -> Iterator[Callable[[], Gate]]:
+    gates: list[Gate] = []
+
+    def make() -> Gate:
+        gates.append(Gate(folder / f"gate{len(gates)}"))
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.close()
+
+
+@pytest.fixture
+def gate(make_gate: Callable[[], Gate]) -> Gate:
+    return make_gate()
+
+
+class Background:
+    """A call in a greenlet of its own, which waits already when this is made."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._error: BaseException | None = None
+        self.greenlet = gevent.spawn(self._run, call, args, kwargs)
+        leaks.turn_loop()
+
+    def get(self) -> Any:
+        """What the call returned; raises what it raised."""
+        value = self.greenlet.get(timeout=WAIT)
+        if self._error is not None:
+            raise self._error
+        return value
+
+    def error(self) -> BaseException | None:
+        """What the call raised, or None."""
+        self.greenlet.get(timeout=WAIT)
+        return self._error
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self.greenlet.ready()
+
+    def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except BaseException as exc:
+            self._error = exc
+            return None
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Background]]:
+    """Start a call in a greenlet of its own; what still runs at the end of the test is killed."""
+    started: list[Background] = []
+
+    def start(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Background:
+        started.append(Background(call, *args, **kwargs))
+        return started[-1]
+
+    yield start
+    gevent.killall([call.greenlet for call in started])
+
+
+class Script:
+    """A Python program in a process of its own."""
+
+    def __init__(self, path: Path, arguments: tuple[str, ...]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(kclient.__file__).parents[1])}
+        self.process = subprocess.Popen(
+            [sys.executable, *WARNINGS, str(path), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def read_line(self) -> str:
+        """A line that it prints."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate(timeout=WAIT)
+        return line.strip()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> str:
+        """What it printed, after it has ended well."""
+        stdout, stderr = self.process.communicate(timeout=WAIT)
+        assert (self.process.returncode, stderr) == (0, ""), stdout + stderr
+        return stdout.strip()
+
+
+@pytest.fixture
+def start_script(folder: Path) -> Iterator[Callable[..., Script]]:
+    """Start a Python program, with arguments; one that has not ended with the test is killed."""
+    scripts: list[Script] = []
+
+    def start(code: str, *arguments: str) -> Script:
+        path = folder / f"script{len(scripts)}.py"
+        path.write_text(code)
+        scripts.append(Script(path, arguments))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        with script.process:
+            script.process.kill()
+
+
+@pytest.fixture
+def run_script(start_script: Callable[..., Script]) -> Callable[..., str]:
+    """Run a Python program to its good end; returns what it printed."""
+    return lambda code, *arguments: start_script(code, *arguments).end()
+
+
+@pytest.fixture
+def install_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Install a kernel whose command is Python code, with the connection file as its argument; returns its name."""
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+
+    def install(code: str, name: str = "odd", **spec: Any) -> str:
+        directory = folder / "jupyter" / "kernels" / name
+        directory.mkdir(parents=True)
+        argv = [sys.executable, "-c", code, "{connection_file}"]
+        (directory / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, **spec}))
+        return name
+
+    return install
+
+
+@pytest.fixture
+def await_arrival() -> Callable[[kclient.KernelClient], None]:
+    """Wait until a kernel that is busy has taken in all that was sent on the client's shell channel."""
+
+    def await_arrival(client: kclient.KernelClient) -> None:
+        control, shell = client.control_channel, client.shell_channel
+        subshell_id = control.create_subshell(timeout=WAIT).content["subshell_id"]
+        shell.get_reply(shell.send("kernel_info_request", {}, subshell_id=subshell_id), timeout=WAIT)
+        control.delete_subshell(subshell_id, timeout=WAIT)
+
+    return await_arrival
