@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.channels.base import Channel
 from kclient.channels.wire import context
+from kclient.deathwatch import DeathWatch
 from kclient.errors import ConnectionFileError
 from kclient.hub import Owner, Timeout, as_deadline
 from kclient.link import Kernel, Link
 from kclient.protocol.connection import ConnectionInfo
 from kclient.runner import Runner
-from kclient.watch import DeathWatch
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -112,7 +112,7 @@ class KernelClient(Runner):
         Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
         """
         self._owner.check()
-        self.link.wait_for_ready(as_deadline(timeout))
+        self.link.prober.wait_for_ready(as_deadline(timeout))
 
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.

@@ -13,10 +13,11 @@ from kclient.channels.stdin import StdInChannel
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline, Owner, Parking, check_spin
+from kclient.probe import Prober
 from kclient.prompts import Prompts
 from kclient.protocol.messages import Content, check_code
 from kclient.protocol.routing import Ledger, Outputs
-from kclient.watch import Probe, Watchdog
+from kclient.watch import Watchdog
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -26,12 +27,6 @@ RECONNECT_IVL_MAX: Final = 200
 
 LAST_WORDS: Final = 0.02
 """Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
-
-STDIN_WAIT: Final = 1.0
-"""Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
-
-SUBSCRIBE_PAUSE: Final = 0.005
-"""Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
 
 
 class Kernel(Protocol):
@@ -64,6 +59,7 @@ class Link:
         self.kernel = kernel
         self.spin = check_spin(spin)
         self.watchdog = Watchdog(self)
+        self.prober = Prober(self)
         self.failure: Failure | None = None
         self.prompts = Prompts(self)
         self._make = make
@@ -117,7 +113,7 @@ class Link:
         if channel is not None and channel.is_stopped:
             del self._channels[name]
             if name != "stdin":
-                self._renew_identity()
+                self.renew_identity()
             if name == "shell" and self.runs("stdin"):
                 self.stdin.identity = self._identity
                 self.stdin.reopen()
@@ -175,10 +171,12 @@ class Link:
         elif isinstance(channel, IOPubChannel):
             channel.outputs.ledger = self.ledger
             channel.on_unanswered = self.watchdog.arm
+            channel.on_new_kernel = self.reconnected
         elif isinstance(channel, StdInChannel):
             shell = self._channels.get("shell")
             channel.identity = shell.identity if isinstance(shell, ShellChannel) else self._identity
             channel.claim = self.prompts.claim
+            channel.on_reconnect = self.reconnected
 
     # Life and death
 
@@ -192,12 +190,13 @@ class Link:
         self.prompts.stop()
         if self.kernel is None:  # somebody may start it again
             self.failure = None
-        self._renew_identity()
+        self.renew_identity()
 
-    def _renew_identity(self) -> None:
+    def renew_identity(self) -> bytes:
         """A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed."""
         self._epoch += 1
         self._identity = b"%s-%d" % (self.session.identity, self._epoch)
+        return self._identity
 
     def fail(self, failure: Failure) -> None:
         """Wake whoever waits with an error, and refuse new calls."""
@@ -212,6 +211,12 @@ class Link:
     def bury(self, failure: Failure) -> None:
         """The kernel is dead: read its last words, then fail."""
         self._burial.set(LAST_WORDS, failure)
+
+    def reconnected(self) -> None:
+        """The connection was cut and is back, or another kernel has taken the place of the one we knew."""
+        if self.kernel is None and self.failure is None:  # a restart of our own is no news
+            self.prober.reconnected()
+            self.watchdog.reconnected()
 
     def begin_restart(self) -> None:
         """Let new calls wait until the restarted kernel is ready."""
@@ -239,44 +244,6 @@ class Link:
         self._is_restarting = False
         self._restarted.wake()
 
-    def wait_for_ready(self, deadline: Deadline) -> None:
-        """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
-        pause = SUBSCRIBE_PAUSE
-        probe = self.probe(self.shell, deadline)
-        try:
-            while self.runs("iopub") and not self.iopub.outputs.subscribed:
-                if self.iopub.changed.wait(deadline.at_most(pause)):
-                    continue
-                if deadline.is_over:
-                    raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
-                probe.forget()
-                probe = self.probe(self.shell, deadline)
-                pause *= 2
-        except BaseException:
-            probe.forget()
-            raise
-        if self.runs("stdin"):
-            self.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
-
-    def probe(self, channel: RequestChannel, deadline: Deadline, *, subshell_id: str | None = None) -> Probe:
-        """Ask kernel_info, on kclient's own account, and return when the reply is in."""
-        message = self.session.msg("kernel_info_request")
-        probe = Probe(self.outputs, message.msg_id)
-        try:
-            channel.request(message, timeout=deadline, subshell_id=subshell_id)
-        except BaseException:
-            probe.forget()
-            raise
-        probe.is_answered()
-        return probe
-
-    def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
-        """True when the idle status of `probe` is in, False if it did not come in time."""
-        while not probe.is_idle and self.runs("iopub"):
-            if not self.iopub.changed.wait(deadline) and deadline.is_over:
-                return probe.is_idle
-        return probe.is_idle
-
     # Executions
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
@@ -284,6 +251,7 @@ class Link:
         self.wait_until_usable(deadline)
         if not self.runs("iopub") or not self.runs("shell"):
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
+        self.prober.subscribe_in(deadline)
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
@@ -317,16 +285,3 @@ class Link:
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the latest code that the kernel, or a subshell of it, is busy with is that of `msg_id`."""
         return self.outputs is not None and msg_id in self.outputs.executing.values()
-
-    def knock(self, deadline: Deadline) -> None:
-        """Ask kernel_info over a connection of its own, and return when the reply is in."""
-        channel = ShellChannel(self.shell.context, self.session, self.shell.address)
-        self._renew_identity()
-        channel.identity = self._identity
-        channel.start()
-        try:
-            probe = self.probe(channel, deadline)
-            self.wait_for_idle(probe, deadline)
-            probe.forget()
-        finally:
-            channel.stop()

@@ -92,6 +92,8 @@ class Runner(ShellRequests, ControlRequests):
         link = self.link
         link.wait_until_usable(deadline)
         messages.check_code(msg_type, "msg_type")
+        if msg_type == "execute_request" and link.runs("iopub"):
+            link.prober.subscribe_in(deadline)
         channel: RequestChannel = link.shell
         if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
             channel = link.control

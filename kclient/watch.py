@@ -1,8 +1,8 @@
-"""What a client watches for: an idle status or a reply that was lost, and the death of a kernel it did not start."""
+"""What a client watches for: an idle status or a reply that was lost, on the way or with the kernel that owed it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import gevent
 
-from kclient.channels.base import Failure, copies_of
-from kclient.channels.heartbeat import HBChannel
 from kclient.channels.shell import RequestChannel
-from kclient.errors import DeadKernelError, KClientError, NoReply
+from kclient.errors import KClientError, KernelRestarted, NoReply
 from kclient.execution import Execution
-from kclient.hub import Alarm, Deadline, weakly
+from kclient.hub import Alarm, Deadline
 from kclient.log import log
-from kclient.protocol.messages import Message
-from kclient.protocol.routing import Outputs
+from kclient.protocol.routing import Outputs, Slot
 
 if TYPE_CHECKING:
     from kclient.link import Link
@@ -32,44 +29,17 @@ KNOCK_WAIT: Final = 10.0
 ASK_AT_MOST: Final = 3
 """Times that the kernel is asked before it is taken for one that sends no idle status at all."""
 
-
-class Probe:
-    """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
-
-    def __init__(self, outputs: Outputs | None, msg_id: str) -> None:
-        self.is_idle = False
-        self._outputs = outputs
-        self._msg_id = msg_id
-        if outputs is not None:
-            outputs.executions[msg_id] = self
-
-    def feed(self, message: Message) -> None:
-        if message.content.get("execution_state") == "idle":
-            self.is_idle = True
-            self.forget()
-
-    def update_display(self, message: Message) -> None:
-        """A probe displays nothing."""
-
-    def fail(self, failure: Failure) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        if self._outputs is not None:
-            self._outputs.executions.pop(self._msg_id, None)
-
-    def is_answered(self) -> None:
-        """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
-        if self._outputs is not None:
-            self._outputs.ledger.owed_idle.pop(self._msg_id, None)
+BACKLOG: Final = 60.0
+"""Seconds that iopub may lag behind shell: a flood is not read in the time that it takes to reply."""
 
 
 @attrs.frozen
 class Overdue:
-    """Something the kernel should have sent: where to ask for it, and what to do if it will not come."""
+    """Something that the kernel owes `since` then: where to ask for it, and what to do if it will not come."""
 
     channel: RequestChannel
     subshell_id: str | None
+    since: float
     is_still_owed: Callable[[], bool]
     give_up: Callable[[], None]
 
@@ -85,16 +55,18 @@ class Watchdog:
     It asks kernel_info on the same shell. What the kernel has not sent before it answers that, it never will. A shell
     that answers nothing holds up its own only.
 
-    And it knocks at a kernel that is idle although a request has come: ipykernel 7.3 may sleep on, with messages
+    It knocks at a kernel that is idle although a request has come: ipykernel 7.3 may sleep on, with messages
     of any number in a connection, until something comes over another one.
+
+    And when the connection to a kernel that nobody here started was cut and is back, it asks in the same way: what was
+    answered meanwhile is lost and, if it is another kernel that answers, so is what the old one was at.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._alarm = Alarm(link.owner.hub, self._look_next_turn)
         self._turn = Alarm(link.owner.hub, self._look)
-        self._watchers: dict[tuple[str, str | None], gevent.Greenlet[..., Any]] = {}
-        self._knocker: gevent.Greenlet[..., Any] | None = None
+        self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._knocked = 0.0
 
     def arm(self) -> None:
@@ -105,155 +77,138 @@ class Watchdog:
     def stop(self) -> None:
         self._alarm.cancel()
         self._turn.cancel()
-        gevent.killall([*self._watchers.values(), *filter(None, [self._knocker])], block=False)
+        gevent.killall(list(self._watchers.values()), block=False)
+
+    def reconnected(self) -> None:
+        """The connection was cut and is back."""
+        for channel in self._request_channels():
+            key = "reconnected", channel.name
+            if self._is_watched(key):  # its question may be lost, too
+                self._watchers.pop(key).kill(block=False)
+            self._spawn(key, self._ask_after_cut, channel)
+
+    def _spawn(self, key: object, method: Callable[..., None], *args: object) -> None:
+        self._watchers[key] = gevent.spawn(self._run, key, method, args)
+
+    def _run(self, key: object, method: Callable[..., None], args: tuple[object, ...]) -> None:
+        try:
+            method(*args)
+        except KClientError as exc:  # closed, dead or restarted: whoever waits learns of that elsewhere
+            log().debug("the watch for lost messages ended: %s", exc)
+        if self._watchers.get(key) is gevent.getcurrent():
+            del self._watchers[key]
+        self._arm_again()
+
+    def _is_watched(self, key: object) -> bool:
+        watcher = self._watchers.get(key)
+        return watcher is not None and not watcher.ready()
 
     def _look_next_turn(self) -> None:
         """When the wires have taken in what came while the loop stood still: for them this is no safety net."""
         self._turn.set(0)
 
     def _look(self) -> None:
+        until = perf_counter() - OVERDUE
         found: dict[tuple[str, str | None], list[Overdue]] = {}
-        for overdue in self._overdue(perf_counter() - OVERDUE):
-            found.setdefault(overdue.shell, []).append(overdue)
+        for overdue in self._owed():
+            if overdue.since <= until and not self._is_watched(overdue.shell):
+                found.setdefault(overdue.shell, []).append(overdue)
         for shell, all_overdue in found.items():
-            if not self._is_watched(shell):
-                self._watchers[shell] = gevent.spawn(self._watch, shell, all_overdue)
-        idle_since = self._unheard(perf_counter() - OVERDUE)
-        if idle_since > self._knocked:  # once in each time of rest
-            self._knocked = idle_since
-            self._knocker = gevent.spawn(self._knock)
+            self._spawn(shell, self._watch, all_overdue)
+        unheard = self._unheard()
+        if unheard and min(overdue.since for overdue in unheard) <= until and not self._is_watched("knock"):
+            self._knocked = perf_counter()
+            self._spawn("knock", self._knock, [overdue for overdue in unheard if overdue.since <= until])
         self._arm_again()
-
-    def _is_watched(self, shell: tuple[str, str | None]) -> bool:
-        watcher = self._watchers.get(shell)
-        return watcher is not None and not watcher.ready()
-
-    def _watch(self, shell: tuple[str, str | None], all_overdue: list[Overdue]) -> None:
-        try:
-            for overdue in all_overdue:
-                if overdue.is_still_owed() and self._ask(overdue) and overdue.is_still_owed():
-                    overdue.give_up()
-        except KClientError as exc:
-            log().debug("the watch for lost messages ended: %s", exc)
-        del self._watchers[shell]
-        self._arm_again()
-
-    def _knock(self) -> None:
-        try:
-            self._link.knock(Deadline(KNOCK_WAIT))
-        except KClientError as exc:
-            log().debug("the kernel does not hear that we knock: %s", exc)
 
     def _arm_again(self) -> None:
         """If something is owed that nobody watches for."""
-        if self._unheard(perf_counter()) > self._knocked:
-            self.arm()
-        if any(not self._is_watched(overdue.shell) for overdue in self._overdue(perf_counter())):
-            self.arm()
+        owed = [overdue.since for overdue in self._owed() if not self._is_watched(overdue.shell)]
+        if not self._is_watched("knock"):
+            owed += [overdue.since for overdue in self._unheard()]
+        if owed and not self._turn.is_set:
+            self._alarm.set(min(owed) + OVERDUE - perf_counter())
 
-    def _overdue(self, since: float) -> list[Overdue]:
-        """Halves of answers that came before `since` and whose other half somebody awaits."""
+    def _watch(self, all_overdue: Sequence[Overdue]) -> None:
+        """Ask on the shell of all these, and give up what has not come by then."""
+        self._ask(all_overdue)
+        for overdue in all_overdue:
+            if overdue.is_still_owed():
+                overdue.give_up()
+
+    def _knock(self, unheard: Sequence[Overdue]) -> None:
+        """Wake the kernel; what it does not answer then, it never got."""
+        self._link.prober.knock(Deadline(KNOCK_WAIT))
+        self._watch(unheard)
+
+    def _ask_after_cut(self, channel: RequestChannel) -> None:
+        pending = [slot for slot in channel.requests if slot.is_pending()]
+        if not pending:
+            return
+        probe = self._link.prober.ask(channel, Deadline(None))
+        probe.forget()
+        if self._link.prober.has_met(probe.kernel_session):
+            channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
+        else:
+            channel.give_up(pending, KernelRestarted)
+
+    def _ask(self, all_overdue: Sequence[Overdue]) -> None:
+        """Return when the kernel has answered a later request, or when there is no use in asking on."""
+        channel, subshell_id = all_overdue[0].channel, all_overdue[0].subshell_id
+        for _ in range(ASK_AT_MOST):
+            if not any(overdue.is_still_owed() for overdue in all_overdue):
+                return
+            probe = self._link.prober.ask(channel, Deadline(None), subshell_id=subshell_id)
+            try:
+                if self._link.prober.wait_for_idle(probe, Deadline(BACKLOG)):
+                    return
+            finally:
+                probe.forget()
+
+    def _request_channels(self) -> list[RequestChannel]:
+        return [channel for channel in self._link.running() if isinstance(channel, RequestChannel)]
+
+    def _owed(self) -> list[Overdue]:
+        """Halves of answers that have come and whose other half somebody awaits."""
         link = self._link
         if link.outputs is None or not link.runs("shell"):
             return []
-        return [*self._overdue_idles(link.outputs, since), *self._overdue_replies(since)]
+        return [*self._owed_idles(link.outputs), *self._owed_replies()]
 
-    def _overdue_idles(self, outputs: Outputs, since: float) -> Iterator[Overdue]:
-        for msg_id, received in self._link.ledger.owed_idle.items():
+    def _owed_idles(self, outputs: Outputs) -> Iterator[Overdue]:
+        for msg_id, since in self._link.ledger.owed_idle.items():
             execution = outputs.executions.get(msg_id)
-            if isinstance(execution, Execution) and received <= since:
-                yield Overdue(self._link.shell, execution.subshell_id, execution.is_running, execution.conclude)
+            if isinstance(execution, Execution):
+                yield Overdue(self._link.shell, execution.subshell_id, since, execution.is_running, execution.conclude)
 
-    def _overdue_replies(self, since: float) -> Iterator[Overdue]:
-        channels = [channel for channel in self._link.running() if isinstance(channel, RequestChannel)]
-        for msg_id, received in self._link.ledger.owed_reply.items():
-            for channel in channels:
+    def _owed_replies(self) -> Iterator[Overdue]:
+        for msg_id, since in self._link.ledger.owed_reply.items():
+            for channel in self._request_channels():
                 slot = channel.requests.get(msg_id)
-                if slot is not None and slot.on_settled is not None and received <= since:
-                    yield Overdue(channel, slot.subshell_id, slot.is_pending, partial(channel.settle, slot, no_reply))
+                if slot is not None and slot.on_settled is not None:
+                    yield self._overdue_reply(channel, slot, since)
 
-    def _unheard(self, since: float) -> float:
-        """When the kernel became idle, if it has been since `since` and was sent a request before that; else 0."""
+    def _unheard(self) -> list[Overdue]:
+        """The requests on the main shell that somebody awaits, if the kernel has been idle since it was knocked at."""
         link = self._link
         outputs = link.outputs
-        if outputs is None or outputs.execution_state != "idle" or outputs.state_since > since or outputs.executing:
-            return 0.0
-        is_waiting = link.runs("shell") and any(
-            slot.on_settled is not None and slot.sent <= since for slot in link.shell.requests
-        )
-        return outputs.state_since if is_waiting else 0.0
+        if outputs is None or outputs.execution_state != "idle" or outputs.executing or not link.runs("shell"):
+            return []
+        if outputs.state_since <= self._knocked:  # once in each time of rest
+            return []
+        return [
+            self._overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since))
+            for slot in link.shell.requests
+            if slot.on_settled is not None and slot.subshell_id is None
+        ]
 
-    def _ask(self, overdue: Overdue) -> bool:
-        """True when the kernel has answered a later request, or when there is no use in asking on."""
-        for _ in range(ASK_AT_MOST):
-            probe = self._link.probe(overdue.channel, Deadline(None), subshell_id=overdue.subshell_id)
-            try:
-                if self._link.wait_for_idle(probe, Deadline(OVERDUE)) or not overdue.is_still_owed():
-                    return True
-            finally:
-                probe.forget()
-        return True
-
-
-class DeathWatch:
-    """Tells, after missed heartbeats, whether a kernel that nobody here started is dead.
-
-    It is when its hb address and, since some kernels have no heartbeat, its shell address refuse a connection; a
-    kernel that is merely stopped still accepts one. Where no refusal can come, from a host that is gone, `dead_after`
-    seconds of silence decide (None: never).
-    """
-
-    def __init__(
-        self, hb: HBChannel, shell_address: str, dead_after: float | None, bury: Callable[[Failure], None]
-    ) -> None:
-        self.is_running = True
-        self.dead_after = dead_after
-        self._hb = hb
-        self._shell_address = shell_address
-        self._bury = bury
-        self._prober: gevent.Greenlet[..., Any] | None = None
-        hb.on_miss = weakly(self._on_miss)
-
-    def stop(self) -> None:
-        self.is_running = False
-        if self._prober is not None:
-            self._prober.kill(block=False)
-
-    def _on_miss(self) -> None:
-        if self._prober is None:
-            self._prober = gevent.spawn(self._probe)
-
-    def _probe(self) -> None:
-        try:
-            silence = self._hb.since_last_beat()
-            refused = refuses(self._hb.address) and refuses(self._shell_address)
-        finally:
-            self._prober = None
-        if refused:
-            self._bury(copies_of(DeadKernelError(f"the kernel died: {self._hb.address} refuses connections")))
-        elif self.dead_after is not None and silence >= self.dead_after:
-            self._bury(copies_of(DeadKernelError(f"the kernel has been silent for {silence:.1f} s")))
-
-
-def refuses(address: str) -> bool:
-    """True if nobody listens at a ZeroMQ `address`; False if somebody does, or if it can't be told within 1 s."""
-    from gevent import socket  # only a silent kernel needs it
-
-    transport, _, where = address.partition("://")
-    try:
-        if transport == "ipc":
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1.0)
-                probe.connect(where)
-        else:
-            host, _, port = where.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return True
-    except OSError:
-        return False
-    return False
+    def _overdue_reply(self, channel: RequestChannel, slot: Slot, since: float) -> Overdue:
+        return Overdue(channel, slot.subshell_id, since, slot.is_pending, partial(channel.give_up, [slot], no_reply))
 
 
 def no_reply(msg_id: str | None) -> NoReply:
     return NoReply("the kernel finished the request and sent no reply to it", msg_id=msg_id)
+
+
+def lost(msg_id: str | None) -> NoReply:
+    return NoReply("the connection to the kernel was cut, and the reply is lost", msg_id=msg_id)

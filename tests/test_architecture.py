@@ -17,8 +17,8 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "log", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "watch", "prompts", "link", "runner"}
-MANAGER = CLIENT | {"client", "kernels", "goodbye"}
+CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts", "link", "runner"}
+MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye"}
 
 LAYERS = {
     "errors": set(),
@@ -32,12 +32,15 @@ LAYERS = {
     "result": {"errors", "protocol"},
     "interruption": BOTTOM | {"channels"},
     "execution": BOTTOM | {"channels", "result", "interruption"},
-    "watch": BOTTOM | {"channels", "result", "execution"},
+    "probe": BOTTOM | {"channels"},
+    "watch": BOTTOM | {"channels", "result", "execution", "probe"},
+    "deathwatch": BOTTOM | {"channels"},
     "prompts": BOTTOM | {"channels", "result", "execution"},
     "link": CLIENT - {"runner"},
     "goodbye": CLIENT - {"runner"},
     "runner": CLIENT,
-    "client": CLIENT | {"kernels"},  # to read a connection file; of processes it is told through link.Kernel
+    # Of `kernels` for connection files only; of processes it is told through link.Kernel.
+    "client": CLIENT | {"deathwatch", "kernels"},
     "manager": MANAGER,
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},
@@ -59,7 +62,9 @@ PACKAGES = {
     "result": {"attrs"},
     "interruption": set(),
     "execution": {"attrs", "gevent"},
+    "probe": set(),
     "watch": {"attrs", "gevent"},
+    "deathwatch": {"gevent"},
     "prompts": {"gevent"},
     "link": {"attrs", "gevent"},
     "goodbye": set(),

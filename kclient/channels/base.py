@@ -20,6 +20,7 @@ from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidSt
 from kclient.hub import Deadline, Owner, Parking, call_back
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import make_address
+from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
 
 if TYPE_CHECKING:
@@ -248,13 +249,17 @@ class MessageChannel(Channel):
     def _route(self, message: Message) -> None:
         """Give `message` to whoever it is for."""
 
+    @property
+    @abstractmethod
+    def inbox(self) -> Inbox:
+        """What nobody claimed: how many messages it may hold, of how many bytes, and how many it had to drop.
+
+        Its `max_messages` and `max_bytes` may be set.
+        """
+
     @abstractmethod
     def _next_unclaimed(self) -> Message:
         """Take the oldest message out of the inbox; raises KeyError if it is empty."""
-
-    @abstractmethod
-    def msg_ready(self) -> bool:
-        """True if `get_msg` would return at once."""
 
     def get_msg(self, block: bool = True, timeout: float | None = None) -> Message:
         """The next message that nobody else claimed, in order of arrival.
@@ -276,6 +281,11 @@ class MessageChannel(Channel):
                 self._look_around()
                 if deadline.is_over and not self.msg_ready() and self._failure is None:
                     raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
+
+    def msg_ready(self) -> bool:
+        """True if `get_msg` would return at once."""
+        self._check().drain()
+        return len(self.inbox) > 0
 
     def get_msgs(self) -> list[Message]:
         """Every message that has arrived and that nobody else claimed; does not wait."""

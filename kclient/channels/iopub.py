@@ -10,6 +10,7 @@ import zmq
 from kclient.channels.base import Failure, MessageChannel
 from kclient.hub import Deadline, Parking, in_callback
 from kclient.log import WARNING, log, log_soon
+from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs
 
@@ -26,7 +27,7 @@ class IOPubChannel(MessageChannel):
     """A SUB that is always drained: to its execution what bears its id, the rest to a bounded inbox.
 
     The inbox keeps the newest 10,000 messages of 64 MiB together, for `get_msg`, `get_msgs` and `flush`; that older
-    ones had to go is said once in the log.
+    ones had to go is said once in the log, and how many in `inbox.dropped`.
     """
 
     name = "iopub"
@@ -38,6 +39,7 @@ class IOPubChannel(MessageChannel):
         self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
         self.changed = Parking(self._owner)
         self.on_unanswered: Callable[[], None] | None = None
+        self.on_new_kernel: Callable[[], None] | None = None
 
     def flush(self, timeout: float = 1.0) -> list[Message]:
         """Take in what is pending and return, and remove, everything that no execution claimed.
@@ -59,10 +61,10 @@ class IOPubChannel(MessageChannel):
         self._check().drain()
         return self.outputs.inbox.pop_all()
 
-    def msg_ready(self) -> bool:
-        """True if `get_msg` would return at once."""
-        self._check().drain()
-        return len(self.outputs.inbox) > 0
+    @property
+    def inbox(self) -> Inbox:
+        """The newest of what no execution claimed."""
+        return self.outputs.inbox
 
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
@@ -82,8 +84,7 @@ class IOPubChannel(MessageChannel):
     def _stop_tracking(self) -> None:
         self.outputs.ledger.tracking = False
         self.outputs.ledger.forget()
-        self.outputs.subscribed = False
-        self.outputs.executing.clear()
+        self.outputs.forget_kernel()
 
     def _open(self) -> None:
         super()._open()
@@ -94,7 +95,7 @@ class IOPubChannel(MessageChannel):
 
     def _route(self, message: Message) -> None:
         outputs = self.outputs
-        dropped = outputs.inbox.dropped
+        dropped, kernels = outputs.inbox.dropped, outputs.kernels
         sink = outputs.route(message)
         if sink is not None:
             sink.feed(message)
@@ -103,6 +104,8 @@ class IOPubChannel(MessageChannel):
         self.changed.wake()
         if outputs.ledger.unanswered and self.on_unanswered is not None:
             self.on_unanswered()
+        if outputs.kernels != kernels and self.on_new_kernel is not None:
+            self.on_new_kernel()
         if outputs.inbox.dropped and not dropped:
             log_soon(log(), WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from kclient.channels.base import Failure, MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
+from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.routing import Requests, Slot
 
@@ -112,17 +113,16 @@ class RequestChannel(MessageChannel):
             raise
         return slot
 
-    def settle(self, slot: Slot, failure: Failure) -> None:
-        """End the wait for a reply that will not come."""
-        self.requests.discard(slot)
-        slot.error = failure
-        if slot.on_settled is not None:
-            slot.on_settled(slot)
+    def give_up(self, slots: Iterable[Slot], failure: Failure) -> None:
+        """End the wait for replies that will not come."""
+        for slot in self.requests.fail(slots, failure):
+            if slot.on_settled is not None:
+                slot.on_settled(slot)
 
-    def msg_ready(self) -> bool:
-        """True if `get_msg` would return at once."""
-        self._check().drain()
-        return len(self.requests.inbox) > 0
+    @property
+    def inbox(self) -> Inbox:
+        """Replies that no `get_reply` awaits, or has taken yet."""
+        return self.requests.inbox
 
     def reopen(self) -> None:
         self.answering.clear()  # the kernel that waited for input is gone
@@ -130,9 +130,7 @@ class RequestChannel(MessageChannel):
 
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
-        for slot in self.requests.fail_all(failure):
-            if slot.on_settled is not None:
-                slot.on_settled(slot)
+        self.give_up(self.requests, failure)
 
     def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
         if self.on_wait is not None:

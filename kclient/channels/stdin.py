@@ -9,7 +9,7 @@ import zmq
 
 from kclient.channels.base import MessageChannel
 from kclient.errors import InvalidState
-from kclient.hub import Timeout, as_deadline
+from kclient.hub import Timeout, as_deadline, weakly
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
@@ -26,10 +26,12 @@ class StdInChannel(MessageChannel):
 
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
-        self.inbox = Inbox(1000, 64 * 2**20)
+        self._inbox = Inbox(1000, 64 * 2**20)
         self.identity: bytes | None = None
         self.claim: Callable[[Message], bool] | None = None
+        self.on_reconnect: Callable[[], None] | None = None
         self._asked: Message | None = None
+        self._had_peer = self._was_cut = False
 
     def input(self, string: str) -> None:
         """Answer the latest input request; raises InvalidState if there was none."""
@@ -51,14 +53,28 @@ class StdInChannel(MessageChannel):
         self._asked = None
         super().reopen()
 
+    def _open(self) -> None:
+        super()._open()
+        self._had_peer = self._was_cut = False
+        if self._wire is not None:
+            self._wire.on_touched = weakly(self._look_at_peer)
+
+    def _look_at_peer(self) -> None:
+        """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE."""
+        has_peer = self._wire is not None and self._wire.has_peer()
+        if has_peer and self._was_cut and self.on_reconnect is not None:
+            self.on_reconnect()
+        self._was_cut = not has_peer and (self._was_cut or self._had_peer)
+        self._had_peer = has_peer
+
     def is_awaited(self) -> bool:
         """True if someone will answer here: a greenlet waits in `get_msg`, or `call_handlers` is overridden."""
         return self.is_alive() and (len(self._arrived) > 0 or self.handles)
 
-    def msg_ready(self) -> bool:
-        """True if `get_msg` would return at once."""
-        self._check().drain()
-        return len(self.inbox) > 0
+    @property
+    def inbox(self) -> Inbox:
+        """Input requests that neither an execution nor the client answers."""
+        return self._inbox
 
     def _route(self, message: Message) -> None:
         if message.header["msg_type"] == "input_request":

@@ -100,6 +100,7 @@ class Wire:
         self._is_pumping = False
         self._woken: list[Waiter[bool]] = []
         self._touched = Parking(owner)
+        self.on_touched: Callable[[], None] | None = None
         _retire_own_watcher(socket)
         loop = owner.hub.loop
         self._again: Any = loop.timer(NEXT_TURN)
@@ -213,6 +214,8 @@ class Wire:
         finally:
             self._is_taking_in = False
             self._touched.wake()
+            if self.on_touched is not None:
+                self.on_touched()
             if is_held:
                 sigint.release()
 
@@ -232,14 +235,21 @@ class Wire:
         """Until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
         while not self.is_closed:
             self.drain()
-            events = _get(self.socket, _EVENTS)
-            if events & _POLLIN:
-                self._go_on_soon()
-            if events & _POLLOUT:
+            if self.has_peer():
                 return True
             if not self._touched.wait(deadline) and deadline.is_over:
                 break
         return False
+
+    def has_peer(self) -> bool:
+        """True if the socket, which has ZMQ_IMMEDIATE, is connected."""
+        try:
+            events = _get(self.socket, _EVENTS)
+        except zmq.ZMQError:  # somebody else has closed it
+            return False
+        if events & _POLLIN:
+            self._go_on_soon()
+        return bool(events & _POLLOUT)
 
     def close(self) -> None:
         """Close the socket at once, without waiting for what was not sent. Idempotent."""

@@ -6,7 +6,7 @@ Nothing here waits or wakes anybody. A channel feeds messages in, and does what 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
@@ -24,6 +24,10 @@ OUTPUT_TYPES: Final = frozenset(
 """The iopub messages that make up the output of an execution."""
 
 _OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
+
+
+KEPT_SESSION: Final = 3
+"""Messages in a row after the first, in more than one request, that show that a kernel keeps its session."""
 
 
 class Slot:
@@ -206,19 +210,19 @@ class Requests:
         self._close_slot_of(message)
         return message
 
-    def fail_all(self, error: Callable[[str | None], Exception]) -> list[Slot]:
-        """Settle every unanswered slot with `error(msg_id)`; returns those that somebody awaits.
+    def fail(self, slots: Iterable[Slot], error: Callable[[str | None], Exception]) -> list[Slot]:
+        """Settle those of `slots` that are unanswered with `error(msg_id)`; returns those that somebody awaits.
 
         The others keep their error for a get_reply that may still come, up to MAX_UNCOLLECTED of them.
         """
-        unanswered = [slot for slot in self._slots.values() if slot.is_pending()]
+        unanswered = [slot for slot in slots if slot.is_pending()]
         for slot in unanswered:
             if slot.on_settled is not None or slot.abandoned:
                 self.discard(slot)
             else:
                 self.ledger.note_no_reply(slot.msg_id)
             slot.error = error
-        uncollected = [slot for slot in self._slots.values() if slot.reply is None]
+        uncollected = [slot for slot in self._slots.values() if slot.error is not None]
         for slot in uncollected[:-MAX_UNCOLLECTED]:
             self.discard(slot)
         return [slot for slot in unanswered if slot.on_settled is not None]
@@ -255,6 +259,15 @@ class Outputs:
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
         self.subscribed = False
+        self.kernels = 0
+        self._kernel_session: object = None
+        self._kept_session = 0
+
+    def forget_kernel(self) -> None:
+        """Another connection, to the same kernel or another."""
+        self.subscribed = False
+        self.executing.clear()
+        self._kernel_session = None
 
     def route(self, message: Message) -> Sink | None:
         """The execution that `message` belongs to; None if it went to the inbox."""
@@ -265,6 +278,7 @@ class Outputs:
             parent_id = None
         if msg_type == "status":
             self._note_status(message, parent_id)
+            self._note_session(message)
         elif msg_type == "update_display_data":
             self._update_displays(message, parent_id)
         if parent_id is not None and msg_type in _OF_AN_EXECUTION:
@@ -273,7 +287,25 @@ class Outputs:
                 return sink
         if msg_type != "iopub_welcome":
             self.inbox.append(message)
+        else:
+            self._note_session(message)
         return None
+
+    def _note_session(self, message: Message) -> None:
+        """Count the kernels whose place others have taken: a kernel that is started again has a session of its own.
+
+        Not every kernel keeps one: some return that of the request, or make one for each.
+        """
+        session = message.header.get("session")
+        if session == self._kernel_session:
+            self._kept_session += 1
+            return
+        if not isinstance(session, str) or session == message.parent_header.get("session"):
+            return
+        if self._kernel_session is not None and self._kept_session >= KEPT_SESSION:
+            self.kernels += 1
+        self._kernel_session = session
+        self._kept_session = 0
 
     def _note_status(self, message: Message, parent_id: str | None) -> None:
         state = message.content.get("execution_state")

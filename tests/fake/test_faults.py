@@ -143,46 +143,6 @@ def test_a_message_that_json_of_python_kernels_can_hold_is_delivered(fake: FakeK
     assert repr(got) == repr(content)
 
 
-def test_a_lost_idle_ends_the_run_as_incomplete_and_others_go_on(
-    fake: FakeKernel, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    lost: list[str | None] = []
-
-    def lose_first_idle(channel: str, message: Any) -> bool:
-        is_idle = message.content.get("execution_state") == "idle"
-        if is_idle and message.parent_header["msg_type"] == "execute_request" and not lost:
-            lost.append(message.parent_id)
-            return True
-        return False
-
-    fake.lose = lose_first_idle
-    first = client.submit("6 * 7")
-    second = client.submit("6 * 7")
-    with caplog.at_level(logging.WARNING):
-        assert second.result(timeout=20).complete
-        outcome = first.result(timeout=20)
-    assert (outcome.text, outcome.complete, lost) == ("42", False, [first.msg_id])
-    assert "idle" in caplog.text
-
-
-@pytest.mark.parametrize("call", ["run", "execute"])
-def test_a_request_without_a_reply_raises_no_reply(fake: FakeKernel, client: Client, call: str) -> None:
-    fake.lose = lambda channel, message: message.msg_type == "execute_reply"
-    with pytest.raises(kclient.NoReply) as caught:
-        getattr(client, call)("6 * 7", timeout=20)
-    assert caught.value.msg_id is not None
-    if call == "run":
-        assert caught.value.result is not None
-        assert caught.value.result.text == "42"
-    fake.lose = None
-    assert client.run("6 * 7", timeout=20).complete
-
-
-def test_a_kernel_that_never_says_idle_still_ends_its_runs(fake: FakeKernel, client: Client) -> None:
-    fake.lose = lambda channel, message: message.msg_type == "status"
-    assert client.run("6 * 7", timeout=30).complete is False
-
-
 def test_an_output_that_comes_after_idle_goes_to_the_inbox(fake: FakeKernel, client: Client) -> None:
     outcome = client.run("6 * 7", timeout=20)
     client.iopub_channel.flush()

@@ -256,7 +256,7 @@ def test_reply_in_the_inbox_stays_there_once_when_its_waiter_gives_up(requests):
 def test_error_that_came_as_its_waiter_gave_up_is_raised_for_who_asks_again(requests):
     request = ask()
     slot = open_and_await(requests, request)
-    assert requests.fail_all(restarted) == [slot]
+    assert requests.fail(requests, restarted) == [slot]
     requests.release(slot)
     with pytest.raises(KernelRestarted) as caught:
         requests.take(requests.claim(request.msg_id))
@@ -338,7 +338,7 @@ def test_failure_reaches_every_waiter_and_who_asks_later(requests):
     awaited = [open_and_await(requests, request) for request in asked[:2]]
     requests.open(asked[2])
     requests.abandon(open_and_await(requests, asked[3]))
-    assert requests.fail_all(restarted) == awaited
+    assert requests.fail(requests, restarted) == awaited
     for slot in (*awaited, requests.claim(asked[2].msg_id)):
         with pytest.raises(KernelRestarted) as caught:
             requests.take(slot)
@@ -351,13 +351,13 @@ def test_reply_that_is_in_outlives_a_failure(requests):
     requests.open(request)
     reply = answer(request)
     requests.route(reply)
-    assert requests.fail_all(restarted) == []
+    assert requests.fail(requests, restarted) == []
     assert requests.take(requests.claim(request.msg_id)) is reply
 
 
 def test_failure_is_nothing_to_requests_that_come_after_it(requests):
     open_and_await(requests, ask())
-    requests.fail_all(restarted)
+    requests.fail(requests, restarted)
     request = ask()
     slot = open_and_await(requests, request)
     assert slot.is_pending()
@@ -367,8 +367,8 @@ def test_failure_is_nothing_to_requests_that_come_after_it(requests):
 def test_failure_that_nobody_asked_about_is_not_replaced_by_the_next(requests):
     request = ask()
     requests.open(request)
-    requests.fail_all(restarted)
-    assert requests.fail_all(lambda msg_id: ChannelClosed("shell")) == []
+    requests.fail(requests, restarted)
+    assert requests.fail(requests, lambda msg_id: ChannelClosed("shell")) == []
     with pytest.raises(KernelRestarted):
         requests.take(requests.claim(request.msg_id))
 
@@ -379,7 +379,7 @@ def test_failures_that_nobody_asks_about_are_bounded_and_the_oldest_go():
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
         requests.open(request)
-    requests.fail_all(restarted)
+    requests.fail(requests, restarted)
     assert len(requests) == BOUND
     with pytest.raises(LocalProtocolError):
         requests.claim(asked[1].msg_id)
@@ -662,6 +662,60 @@ def test_status_that_tells_no_state_changes_nothing(outputs):
 # Displays
 
 
+# Another kernel in its place
+
+
+def status_of(session, request=None, times=1):
+    message = status("idle", request)
+    message.header["session"] = session
+    return [message] * times
+
+
+def kernels_after(outputs, *messages):
+    for message in messages:
+        outputs.route(message)
+    return outputs.kernels
+
+
+def test_kernel_that_keeps_its_session_is_one_kernel(outputs):
+    assert kernels_after(outputs, *status_of("a", times=10)) == 0
+
+
+def test_other_session_after_one_that_was_kept_is_another_kernel(outputs):
+    assert kernels_after(outputs, *status_of("a", times=10), *status_of("b", times=10), *status_of("c")) == 2
+
+
+def test_welcome_tells_of_another_kernel(outputs):
+    welcome = iopub("iopub_welcome")
+    welcome.header["session"] = "b"
+    assert kernels_after(outputs, *status_of("a", times=10), welcome) == 1
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_kernel_that_keeps_no_session_is_one_kernel(outputs, kept):
+    messages = [message for number in range(10) for message in status_of(str(number), times=kept)]
+    assert kernels_after(outputs, *messages) == 0
+
+
+def test_session_that_is_that_of_the_request_tells_nothing(outputs):
+    requests = [ask() for _ in range(3)]
+    for number, request in enumerate(requests):
+        request.header["session"] = f"client {number}"
+    echoes = [message for request in requests for message in status_of(request.header["session"], request, times=5)]
+    assert kernels_after(outputs, *status_of("a", times=10), *echoes, *status_of("a", times=10)) == 0
+
+
+@pytest.mark.parametrize("session", [None, 5, ["a"], {}])
+def test_session_that_is_none_tells_nothing(outputs, session):
+    assert kernels_after(outputs, *status_of("a", times=10), *status_of(session, times=10), *status_of("a")) == 0
+
+
+def test_another_kernel_on_a_new_connection_is_no_surprise(outputs):
+    kernels_after(outputs, *status_of("a", times=10))
+    outputs.forget_kernel()
+    assert kernels_after(outputs, *status_of("b", times=10)) == 0
+
+
 def test_update_of_a_display_reaches_every_other_execution_once(outputs):
     executions = [Execution(outputs) for _ in range(3)]
     update = iopub("update_display_data", executions[1].request, {"transient": {"display_id": "d"}})
@@ -869,7 +923,7 @@ class AnyOrder(RuleBasedStateMachine):
         unanswered = [one for one in self.asked if one.state in ("open", "awaited", "abandoned") and one.reply is None]
         pending = [one for one in unanswered if not one.has_failed]
         awaited = [one.slot for one in pending if one.state == "awaited"]
-        assert self.requests.fail_all(restarted) == awaited
+        assert self.requests.fail(self.requests, restarted) == awaited
         for one in pending:
             if one.state == "awaited":
                 one.state = "handed"

@@ -1,0 +1,73 @@
+"""The death of a kernel that nobody here started: told by missed heartbeats and refused connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from kclient.channels.base import Failure, copies_of
+from kclient.channels.heartbeat import HBChannel
+from kclient.errors import DeadKernelError
+from kclient.hub import weakly
+
+
+class DeathWatch:
+    """Tells, after missed heartbeats, whether a kernel that nobody here started is dead.
+
+    It is when its hb address and, since some kernels have no heartbeat, its shell address refuse a connection; a
+    kernel that is merely stopped still accepts one. Where no refusal can come, from a host that is gone, `dead_after`
+    seconds of silence decide (None: never).
+    """
+
+    def __init__(
+        self, hb: HBChannel, shell_address: str, dead_after: float | None, bury: Callable[[Failure], None]
+    ) -> None:
+        self.is_running = True
+        self.dead_after = dead_after
+        self._hb = hb
+        self._shell_address = shell_address
+        self._bury = bury
+        self._prober: gevent.Greenlet[..., Any] | None = None
+        hb.on_miss = weakly(self._on_miss)
+
+    def stop(self) -> None:
+        self.is_running = False
+        if self._prober is not None:
+            self._prober.kill(block=False)
+
+    def _on_miss(self) -> None:
+        if self._prober is None:
+            self._prober = gevent.spawn(self._probe)
+
+    def _probe(self) -> None:
+        try:
+            silence = self._hb.since_last_beat()
+            refused = refuses(self._hb.address) and refuses(self._shell_address)
+        finally:
+            self._prober = None
+        if refused:
+            self._bury(copies_of(DeadKernelError(f"the kernel died: {self._hb.address} refuses connections")))
+        elif self.dead_after is not None and silence >= self.dead_after:
+            self._bury(copies_of(DeadKernelError(f"the kernel has been silent for {silence:.1f} s")))
+
+
+def refuses(address: str) -> bool:
+    """True if nobody listens at a ZeroMQ `address`; False if somebody does, or if it can't be told within 1 s."""
+    from gevent import socket  # only a silent kernel needs it
+
+    transport, _, where = address.partition("://")
+    try:
+        if transport == "ipc":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                probe.connect(where)
+        else:
+            host, _, port = where.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:
+        return False
+    return False

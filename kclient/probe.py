@@ -1,0 +1,164 @@
+"""What a client asks the kernel on its own account: is it ready, does its output arrive, has it answered all before?"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from kclient.channels.base import Failure
+from kclient.channels.shell import RequestChannel, ShellChannel
+from kclient.errors import KernelTimeout, NoReply
+from kclient.hub import Deadline
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import Outputs
+
+if TYPE_CHECKING:
+    from kclient.link import Link
+
+STDIN_WAIT: Final = 1.0
+"""Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
+
+SUBSCRIBE_PAUSE: Final = 0.005
+"""Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
+
+SUBSCRIBE_WAIT: Final = 1.0
+"""Seconds for which `run` and `submit` of a client that is not known to be ready wait for a first iopub message."""
+
+SILENCE: Final = 0.3
+"""Seconds without a message on iopub after which nothing that was published before is under way any more."""
+
+
+class Probe:
+    """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
+
+    def __init__(self, outputs: Outputs | None, msg_id: str) -> None:
+        self.is_idle = False
+        self.kernel_session: object = None
+        self._outputs = outputs
+        self._msg_id = msg_id
+        if outputs is not None:
+            outputs.executions[msg_id] = self
+
+    def feed(self, message: Message) -> None:
+        if message.content.get("execution_state") == "idle":
+            self.is_idle = True
+            self.forget()
+
+    def update_display(self, message: Message) -> None:
+        """A probe displays nothing."""
+
+    def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        if self._outputs is not None:
+            self._outputs.executions.pop(self._msg_id, None)
+
+    def answered(self, reply: Message) -> None:
+        """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
+        self.kernel_session = reply.header.get("session")
+        if self._outputs is not None:
+            self._outputs.ledger.owed_idle.pop(self._msg_id, None)
+
+
+class Prober:
+    """Asks kernel_info over the channels of `link`; the statuses of that are for nobody else."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._kernel_session: object = None
+        self._tried: Outputs | None = None
+
+    def wait_for_ready(self, deadline: Deadline) -> None:
+        """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
+        link = self._link
+        probe = self.ask(link.shell, deadline)
+        self.has_met(probe.kernel_session)
+        if not self._subscribe(link.shell, deadline, probe):
+            raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
+        if link.runs("stdin"):
+            link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
+
+    def subscribe_in(self, deadline: Deadline) -> None:
+        """Before code is sent: see that its first output and question will arrive, if that is not known yet."""
+        link = self._link
+        outputs = link.iopub.outputs
+        if outputs.subscribed or self._tried is outputs:
+            return
+        self._tried = outputs
+        wait = deadline.half().at_most(SUBSCRIBE_WAIT)
+        channel = link.control if link.runs("control") else link.shell  # control answers while the kernel is busy
+        with suppress(KernelTimeout, NoReply):
+            self._subscribe(channel, wait, self.ask(channel, wait))
+        if link.runs("stdin"):
+            link.stdin.wait_for_peer(wait)
+
+    def reconnected(self) -> None:
+        """The connection was cut, and that of iopub may not be back yet."""
+        self._tried = None
+        if self._link.outputs is not None:
+            self._link.outputs.subscribed = False
+
+    def ask(self, channel: RequestChannel, deadline: Deadline, *, subshell_id: str | None = None) -> Probe:
+        """Ask kernel_info and return when the reply is in."""
+        link = self._link
+        message = link.session.msg("kernel_info_request")
+        probe = Probe(link.outputs, message.msg_id)
+        try:
+            reply = channel.request(message, timeout=deadline, subshell_id=subshell_id)
+        except BaseException:
+            probe.forget()
+            raise
+        probe.answered(reply)
+        return probe
+
+    def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
+        """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
+
+        A script that only waits elsewhere may find all of them on the socket then.
+        """
+        link = self._link
+        while not probe.is_idle and link.runs("iopub"):
+            if not link.iopub.changed.wait(deadline.at_most(SILENCE)):
+                link.iopub.drain()
+                break
+        return probe.is_idle
+
+    def has_met(self, kernel_session: object) -> bool:
+        """True if the kernel that answered, in that session, is the one that we know; else it is from now on."""
+        is_known = self._kernel_session == kernel_session
+        if not is_known and self._link.outputs is not None:
+            self._link.outputs.executing.clear()
+        self._kernel_session = kernel_session
+        return is_known
+
+    def knock(self, deadline: Deadline) -> None:
+        """Ask kernel_info over a connection of its own, and return when the reply is in."""
+        link = self._link
+        channel = ShellChannel(link.shell.context, link.session, link.shell.address)
+        channel.identity = link.renew_identity()
+        channel.start()
+        try:
+            probe = self.ask(channel, deadline)
+            self.wait_for_idle(probe, deadline)
+            probe.forget()
+        finally:
+            channel.stop()
+
+    def _subscribe(self, channel: RequestChannel, deadline: Deadline, probe: Probe) -> bool:
+        """True when something has come over iopub, if need be after asking again; False if nothing has in time."""
+        iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
+        try:
+            while iopub.is_alive() and not iopub.outputs.subscribed:
+                if iopub.changed.wait(deadline.at_most(pause)):
+                    continue
+                if deadline.is_over:
+                    probe.forget()
+                    return False
+                probe.forget()
+                probe = self.ask(channel, deadline)
+                pause *= 2
+        except BaseException:
+            probe.forget()
+            raise
+        return True
