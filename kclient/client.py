@@ -72,23 +72,23 @@ class KernelClient(Runner):
 
         Raises InvalidPortNumber if the kernel's ports are not chosen yet.
         """
-        self._owner.check()
         wanted = {"shell": shell, "iopub": iopub, "stdin": stdin, "hb": hb, "control": control}
-        for name, is_wanted in wanted.items():
-            is_missing = self.connection.shell_port and not self.connection.port(name)
-            if is_wanted and not is_missing:
-                self.link.start_channel(name)
-        if self._death_watch is not None and not self._death_watch.is_running and self.link.runs("hb"):
-            self.watch(self._death_watch.dead_after)
+        with self._owner.call():
+            for name, is_wanted in wanted.items():
+                is_missing = self.connection.shell_port and not self.connection.port(name)
+                if is_wanted and not is_missing:
+                    self.link.start_channel(name)
+            if self._death_watch is not None and not self._death_watch.is_running and self.link.runs("hb"):
+                self.watch(self._death_watch.dead_after)
 
     def stop_channels(self) -> None:
         """Disconnect every channel; whoever waits gets ChannelClosed. `start_channels` opens new ones."""
         if self._owner.forked:
             return
-        self._owner.check()
-        if self._death_watch is not None:
-            self._death_watch.stop()
-        self.link.stop()
+        with self._owner.call():
+            if self._death_watch is not None:
+                self._death_watch.stop()
+            self.link.stop()
 
     def close(self) -> None:
         """The same as `stop_channels`."""
@@ -111,8 +111,8 @@ class KernelClient(Runner):
 
         Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
         """
-        self._owner.check()
-        self.link.prober.wait_for_ready(as_deadline(timeout))
+        with self._owner.call():
+            self.link.prober.wait_for_ready(as_deadline(timeout))
 
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.

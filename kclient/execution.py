@@ -87,7 +87,8 @@ class Execution:
             if self._is_over:
                 self._raise_failure()
                 return
-            self._wait(deadline, self._has_no_news)
+            with self._owner.call():
+                self._wait(deadline, self._has_no_news)
 
     @property
     def times(self) -> Times:
@@ -110,23 +111,23 @@ class Execution:
 
         Ctrl-C, in the main greenlet, interrupts the kernel and raises KeyboardInterrupt when it is idle.
         """
-        self._owner.check()
-        if self._follower is not None and getcurrent() is self._follower:
-            raise InvalidState("a callback of this execution cannot wait for its end, which comes after the callback")
         deadline = Deadline(timeout)
-        self._or_interrupt(self._wait_for_end, deadline)
-        if self._callback_error is not None:
-            raise self._callback_error
-        return self._final_result()
+        with self._owner.call():
+            if self._follower is not None and getcurrent() is self._follower:
+                raise InvalidState("a callback of this execution cannot wait for its end, which is after the callback")
+            self._or_interrupt(self._wait_for_end, deadline)
+            if self._callback_error is not None:
+                raise self._callback_error
+            return self._final_result()
 
     def interrupt(self) -> None:
         """Interrupt this execution and no other: now if the kernel is at it, else as soon as it gets to it."""
-        self._owner.check()
-        if self._is_over:
-            return
-        if self._interruption is None:
-            self._interruption = Interruption(self, self._link, self._transcript)
-        self._interruption.ask()
+        with self._owner.call():
+            if self._is_over:
+                return
+            if self._interruption is None:
+                self._interruption = Interruption(self, self._link, self._transcript)
+            self._interruption.ask()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
         """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""

@@ -92,6 +92,11 @@ class Owner:
             raise ForkedProcess("made before a fork: sockets do not survive it; make a new one in the child")
         raise WrongThread("made in another thread, which alone may use it; make one of your own in this thread")
 
+    def call(self) -> Call:
+        """`check`, and for a `with` block put off a Ctrl-C until it waits or ends: nothing is left half done."""
+        self.check()
+        return Call(self.hub)
+
     @property
     def forked(self) -> bool:
         """True in a forked child, where cleaning up would harm the parent."""
@@ -109,6 +114,23 @@ class Owner:
             function()
         elif self.hub.loop is not None:
             self.hub.loop.run_callback_threadsafe(function)
+
+
+class Call:
+    """A public call, from its beginning to its end."""
+
+    __slots__ = ("_hub", "_is_held")
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._is_held = False
+
+    def __enter__(self) -> None:
+        self._is_held = sigint.hold(self._hub)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_held:
+            sigint.release(self._hub)
 
 
 class Deadline:
@@ -174,15 +196,19 @@ _in_callback: set[object] = set()
 
 
 def call_back(function: Callable[..., _T], *args: Any) -> _T:
-    """Run a user's callback in this greenlet, which is then known to be in one."""
+    """Run a user's callback in this greenlet, which is then known to be in one; a Ctrl-C hits it as any other code."""
     me = getcurrent()
-    if me in _in_callback:
-        return function(*args)
+    is_outermost = me not in _in_callback
+    hub = get_hub()
+    was_held = sigint.pause(hub)
     _in_callback.add(me)
     try:
         return function(*args)
     finally:
-        _in_callback.discard(me)
+        if is_outermost:
+            _in_callback.discard(me)
+        if was_held:
+            sigint.hold(hub)
 
 
 def in_callback() -> bool:

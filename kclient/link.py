@@ -261,9 +261,6 @@ class Link:
         self.watchdog.arm()
         try:
             self.shell.post(message, execution.on_settled)
-        except KeyboardInterrupt:  # it is out
-            execution.interrupt()
-            raise
         except BaseException:
             executions.pop(message.msg_id, None)
             raise

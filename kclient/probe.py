@@ -68,14 +68,14 @@ class Prober:
         self._link = link
         self._kernel_session: object = None
         self._tried: Outputs | None = None
+        self._latest = Probe(None, "")
 
     def wait_for_ready(self, deadline: Deadline) -> None:
         """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
         link = self._link
-        probe = self.ask(link.shell, deadline)
-        self.has_met(probe.kernel_session)
-        if not self._subscribe(link.shell, deadline, probe):
+        if not self._subscribe(link.shell, deadline):
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
+        self.has_met(self._latest.kernel_session)
         if link.runs("stdin"):
             link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
 
@@ -89,7 +89,7 @@ class Prober:
         wait = deadline.half().at_most(SUBSCRIBE_WAIT)
         channel = link.control if link.runs("control") else link.shell  # control answers while the kernel is busy
         with suppress(KernelTimeout, NoReply):
-            self._subscribe(channel, wait, self.ask(channel, wait))
+            self._subscribe(channel, wait)
         if link.runs("stdin"):
             link.stdin.wait_for_peer(wait)
 
@@ -145,20 +145,17 @@ class Prober:
         finally:
             channel.stop()
 
-    def _subscribe(self, channel: RequestChannel, deadline: Deadline, probe: Probe) -> bool:
-        """True when something has come over iopub, if need be after asking again; False if nothing has in time."""
+    def _subscribe(self, channel: RequestChannel, deadline: Deadline) -> bool:
+        """Ask, and again if need be, until something has come over iopub; False if nothing has in time."""
         iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
-        try:
-            while iopub.is_alive() and not iopub.outputs.subscribed:
-                if iopub.changed.wait(deadline.at_most(pause)):
-                    continue
-                if deadline.is_over:
-                    probe.forget()
-                    return False
-                probe.forget()
-                probe = self.ask(channel, deadline)
-                pause *= 2
-        except BaseException:
-            probe.forget()
-            raise
-        return True
+        while True:
+            self._latest.forget()  # its idle may have come before we listened
+            self._latest = self.ask(channel, deadline)
+            pause_end = deadline.at_most(pause)
+            while iopub.is_alive() and not iopub.outputs.subscribed and not pause_end.is_over:
+                iopub.changed.wait(pause_end)
+            if not iopub.is_alive() or iopub.outputs.subscribed:
+                return True
+            if deadline.is_over:
+                return False
+            pause *= 2

@@ -135,7 +135,8 @@ class Runner(ShellRequests, ControlRequests):
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):
             raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
-        self.link.refuse_if_answering(subshell_id)
+        link = self.link
+        link.refuse_if_answering(subshell_id)
         content = messages.execute(
             code,
             silent=silent,
@@ -145,15 +146,16 @@ class Runner(ShellRequests, ControlRequests):
             stop_on_error=stop_on_error,
         )
         execution = Execution(
-            self.link,
+            link,
             Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
             on_output=check_callback(on_output, "on_output"),
             on_input=check_callback(on_input, "on_input") or self.on_input,
             keeps_messages=on_output is not None,
         )
-        self.link.start(execution, content, subshell_id, deadline)
-        return execution.run(deadline, on_abandon)
+        with link.owner.call():
+            link.start(execution, content, subshell_id, deadline)
+            return execution.run(deadline, on_abandon)
 
     def submit(
         self,
@@ -189,10 +191,11 @@ class Runner(ShellRequests, ControlRequests):
             on_output=check_callback(on_output, "on_output"),
             on_input=check_callback(on_input, "on_input") or self.on_input,
         )
-        self.link.start(execution, content, subshell_id, Deadline(None))
-        if on_output is not None or execution.takes_input:
-            execution.follow_in_background()
-        return execution
+        with self.link.owner.call():
+            self.link.start(execution, content, subshell_id, Deadline(None))
+            if on_output is not None or execution.takes_input:
+                execution.follow_in_background()
+            return execution
 
     def _allows_stdin(self, on_input: OnInput | None) -> bool:
         return self.answers_input() or (on_input is not None and self.link.runs("stdin"))

@@ -1,8 +1,9 @@
-"""Ctrl-C, delivered to the greenlet that waits, and never half-way through a message.
+"""Ctrl-C, delivered to the main greenlet where that waits, and never half-way through a message or a call.
 
-Python's own handler raises KeyboardInterrupt wherever the main thread happens to be: between two frames, or in the
-hub, which prints it. While the main greenlet waits, or a socket is used, ours stands in. A handler of the user's own is
-left alone.
+Python's own handler raises KeyboardInterrupt wherever the main thread happens to be: between two frames, between a
+request and the note of who awaits its reply, or in the hub, which prints it. While a call is under way or a socket is
+used, ours stands in: a Ctrl-C is raised at the call's next wait, or when it ends. A handler of the user's own is left
+alone.
 """
 
 from __future__ import annotations
@@ -48,21 +49,28 @@ _came = False
 
 
 def hold(hub: Hub) -> bool:
-    """Put off a Ctrl-C until `release`; False if it needs no putting off: then there is nothing to release."""
+    """Put off a Ctrl-C until the next wait, or `release`; False if that is so already, or is not ours to do."""
+    global _came
     if getsignal(SIGINT) is not default_int_handler or not hub.loop.default:
         return False
+    _came = False
     set_handler(SIGINT, _note)
     return True
 
 
-def release() -> None:
-    """End `hold`; raises KeyboardInterrupt if a Ctrl-C has come since."""
-    global _came
+def release(hub: Hub) -> None:
+    """End `hold`. A Ctrl-C that has come since is raised here or, if this is not the main greenlet, there."""
     if getsignal(SIGINT) is _note:
         set_handler(SIGINT, default_int_handler)
-    if _came:
-        _came = False
-        raise KeyboardInterrupt
+    _raise_what_came(hub)
+
+
+def pause(hub: Hub) -> bool:
+    """End `hold` for a function of the user's; True if there was one, which `hold` then begins again."""
+    if getsignal(SIGINT) is not _note:
+        return False
+    release(hub)
+    return True
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
@@ -70,14 +78,27 @@ def _note(signum: int, frame: FrameType | None) -> None:
     _came = True
 
 
+def _raise_what_came(hub: Hub) -> None:
+    global _came
+    came, _came = _came, False
+    if not came:
+        return
+    if getcurrent().parent is None:
+        raise KeyboardInterrupt
+    hub.loop.run_callback(hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
+
+
 def wait(waiter: Waiter[bool], hub: Hub) -> bool:
     """`waiter.get()`; in the main greenlet of the main thread a Ctrl-C ends it with KeyboardInterrupt.
 
     Handlers of the user's own, of whatever signal, run as soon as it comes.
     """
+    handler = getsignal(SIGINT)
     if getcurrent().parent is not None or not hub.loop.default:
-        return bool(waiter.get())
-    stands_in = getsignal(SIGINT) is default_int_handler
+        return _wait_elsewhere(waiter, hub, handler)
+    if handler is _note:
+        _raise_what_came(hub)
+    stands_in = handler is default_int_handler or handler is _note
     is_interrupted = is_over = False
 
     def on_sigint(signum: int, frame: FrameType | None) -> None:
@@ -96,14 +117,25 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
     try:
         woken = bool(waiter.get())
     finally:
-        is_over = True
         if old_fd == -1:
             set_wakeup_fd(-1)
         if stands_in and getsignal(SIGINT) is on_sigint:
-            set_handler(SIGINT, default_int_handler)
+            set_handler(SIGINT, handler)
+        is_over = True
     if is_interrupted:
         raise KeyboardInterrupt
     return woken
+
+
+def _wait_elsewhere(waiter: Waiter[bool], hub: Hub, handler: object) -> bool:
+    """While another greenlet waits, a Ctrl-C is none of its business."""
+    if handler is not _note:
+        return bool(waiter.get())
+    release(hub)
+    try:
+        return bool(waiter.get())
+    finally:
+        hold(hub)
 
 
 def _wakeup_fd(hub: Hub) -> int:

@@ -267,20 +267,19 @@ class MessageChannel(Channel):
         Raises KernelTimeout when none came within `timeout` seconds, at once if `block` is False.
         """
         deadline = Deadline(timeout if block else 0)
-        self._check().drain()
-        failures = self._failures
-        while True:
-            try:
-                return self._next_unclaimed()
-            except KeyError:
+        with self._owner.call():
+            self._check().drain()
+            failures = self._failures
+            while not self.inbox:
                 self._check()
                 self._check_failure()
-            if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
-                raise self._last_failure(None)
-            if not self._arrived.wait(deadline):
-                self._look_around()
-                if deadline.is_over and not self.msg_ready() and self._failure is None:
-                    raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
+                if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
+                    raise self._last_failure(None)
+                if not self._arrived.wait(deadline):
+                    self._look_around()
+                    if deadline.is_over and not self.msg_ready() and self._failure is None:
+                        raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
+        return self._next_unclaimed()
 
     def msg_ready(self) -> bool:
         """True if `get_msg` would return at once."""

@@ -48,12 +48,13 @@ class IOPubChannel(MessageChannel):
         reply has come is in; not for requests that still run. From a callback it only drains.
         """
         deadline = Deadline(timeout)
-        self._check().drain()
-        ledger = self.outputs.ledger
-        while ledger.awaits_idle and self._failure is None and not in_callback():
-            if not self.changed.wait(deadline) and deadline.is_over:
-                self._check().drain()
-                ledger.waive()
+        with self._owner.call():
+            self._check().drain()
+            ledger = self.outputs.ledger
+            while ledger.awaits_idle and self._failure is None and not in_callback():
+                if not self.changed.wait(deadline) and deadline.is_over:
+                    self._check().drain()
+                    ledger.waive()
         return self.get_msgs()
 
     def get_msgs(self) -> list[Message]:

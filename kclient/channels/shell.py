@@ -44,9 +44,10 @@ class RequestChannel(MessageChannel):
         subshell_id: str | None = None,
     ) -> str:
         """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`."""
-        message = self._build(msg_type, content, metadata, buffers, subshell_id)
-        self.post(message)
-        return message.msg_id
+        with self._owner.call():
+            message = self._build(msg_type, content, metadata, buffers, subshell_id)
+            self.post(message)
+            return message.msg_id
 
     def get_reply(self, msg_id: str, timeout: float | None = None) -> Message:
         """The reply to a request that `send` has sent; it can be taken once.
@@ -55,20 +56,20 @@ class RequestChannel(MessageChannel):
         After a KernelTimeout one may ask again.
         """
         deadline = Deadline(timeout)
-        self._owner.check()
-        if self.answering:
-            self.refuse_if_answering()
-        slot = self.requests.claim(msg_id)
-        if not slot.is_settled:
-            self._check().drain()
-        parking = Parking(self._owner)
-        slot.on_settled = parking.wake
-        try:
-            self._await(slot, parking, deadline)
-        except BaseException:
-            self.requests.release(slot)
-            raise
-        return self.requests.take(slot)
+        with self._owner.call():
+            if self.answering:
+                self.refuse_if_answering()
+            slot = self.requests.claim(msg_id)
+            if not slot.is_settled:
+                self._check().drain()
+            parking = Parking(self._owner)
+            slot.on_settled = parking.wake
+            try:
+                self._await(slot, parking, deadline)
+            except BaseException:
+                self.requests.release(slot)
+                raise
+            return self.requests.take(slot)
 
     def request(
         self,
@@ -80,23 +81,27 @@ class RequestChannel(MessageChannel):
     ) -> Message:
         """Send a request and return its reply; if the call ends without it, the reply is discarded."""
         deadline = as_deadline(timeout)
-        if self.answering:
-            self.refuse_if_answering(subshell_id)
-        if isinstance(msg_type, Message) or subshell_id is not None:
-            message = self._build(msg_type, content, None, None, subshell_id)
-        else:
-            message = self.session.msg(msg_type, content)
-        parking = Parking(self._owner)
-        slot = self.post(message, parking.wake)
-        try:
-            self._await(slot, parking, deadline)
-        except BaseException:
-            self.requests.abandon(slot)
-            raise
-        return self.requests.take(slot)
+        with self._owner.call():
+            if self.answering:
+                self.refuse_if_answering(subshell_id)
+            if isinstance(msg_type, Message) or subshell_id is not None:
+                message = self._build(msg_type, content, None, None, subshell_id)
+            else:
+                message = self.session.msg(msg_type, content)
+            parking = Parking(self._owner)
+            slot = self.post(message, parking.wake)
+            try:
+                self._await(slot, parking, deadline)
+            except BaseException:
+                self.requests.abandon(slot)
+                raise
+            return self.requests.take(slot)
 
     def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
-        """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled."""
+        """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled.
+
+        The caller holds Ctrl-C back, lest nobody know of a request that is out.
+        """
         wire = self._check()
         if self._failure is not None:
             raise self._failure(message.msg_id)
@@ -106,8 +111,6 @@ class RequestChannel(MessageChannel):
         slot.sent = perf_counter()
         try:
             wire.send(frames)
-        except KeyboardInterrupt:  # it is out, and will be answered
-            raise
         except BaseException:
             self.requests.discard(slot)
             raise

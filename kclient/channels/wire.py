@@ -126,7 +126,7 @@ class Wire:
             raise ChannelClosed(self.name) from exc
         finally:
             if is_held:
-                sigint.release()
+                sigint.release(self._owner.hub)
 
     def drain(self) -> None:
         """Take in what is there, for at most `TURN` seconds; what is left waits for the loop's next turn."""
@@ -217,7 +217,7 @@ class Wire:
             if self.on_touched is not None:
                 self.on_touched()
             if is_held:
-                sigint.release()
+                sigint.release(self._owner.hub)
 
     def _go_on_soon(self) -> None:
         if self.is_closed:

@@ -1,0 +1,176 @@
+"""Ctrl-C at any moment: it is raised in the main greenlet, the call leaves nothing half done, and the client works on.
+
+A trace function strikes at one line after the other of all that kclient runs for a call, in whatever greenlet that is.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gevent
+import gevent.event
+import leaks
+import pytest
+from figures import Figures
+from fixtures import WAIT
+
+import kclient
+from kclient.testing import FakeKernel, result, stream
+
+PACKAGE = str(Path(kclient.__file__).parent)
+
+
+class Strike:
+    """A SIGINT at the `at`-th line of kclient that is run while `call` is under way."""
+
+    def __init__(self, at: int) -> None:
+        self.where = ""
+        self._left = at
+
+    def during(self, call: Callable[[], object]) -> BaseException | None:
+        """What came out of `call`."""
+        sys.settrace(self._trace)
+        try:
+            call()
+        except BaseException as exc:
+            return exc
+        finally:
+            sys.settrace(None)
+        return None
+
+    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                sys.settrace(None)
+                self.where = leaks.lines(frame, 4)
+                signal.raise_signal(signal.SIGINT)
+        return self._trace
+
+
+def strikes(figures: Figures, step: int) -> Iterator[Strike]:
+    """One at every line or, in the ordinary suite, at every `step`-th; ends when the call ends before it."""
+    strike = Strike(0)
+    for at in range(1, 100_000, figures.size(step, 1)):
+        if at > 1 and not strike.where:
+            return
+        strike = Strike(at)
+        yield strike
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKernel]:
+    with FakeKernel({"6 * 7": [stream("hi\n"), result("42")]}, thread=True) as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(fake: FakeKernel) -> Iterator[kclient.KernelClient]:
+    with kclient.connect(fake.connection_info, watch=False) as client:
+        yield client
+
+
+def ask(client: kclient.KernelClient) -> None:
+    execution = client.submit("print(input())", on_input=lambda prompt, password: "Ada")
+    assert execution.result(WAIT).stdout == "Ada"
+
+
+CALLS: dict[str, Callable[[kclient.KernelClient], object]] = {
+    "run": lambda client: client.run("6 * 7", timeout=WAIT),
+    "run with on_output": lambda client: client.run("6 * 7", on_output=lambda message: None, timeout=WAIT),
+    "iteration": lambda client: list(client.submit("6 * 7")),
+    "result": lambda client: client.submit("6 * 7").result(WAIT),
+    "input": ask,
+    "a request": lambda client: client.kernel_info(timeout=WAIT),
+    "get_reply": lambda client: client.shell_channel.get_reply(client.shell_channel.send("kernel_info_request"), WAIT),
+    "get_msg": lambda client: client.iopub_channel.get_msg(timeout=0.001),
+    "flush": lambda client: client.iopub_channel.flush(),
+    "wait_for_ready": lambda client: client.wait_for_ready(WAIT),
+    "stop and start": lambda client: (client.stop_channels(), client.start_channels(), client.wait_for_ready(WAIT)),
+}
+
+
+def check_that_it_works(client: kclient.KernelClient, where: str) -> None:
+    """It runs code, and no call that was interrupted has left an entry anywhere."""
+    if not client.channels_running:  # interrupted in between
+        client.start_channels()
+    client.wait_for_ready(WAIT)
+    outcome = client.run("6 * 7", timeout=WAIT)
+    assert (outcome.stdout, outcome.text, outcome.complete) == ("hi\n", "42", True), where
+    client.wait_for_ready(WAIT)  # the idle status of its own question may have come too early for the first time
+    client.control_channel.kernel_info(timeout=WAIT)  # behind the interrupt_request
+    client.shell_channel.kernel_info(timeout=WAIT)
+    client.iopub_channel.flush()
+    client.shell_channel.get_msgs()  # replies to `send`
+    assert not list(client.shell_channel.requests), where
+    assert not client.iopub_channel.outputs.executions, where
+    assert not client.link.ledger.unanswered, where
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, where
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", CALLS)
+def test_ctrl_c_at_any_line_is_raised_and_the_client_works_on(
+    fake: FakeKernel, client: kclient.KernelClient, figures: Figures, capfd: pytest.CaptureFixture[str], call: str
+) -> None:
+    fake.script["print(input())"] = lambda request: request.publish(*stream(request.ask("? ")))
+    count = 0
+    for strike in strikes(figures, 23):
+        error = strike.during(lambda: CALLS[call](client))
+        if strike.where:
+            assert isinstance(error, KeyboardInterrupt), f"{error!r} at {strike.where}"
+            count += 1
+        check_that_it_works(client, strike.where)
+    figures.note(f"Ctrl-C during {call}", count, "moments")
+    assert count > 5
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_hits_the_main_greenlet_while_others_are_busy(
+    client: kclient.KernelClient, figures: Figures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Others go on calling, whatever greenlet the signal came in."""
+
+    def call_on() -> None:
+        while True:
+            assert client.run("6 * 7").complete
+            client.kernel_info()
+
+    others = [gevent.spawn(call_on) for _ in range(3)]
+    for strike in strikes(figures, 101):
+        error = strike.during(lambda: client.run("6 * 7", timeout=WAIT))
+        if strike.where:
+            assert isinstance(error, KeyboardInterrupt), f"{error!r} at {strike.where}"
+        assert client.run("6 * 7", timeout=WAIT).text == "42"
+        assert not any(other.ready() for other in others), strike.where
+    gevent.killall(others)
+    check_that_it_works(client, "at the end")
+    assert capfd.readouterr().err == ""
+
+
+def wait_for(caller: gevent.Greenlet[..., Any]) -> None:
+    gevent.wait([caller], timeout=WAIT)
+    gevent.sleep(0)  # what was noted in the hub is raised with the loop's next turn
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_while_only_other_greenlets_call_is_raised_in_the_main_one(
+    client: kclient.KernelClient, figures: Figures
+) -> None:
+    """It waits elsewhere, under Python's own handler, which may strike another before that is in its call."""
+    for strike in strikes(figures, 101):
+        caller = gevent.spawn(client.run, "6 * 7")
+        error = strike.during(partial(wait_for, caller))
+        caller.join()
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+        assert isinstance(caller.exception, KeyboardInterrupt) or caller.get().complete, strike.where
+    check_that_it_works(client, "at the end")
