@@ -108,6 +108,8 @@ class Watchdog:
         self._turn.set(0)
 
     def _look(self) -> None:
+        for channel in self._link.running():
+            channel.mend()
         until = perf_counter() - OVERDUE
         found: dict[tuple[str, str | None], list[Overdue]] = {}
         for overdue in self._owed():

@@ -126,6 +126,11 @@ class Channel(ABC):
         if self._wire is not None:
             self._wire.drain()
 
+    def mend(self) -> None:
+        """See that the loop still watches the socket."""
+        if self._wire is not None:
+            self._wire.mend()
+
     def glance(self) -> None:
         """Take in one message, if there is one."""
         if self._wire is not None:

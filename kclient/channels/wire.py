@@ -104,7 +104,7 @@ class Wire:
         _retire_own_watcher(socket)
         loop = owner.hub.loop
         self._again: Any = loop.timer(NEXT_TURN)
-        self._readable = loop.io(_get(socket, zmq.FD), 1)
+        self._readable: Any = loop.io(_get(socket, zmq.FD), 1)
         self._readable.start(self._on_readable)
         # A pipe signals only a reader that has found it empty before, so have a look without being told.
         self._again.start(self._pump)
@@ -250,6 +250,14 @@ class Wire:
         if events & _POLLIN:
             self._go_on_soon()
         return bool(events & _POLLOUT)
+
+    def mend(self) -> None:
+        """Watch again, if a Ctrl-C struck the loop as it called us: it stops a watcher whose callback has raised.
+
+        That is so only while the main greenlet waits for something else than kclient.
+        """
+        if not self.is_closed and not self._readable.active and not self._again.active:
+            self._go_on_soon()
 
     def close(self) -> None:
         """Close the socket at once, without waiting for what was not sent. Idempotent."""
