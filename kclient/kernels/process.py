@@ -87,7 +87,10 @@ class Launcher(Protocol):
 
 
 class LocalProcess:
-    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for."""
+    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for.
+
+    Its own children end with it, unless they left for a session or process group of their own.
+    """
 
     def __init__(
         self, watch: ExitWatch, pipes: tuple[IO[Any] | None, IO[Any] | None], output: IO[bytes] | None
