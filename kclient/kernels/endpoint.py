@@ -12,6 +12,7 @@ from kclient.errors import InvalidArgument, InvalidState
 from kclient.kernels.files import (
     PrivateFolder,
     check_replaceable,
+    folders_made_for,
     new_connection_file,
     new_ipc_folder,
     read_connection_file,
@@ -111,6 +112,17 @@ class Endpoint:
         """Remove the sockets of an ipc kernel, unless somebody else started it."""
         if self._is_for_our_kernel:
             remove_ipc_files(self.info)
+
+    def traces(self) -> list[str]:
+        """What `remove` would remove, as `guardian` takes it."""
+        if self._folder is not None:
+            files = [f"d{self._folder.path}"]
+        else:
+            files = [f"s{path}" for path in self.info.ipc_paths() if self._is_for_our_kernel]
+        if self._is_written and self.path is not None:
+            files.append(f"f{os.path.abspath(self.path)}")
+            files += [f"d{folder}" for folder in folders_made_for(self.path)]
+        return files
 
     def remove(self) -> None:
         """Remove every trace, and forget the ports that were chosen here."""

@@ -77,6 +77,12 @@ def remove_connection_file(path: str) -> None:
         folder.remove()
 
 
+def folders_made_for(path: str) -> list[str]:
+    """The folder that goes with this connection file, if `new_connection_file` made it."""
+    folder = os.path.dirname(path)
+    return [folder] if folder in _folders else []
+
+
 def write_connection_file(info: ConnectionInfo, path: str) -> None:
     """Write `info` to `path` so that readers see all of it or nothing, and nobody else may read it.
 
