@@ -18,6 +18,10 @@ ATTEMPTS: Final = 3
 """Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
 
 
+_IN_USE: Final = "ddress already in use"
+"""What kernels print of a port that was taken, and may be free again when we look."""
+
+
 def start_kernel(
     kernel_name: str = "python3",
     *,
@@ -65,7 +69,7 @@ def start_kernel(
             return manager
         except LaunchError as exc:
             manager.shutdown_kernel(now=True)
-            if not attempts_left or "ddress already in use" not in exc.stderr:
+            if not attempts_left or not (exc.taken_ports or _IN_USE in exc.stderr):
                 raise
         except BaseException:
             manager.shutdown_kernel(now=True)

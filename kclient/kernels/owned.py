@@ -14,8 +14,9 @@ from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, Launc
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
-from kclient.kernels.process import KernelProcess, Launcher, Output
+from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, Output
 from kclient.kernels.spec import KernelSpec, find_kernel_spec
+from kclient.kernels.taken import describe, taken_ports
 
 TERM_WAIT: Final = 2.0
 """Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
@@ -188,18 +189,25 @@ class OwnedKernel:
         )
 
     def never_came_up(self, death: DeadKernelError) -> LaunchError:
-        """`death`, of a kernel that had never answered."""
+        """`death`, of a kernel that had never answered; names the ports that another program has."""
+        taken = taken_ports(self.endpoint.info)
+        story = [describe(self.endpoint.info, taken)] if taken else []
+        story.append(f"its command was {self.command_line()}")
         return LaunchError(
-            f"the kernel {self.kernel_name!r} ended before it was ready; its command was {self.command_line()}",
+            f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
             exit_code=death.exit_code,
             stderr=death.stderr,
+            taken_ports=taken,
         )
 
     def story(self) -> str:
         """What was started and what it printed, for who wonders why it does not answer."""
         output = self.process.stderr_tail().strip() if self.process is not None else ""
-        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
+        story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
+        if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
+            story.insert(0, describe(self.endpoint.info, taken))
+        return "; ".join(story)
 
     def command_line(self) -> str:
         return shlex.join(self.argv)
