@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import leaks
 import pytest
+from endings import ending, needs_pidfd
 from figures import Figures
 from fixtures import WAIT, Script
 
@@ -24,7 +23,7 @@ import kclient
 from kclient.kernels import guard, guardian
 from kclient.kernels.process import LocalLauncher
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing tells of the end of another's child")
+pytestmark = needs_pidfd
 
 PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
 
@@ -72,16 +71,6 @@ def start_program(stubborn: str, start_script: Callable[..., Script]) -> Callabl
         return script, [int(pid) for pid in script.read_line().split()]
 
     return start
-
-
-@contextmanager
-def ending(pids: Iterable[int]) -> Iterator[None]:
-    """What the block does ends all these processes, nobody's children here, soon after."""
-    with ExitStack() as stack:
-        pidfds = [stack.enter_context(open(os.pidfd_open(pid), "rb", buffering=0)) for pid in pids]
-        yield
-        for pidfd in pidfds:
-            assert select.select([pidfd], [], [], WAIT)[0], "it lives"
 
 
 def kill(script: Script) -> None:
@@ -135,30 +124,37 @@ def test_kernel_its_children_its_files_and_the_guard_go_with_a_program_that_is_k
     assert not any(path.name.startswith("kclient-") for path in (folder / "t").iterdir())
 
 
+PROGRAMS = {
+    "several kernels": "show(start(), start(transport='ipc'))",
+    "some in threads": (
+        "managers = [start()]\n"
+        "managers += gevent.get_hub().threadpool.map(lambda _: start(), range(3))\n"
+        "show(*managers)"
+    ),
+    "one in a greenlet": "gevent.spawn(lambda: show(start())).join()",
+    "one in a daemon thread": (
+        "import threading\n"
+        "def run():\n    show(start())\n    gevent.sleep(600)\n"
+        "threading.Thread(target=run, daemon=True).start()"
+    ),
+    "one that was restarted": (
+        "manager = start()\n"
+        "manager.restart_kernel(now=True)\n"
+        "manager.child = int(manager.process.stdout.readline())\n"
+        "show(manager)"
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "code",
-    {
-        "several kernels": "a, b = start(), start(transport='ipc')\nshow(a, b)",
-        "restarted": "a = start()\na.restart_kernel(now=True)\na.child = int(a.process.stdout.readline())\nshow(a)",
-        "in a greenlet": "gevent.spawn(lambda: show(start())).join()",
-        "in a thread": (
-            "import threading\n"
-            "def run():\n    show(start())\n    gevent.sleep(600)\n"
-            "threading.Thread(target=run, daemon=True).start()"
-        ),
-        "some in threads": (
-            "managers = [start()]\n"
-            "pool = gevent.get_hub().threadpool\n"
-            "managers += pool.map(lambda _: start(), range(3))\nshow(*managers)"
-        ),
-    }.items(),
-    ids=lambda pair: pair[0],
+    ("program", "prelude"),
+    [*((name, "") for name in PROGRAMS), ("several kernels", PATCH), ("some in threads", PATCH)],
+    ids=[*PROGRAMS, "several kernels, patched", "some in threads, patched"],
 )
-@pytest.mark.parametrize("prelude", ["", PATCH], ids=["unpatched", "patched"])
 def test_every_guarded_kernel_goes(
-    start_program: Callable[..., tuple[Script, list[int]]], runtime_dir: Path, code: tuple[str, str], prelude: str
+    start_program: Callable[..., tuple[Script, list[int]]], runtime_dir: Path, program: str, prelude: str
 ) -> None:
-    script, pids = start_program(code[1], prelude)
+    script, pids = start_program(PROGRAMS[program], prelude)
     guards = guards_of(script.process.pid)
     assert len(guards) == 1
     with ending([*pids, *guards]):
