@@ -181,6 +181,28 @@ def test_kernel_goes_although_a_forked_child_of_the_program_lives_on(
         os.kill(fork, signal.SIGKILL)
 
 
+def test_forked_child_has_a_guard_of_its_own(
+    start_program: Callable[..., tuple[Script, list[int]]], runtime_dir: Path
+) -> None:
+    code = (
+        "parents = start()\n"
+        "fork = os.fork()\n"
+        "if not fork:\n"
+        "    signal.alarm(60)\n"
+        "    gevent.reinit()\n"
+        "    childs = start()\n"
+        "    print(os.getpid(), parents.process.pid, parents.child, childs.process.pid, childs.child, flush=True)"
+    )
+    script, (fork, *pids) = start_program(code)
+    parents, childs = pids[:2], pids[2:]
+    with ending([*childs, *guards_of(fork)]):
+        with ending([*parents, *guards_of(script.process.pid)]):
+            kill(script)
+        assert len(list(runtime_dir.iterdir())) == 1
+        os.kill(fork, signal.SIGKILL)
+    assert list(runtime_dir.iterdir()) == []
+
+
 def test_kernel_goes_if_the_program_is_killed_before_it_could_tell_its_number(
     stubborn: str, start_script: Callable[..., Script], runtime_dir: Path
 ) -> None:
