@@ -15,7 +15,7 @@
     |- NoSuchKernel                 (also KeyError)      .name .available .searched
     |- ChannelClosed                you closed it        .channel
     |- DeadKernelError              it died              .exit_code .stderr .result
-    |   |- LaunchError              it never came up     .argv
+    |   |- LaunchError              it never came up     .argv .taken_ports
     |- KernelRestarted              .msg_id
     |- KernelTimeout                (also TimeoutError)  .waiting_for .timeout .msg_id .execution .result
     |- WrongThread, ForkedProcess
@@ -167,7 +167,10 @@ class DeadKernelError(KClientError):
 
 
 class LaunchError(DeadKernelError):
-    """The kernel never came up: it could not be executed, or it ended before it answered."""
+    """The kernel never came up: it could not be executed, or it ended before it answered.
+
+    `taken_ports` are those of its ports that another program had.
+    """
 
     def __init__(
         self,
@@ -176,9 +179,11 @@ class LaunchError(DeadKernelError):
         argv: Sequence[str] = (),
         exit_code: int | None = None,
         stderr: str = "",
+        taken_ports: Sequence[int] = (),
     ) -> None:
         super().__init__(message, exit_code=exit_code, stderr=stderr)
         self.argv = list(argv)
+        self.taken_ports = tuple(taken_ports)
 
 
 class KernelRestarted(KClientError):

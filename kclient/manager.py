@@ -33,8 +33,8 @@ class KernelManager(Runner):
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `spin` is that of `kclient.connect`. Raises NoSuchKernel when the kernel
-    spec is first needed.
+    directory. `launcher` runs the process. `spin` and `orphan_guard` are those of `kclient.connect` and `start_kernel`.
+    Raises NoSuchKernel when the kernel spec is first needed.
     """
 
     shutdown_wait_time: float = 5.0
@@ -49,12 +49,13 @@ class KernelManager(Runner):
         connection_file: str | os.PathLike[str] | None = None,
         launcher: Launcher | None = None,
         spin: float = 0.0,
+        orphan_guard: bool = False,
     ) -> None:
         self.kernel_name = kernel_name
         self._owner = Owner()
         self._spin = check_spin(spin)
         self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
-        self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher())
+        self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard)
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
         self._session = self._new_session()
         self._client: KernelClient | None = None
@@ -209,7 +210,7 @@ class KernelManager(Runner):
             try:
                 self._launch(Launch(extra_arguments, cwd, env, stdout, stderr))
             except BaseException:
-                self._endpoint.remove()
+                self._kernel.clean_up()
                 self._drop_client()
                 raise
 
@@ -227,7 +228,7 @@ class KernelManager(Runner):
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
             if restart:
                 return
-            self._endpoint.remove()
+            self._kernel.clean_up()
             self._drop_client()
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:

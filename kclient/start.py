@@ -18,6 +18,10 @@ ATTEMPTS: Final = 3
 """Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
 
 
+_IN_USE: Final = "ddress already in use"
+"""What kernels print of a port that was taken, and may be free again when we look."""
+
+
 def start_kernel(
     kernel_name: str = "python3",
     *,
@@ -32,19 +36,31 @@ def start_kernel(
     stderr: Output = None,
     launcher: Launcher | None = None,
     spin: float = 0.0,
+    orphan_guard: bool = False,
 ) -> KernelManager:
     """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
 
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
     LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
     is left behind.
+
+    A kernel ends with the program that started it, unless this is killed (SIGKILL) and the kernel does not watch its
+    parent, as ipykernel does. `orphan_guard=True` is for those: a small process of its own, one for all kernels of the
+    program, waits for its end, then kills their process groups and removes their files. It raises LaunchError if there
+    is no room for that process, and InvalidArgument if the `launcher` does not return a LocalProcess.
     """
     from kclient.manager import KernelManager
 
     deadline = Deadline(timeout)
     for attempts_left in reversed(range(ATTEMPTS)):
         manager = KernelManager(
-            kernel_name, transport=transport, ip=ip, connection_file=connection_file, launcher=launcher, spin=spin
+            kernel_name,
+            transport=transport,
+            ip=ip,
+            connection_file=connection_file,
+            launcher=launcher,
+            spin=spin,
+            orphan_guard=orphan_guard,
         )
         try:
             manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
@@ -53,7 +69,7 @@ def start_kernel(
             return manager
         except LaunchError as exc:
             manager.shutdown_kernel(now=True)
-            if not attempts_left or "ddress already in use" not in exc.stderr:
+            if not attempts_left or not (exc.taken_ports or _IN_USE in exc.stderr):
                 raise
         except BaseException:
             manager.shutdown_kernel(now=True)

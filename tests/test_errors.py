@@ -122,10 +122,10 @@ CARRIES = [
     (ChannelClosed("iopub"), {"channel": "iopub"}),
     (DeadKernelError(), {"exit_code": None, "stderr": "", "result": None}),
     (DeadKernelError("x", exit_code=-11, stderr="y"), {"exit_code": -11, "stderr": "y"}),
-    (LaunchError("x"), {"argv": [], "exit_code": None, "stderr": "", "result": None}),
+    (LaunchError("x"), {"argv": [], "exit_code": None, "stderr": "", "result": None, "taken_ports": ()}),
     (
-        LaunchError("x", argv=("a", "b"), exit_code=1, stderr="y"),
-        {"argv": ["a", "b"], "exit_code": 1, "stderr": "y"},
+        LaunchError("x", argv=("a", "b"), exit_code=1, stderr="y", taken_ports=[5]),
+        {"argv": ["a", "b"], "exit_code": 1, "stderr": "y", "taken_ports": (5,)},
     ),
     (KernelRestarted(), {"msg_id": None}),
     (KernelRestarted("a"), {"msg_id": "a"}),

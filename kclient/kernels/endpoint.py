@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+from itertools import count, islice
 from typing import Final
 
 import attrs
 
-from kclient.errors import InvalidArgument, InvalidState
+from kclient.errors import InvalidArgument, InvalidState, LaunchError
 from kclient.kernels.files import (
     PrivateFolder,
     check_replaceable,
+    folders_made_for,
     new_connection_file,
     new_ipc_folder,
     read_connection_file,
@@ -20,6 +22,7 @@ from kclient.kernels.files import (
     write_connection_file,
 )
 from kclient.kernels.ports import PortReservation, is_local, local_addresses
+from kclient.kernels.taken import describe, is_taken, taken_ports
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, check_host
 
 TRANSPORTS: Final = ("tcp", "ipc")
@@ -66,9 +69,13 @@ class Endpoint:
     def prepare(self) -> str:
         """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
 
-        Raises InvalidState, a RuntimeError, if a kernel cannot listen at that ip, since it is another machine's.
+        Raises InvalidState, a RuntimeError, if a kernel cannot listen at that ip, since it is another machine's, and
+        LaunchError if another program listens on an ipc address that was chosen before.
         """
         info = self.info
+        if info.transport == "ipc" and info.shell_port and (taken := taken_ports(info)):
+            # libzmq would take it away from that program
+            raise LaunchError(f"cannot start the kernel: {describe(info, taken)}", taken_ports=taken)
         if info.transport == "tcp" and not is_local(info.ip):
             raise InvalidState(
                 f"a kernel can only be started on an address of this machine, and {info.ip!r} is none; "
@@ -112,10 +119,22 @@ class Endpoint:
         if self._is_for_our_kernel:
             remove_ipc_files(self.info)
 
+    def traces(self) -> list[str]:
+        """What `remove` would remove, as `guardian` takes it."""
+        if self._folder is not None:
+            files = [f"d{self._folder.path}"]
+        else:
+            files = [f"s{path}" for path in self.info.ipc_paths() if self._is_for_our_kernel]
+        if self._is_written and self.path is not None:
+            files.append(f"f{os.path.abspath(self.path)}")
+            files += [f"d{folder}" for folder in folders_made_for(self.path)]
+        return files
+
     def remove(self) -> None:
         """Remove every trace, and forget the ports that were chosen here."""
         self.let_go_of_ports()
         self.remove_ipc_files()
+        self._is_for_our_kernel = False
         self.remove_connection_file()
         if self._wants_fresh_ports:
             if self._folder is not None:
@@ -135,7 +154,8 @@ class Endpoint:
         if not self.info.ip:
             self._folder = new_ipc_folder()
         ip = self._folder.ip if self._folder is not None else self.info.ip
-        self.info = self.info.with_ports(ip, range(1, len(CHANNELS) + 1))
+        free = (number for number in count(1) if not is_taken(f"{ip}-{number}"))
+        self.info = self.info.with_ports(ip, list(islice(free, len(CHANNELS))))
 
 
 def _bind_address(transport: str, ip: str | None) -> str:

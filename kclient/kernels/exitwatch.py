@@ -1,4 +1,4 @@
-"""The end of a child process as an event in a gevent hub, with its exit code."""
+"""The end of a child process as an event in a gevent hub, with its exit code; it takes its process group along."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import sys
 from contextlib import suppress
 from posix import close, waitpid  # after monkey.patch_all() gevent's own wait in the hub, and close some time later
-from signal import SIG_DFL, SIGCHLD, getsignal
+from signal import SIG_DFL, SIGCHLD, SIGKILL, getsignal
 from typing import Any, Final
 
 from gevent import monkey
@@ -31,6 +31,9 @@ _PIDFD_INFO: Final = struct.Struct("QQ11Ii")
 
 class ExitWatch:
     """Watches a child and reaps it: `exited` is set in the owner's hub when it has ended, then `exit_code` is known.
+
+    What is left of the process group that the child leads gets a SIGKILL then. A process that has left for a session
+    or a group of its own is on its own.
 
     There is nothing to close: what it holds goes with the child. `exit_code` is negative for a signal; it stays None
     if another part of the program reaped the child first, and neither gevent nor Linux can tell what that part saw.
@@ -72,17 +75,21 @@ class ExitWatch:
                 os.killpg(self.pid, signum)
 
     def _look(self, pidfd: int) -> bool:
-        """Reap the child if it has ended; from another thread only look, lest two take its code."""
-        peek = 0 if self._owner.is_here else os.WNOWAIT
+        """Reap the child if it has ended, and end its group; from another thread only look, lest two take its code."""
+        options = os.WEXITED | os.WNOHANG
         try:
-            found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | peek)
-        except OSError:  # another part of the program has reaped it, or the hub has and closed the pidfd
-            if not peek:
-                self.exit_code = self._code_seen_by_gevent()
-            return True
-        if found is not None and not peek:
+            found = os.waitid(os.P_PIDFD, pidfd, options | os.WNOWAIT)
+            if found is None or not self._owner.is_here:
+                return found is not None
             self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-        return found is not None
+            _kill_group(self.pid)  # nobody else can have the number of a child that is not reaped
+            os.waitid(os.P_PIDFD, pidfd, options)
+        except OSError:  # another part of the program has reaped it, or the hub has and closed the pidfd
+            if self._owner.is_here:
+                if self.exit_code is None:
+                    self.exit_code = self._code_seen_by_gevent()
+                _kill_group_of_reaped(self.pid)
+        return True
 
     def _on_exit(self) -> None:
         if self._owner.forked:  # a fork takes the pidfd and its watcher along, which would fire for ever
@@ -125,6 +132,7 @@ class ExitWatch:
             self.exit_code = os.waitstatus_to_exitcode(waitpid(self.pid, 0)[1])
         except ChildProcessError:
             self.exit_code = self._code_seen_by_gevent()
+        _kill_group_of_reaped(self.pid)
         self._thread_is_done = True
         with suppress(ValueError):  # the hub was destroyed: nobody waits there any more
             self._watcher.send()
@@ -132,6 +140,25 @@ class ExitWatch:
     def _code_seen_by_gevent(self) -> int | None:
         watcher = self._by_gevent
         return os.waitstatus_to_exitcode(watcher.rstatus) if watcher is not None and watcher.rpid == self.pid else None
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only processes of another user
+        os.killpg(pid, SIGKILL)
+
+
+def _kill_group_of_reaped(pid: int) -> None:
+    """End what is left of the group of a leader that has been reaped already.
+
+    The system gives no process a number that is still a group's. So while no process has it the group is the old one;
+    if one has, the old group is gone.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        _kill_group(pid)
+    except PermissionError:  # another user's process has the number
+        pass
 
 
 def _watch_by_gevent(pid: int, hub: Hub) -> Any:

@@ -13,12 +13,15 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from posix import close  # after monkey.patch_all() that of os closes some time later
 from typing import Final
 
 from kclient.errors import ConnectionFileError
 from kclient.protocol.connection import MAX_IPC_PATH, ConnectionInfo
 
 _PRIVATE: Final = 0o700
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_ROOT: Final = 0
 _PREFIX: Final = "kclient-"
 _SOCKET_STEM: Final = "k"
 _LAST_IPC_PORT: Final = 5
@@ -77,6 +80,12 @@ def remove_connection_file(path: str) -> None:
         folder.remove()
 
 
+def folders_made_for(path: str) -> list[str]:
+    """The folder that goes with this connection file, if `new_connection_file` made it."""
+    folder = os.path.dirname(path)
+    return [folder] if folder in _folders else []
+
+
 def write_connection_file(info: ConnectionInfo, path: str) -> None:
     """Write `info` to `path` so that readers see all of it or nothing, and nobody else may read it.
 
@@ -98,26 +107,40 @@ def write_connection_file(info: ConnectionInfo, path: str) -> None:
 
 
 def check_replaceable(path: str) -> None:
-    """Raise ConnectionFileError if `path` holds something else than a connection file: it may be dear to someone."""
+    """Raise ConnectionFileError if `path` holds something else than a connection file: it may be dear to someone.
+
+    So it does if others may write to it: it may be theirs.
+    """
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
     try:
         read_connection_file(path)
     except ConnectionFileError as exc:
         raise ConnectionFileError(
-            f"connection file {path}: something else stands there; remove it or choose another path", path=path
+            f"connection file {path}: something else stands there, or others may write to it; "
+            "remove it or choose another path",
+            path=path,
         ) from exc
 
 
 def read_connection_file(path: str) -> ConnectionInfo:
-    """Parse and check a connection file; raises ConnectionFileError, which says what is wrong and what to do."""
+    """Parse and check a connection file; raises ConnectionFileError, which says what is wrong and what to do.
+
+    It has to be ours or root's, and nobody else may write to it: who can would lead us to a kernel of theirs, and get
+    the code that we run. In a directory where others may write they can only put a file of theirs, or another of ours,
+    in its place, so it is the file that is looked at.
+    """
     with _explained("read", path, hint="; is the kernel running, and is it yours?"):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could block for ever
-            raise ConnectionFileError(
-                f"connection file {path}: not a regular file; pass the path of a kernel-<id>.json", path=path
-            )
-        with open(path, "rb") as file:
-            data = file.read()
+        # what is opened is what is looked at; a pipe could block for ever
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            complaint = _distrust(os.fstat(number))
+            if complaint:
+                raise ConnectionFileError(f"connection file {path}: {complaint}", path=path)
+            with open(number, "rb", closefd=False) as file:
+                data = file.read()
+        finally:
+            close(number)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -126,6 +149,23 @@ def read_connection_file(path: str) -> ConnectionInfo:
             path=path,
         ) from None
     return ConnectionInfo.from_json(text, path=path)
+
+
+def _distrust(found: os.stat_result) -> str:
+    """Why a file with this status is not to be read, and what to do; empty if it is."""
+    if not stat.S_ISREG(found.st_mode):
+        return "not a regular file; pass the path of a kernel-<id>.json"
+    if found.st_uid not in (os.geteuid(), _ROOT):
+        return (
+            f"it belongs to another user (number {found.st_uid}), who may lead you to any kernel; "
+            "if you trust it, make a copy of your own with mode 600"
+        )
+    if found.st_mode & _OTHERS_WRITE:
+        return (
+            f"others may write to it (its mode is {stat.S_IMODE(found.st_mode):o}), and so lead you to any kernel; "
+            "if you trust it: chmod 600"
+        )
+    return ""
 
 
 def find_connection_file(name_or_path: str | os.PathLike[str]) -> str:
@@ -180,7 +220,7 @@ def _make_private_dir(directory: str) -> bool:
         found = os.stat(directory)
     except (OSError, ValueError):
         return False
-    others_write = found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    others_write = found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE
     return not others_write and os.access(directory, os.W_OK | os.X_OK)
 
 

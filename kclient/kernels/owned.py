@@ -13,8 +13,10 @@ import attrs
 from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, LaunchError
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
-from kclient.kernels.process import KernelProcess, Launcher, Output
+from kclient.kernels.guard import Ward
+from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, Output
 from kclient.kernels.spec import KernelSpec, find_kernel_spec
+from kclient.kernels.taken import describe, taken_ports
 
 TERM_WAIT: Final = 2.0
 """Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
@@ -63,10 +65,13 @@ class Launch:
             raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
 
 
+_NO_MARKS: Final[Mapping[str, str]] = {}
+
+
 class OwnedKernel:
     """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
 
-    def __init__(self, kernel_name: str, endpoint: Endpoint, launcher: Launcher) -> None:
+    def __init__(self, kernel_name: str, endpoint: Endpoint, launcher: Launcher, *, orphan_guard: bool = False) -> None:
         if not callable(getattr(launcher, "start", None)):
             raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
         self.kernel_name = kernel_name
@@ -77,6 +82,8 @@ class OwnedKernel:
         self.argv: list[str] = []
         self._owner = Owner()
         self._spec: KernelSpec | None = None
+        self._wants_guard = orphan_guard
+        self._ward: Ward | None = None
 
     @property
     def spec(self) -> KernelSpec:
@@ -87,18 +94,41 @@ class OwnedKernel:
 
     def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
         """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
-        spec = self.spec
-        self.argv = spec.command(self.endpoint.prepare(), launch.extra_arguments)
-        self.process = process = self.launcher.start(
+        self.argv = self.spec.command(self.endpoint.prepare(), launch.extra_arguments)
+        if self._wants_guard:
+            process = self._start_guarded(launch, Ward(self.endpoint.traces()))
+        else:
+            process = self._start(launch)
+        self.process = process
+        self.launch = launch
+        process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
+
+    def _start(self, launch: Launch, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
+        # ipykernel watches the process with that number, and ends when it is gone
+        environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
+        return self.launcher.start(
             self.argv,
-            # ipykernel watches that process, and ends when it is gone
-            env=spec.environment({**os.environ, "JPY_PARENT_PID": str(os.getpid())}, launch.env),
+            env=self.spec.environment(environment, launch.env),
             cwd=launch.cwd,
             stdout=launch.stdout,
             stderr=launch.stderr,
         )
-        self.launch = launch
-        process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
+
+    def _start_guarded(self, launch: Launch, ward: Ward) -> KernelProcess:
+        process = None
+        try:
+            process = self._start(launch, ward.environment)
+            ward.take(process)
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.close()
+            ward.release()
+            raise
+        if self._ward is not None:  # of the kernel before
+            self._ward.release()
+        self._ward = ward
+        return process
 
     def require(self) -> KernelProcess:
         """The process; raises InvalidState, a RuntimeError, if none was started."""
@@ -159,18 +189,25 @@ class OwnedKernel:
         )
 
     def never_came_up(self, death: DeadKernelError) -> LaunchError:
-        """`death`, of a kernel that had never answered."""
+        """`death`, of a kernel that had never answered; names the ports that another program has."""
+        taken = taken_ports(self.endpoint.info)
+        story = [describe(self.endpoint.info, taken)] if taken else []
+        story.append(f"its command was {self.command_line()}")
         return LaunchError(
-            f"the kernel {self.kernel_name!r} ended before it was ready; its command was {self.command_line()}",
+            f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
             exit_code=death.exit_code,
             stderr=death.stderr,
+            taken_ports=taken,
         )
 
     def story(self) -> str:
         """What was started and what it printed, for who wonders why it does not answer."""
         output = self.process.stderr_tail().strip() if self.process is not None else ""
-        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
+        story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
+        if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
+            story.insert(0, describe(self.endpoint.info, taken))
+        return "; ".join(story)
 
     def command_line(self) -> str:
         return shlex.join(self.argv)
@@ -182,4 +219,11 @@ class OwnedKernel:
         if self.process is not None:
             self.process.kill()
             self.process.close()
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove the files, and tell the guard that there is nothing left to do."""
         self.endpoint.remove()
+        if self._ward is not None:
+            self._ward.release()
+            self._ward = None

@@ -40,6 +40,17 @@ def is_local(ip: str) -> bool:
     return True
 
 
+def can_bind(ip: str, port: int) -> bool:
+    """True unless another program has that port; what is no address of this machine counts as free."""
+    try:
+        _bind(_resolve(ip), port).close()
+    except OSError as exc:
+        return exc.errno != errno.EADDRINUSE
+    except ValueError:
+        return True
+    return True
+
+
 def local_addresses() -> list[str]:
     """IPv4 addresses that a kernel on this machine can listen on, for use in messages."""
     found = ["127.0.0.1", "0.0.0.0"]

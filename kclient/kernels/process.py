@@ -87,7 +87,10 @@ class Launcher(Protocol):
 
 
 class LocalProcess:
-    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for."""
+    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for.
+
+    Its own children end with it, unless they left for a session or process group of their own.
+    """
 
     def __init__(
         self, watch: ExitWatch, pipes: tuple[IO[Any] | None, IO[Any] | None], output: IO[bytes] | None
@@ -168,7 +171,7 @@ class LocalLauncher:
         """Start `argv`; raises LaunchError, which says what is wrong with the command, its directory or environment."""
         output = _hidden_file(argv) if stdout is None or stderr is None else None
         try:
-            popen = _popen_class()(
+            popen = popen_class()(
                 argv,
                 env=env,
                 cwd=cwd,
@@ -181,7 +184,7 @@ class LocalLauncher:
             if output is not None:
                 output.close()
             raise LaunchError(
-                f"cannot start the kernel: {_reason(exc)}; the command was {_shown(argv)}", argv=argv
+                f"cannot start the kernel: {reason(exc)}; the command was {_shown(argv)}", argv=argv
             ) from exc
         popen.returncode = 0  # so that Popen never waits: ExitWatch reaps
         return LocalProcess(_watch(popen.pid), (popen.stdout, popen.stderr), output)
@@ -203,13 +206,13 @@ def _hidden_file(argv: Sequence[str]) -> IO[bytes]:
         return tempfile.TemporaryFile(prefix="kclient-", buffering=0)
     except OSError as exc:
         raise LaunchError(
-            f"cannot start the kernel: no temporary file for its output: {_reason(exc)}; "
+            f"cannot start the kernel: no temporary file for its output: {reason(exc)}; "
             "set TMPDIR to a usable directory, or pass stdout= and stderr=",
             argv=argv,
         ) from exc
 
 
-def _reason(exc: Exception) -> str:
+def reason(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.strerror}: {exc.filename!r}" if exc.filename is not None else exc.strerror
     return str(exc)
@@ -220,7 +223,7 @@ def _shown(argv: Sequence[str]) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def _popen_class() -> type[subprocess.Popen[Any]]:
+def popen_class() -> type[subprocess.Popen[Any]]:
     if monkey.is_object_patched("subprocess", "Popen") or monkey.is_object_patched("os", "close"):
         return _private_popen_class()
     return subprocess.Popen

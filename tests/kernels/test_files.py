@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tempfile
 
+import attrs
 import pytest
 
+import kclient
 from kclient.errors import ConnectionFileError
 from kclient.kernels.files import (
+    check_replaceable,
     find_connection_file,
     new_connection_file,
     new_ipc_folder,
@@ -74,6 +77,44 @@ def test_connection_file_and_its_new_directory_are_private_whatever_the_umask(tm
     finally:
         os.umask(umask)
     assert (mode_of(path), mode_of(tmp_path / "new")) == (0o600, 0o700)
+
+
+def test_connection_file_is_private_and_whole_at_every_step_of_its_making(tmp_path, monkeypatch):
+    """Looked at before and after everything that the program asks of the system."""
+    path = tmp_path / "new" / "kernel-1.json"
+    steps, folders, drafts, files = [], set(), set(), []
+
+    def look():
+        for found in path.parent.glob("*"):
+            if found == path:
+                files.append((mode_of(found), read_connection_file(str(found))))
+            else:
+                drafts.add(mode_of(found))
+        if path.parent.exists():
+            folders.add(mode_of(path.parent))
+
+    def watch(name):
+        real = getattr(os, name)
+
+        def step(*args, **kwargs):
+            result = real(*args, **kwargs)
+            if steps[-1:] != ["look"]:  # looking takes steps, too
+                steps.append("look")
+                look()
+                steps[-1] = name
+            return result
+
+        monkeypatch.setattr(os, name, step)
+
+    for name in ("chmod", "link", "mkdir", "open", "rename", "replace", "unlink"):
+        watch(name)
+    umask = os.umask(0)
+    try:
+        write_connection_file(INFO, str(path))
+    finally:
+        os.umask(umask)
+    assert steps == ["mkdir", "open", "replace"]
+    assert (folders, drafts, files) == ({0o700}, {0o600}, [(0o600, INFO)])
 
 
 def test_connection_file_replaces_one_that_others_could_read(tmp_path):
@@ -185,6 +226,86 @@ def test_reading_a_directory_or_a_pipe_is_an_error_and_never_blocks(tmp_path):
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(ConnectionFileError, match="not a regular file"):
             read_connection_file(str(path))
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
+def test_connection_file_that_others_may_write_to_is_refused(tmp_path, mode):
+    path = tmp_path / "kernel-1.json"
+    write_connection_file(INFO, str(path))
+    path.chmod(mode)
+    with pytest.raises(ConnectionFileError, match=f"{mode:o}.*chmod 600") as caught:
+        read_connection_file(str(path))
+    assert caught.value.path == str(path)
+    path.chmod(0o644)
+    assert read_connection_file(str(path)) == INFO
+
+
+def test_connection_file_of_another_user_is_refused_and_that_of_root_is_read(tmp_path, monkeypatch):
+    path = str(tmp_path / "kernel-1.json")
+    write_connection_file(INFO, path)
+    real = os.fstat
+    for owner, is_read in ((os.geteuid(), True), (0, True), (os.geteuid() + 1, False)):
+
+        def fstat(number, owner=owner):
+            found = list(real(number))
+            found[stat.ST_UID] = owner
+            return os.stat_result(found)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+        if is_read:
+            assert read_connection_file(path) == INFO
+        else:
+            with pytest.raises(ConnectionFileError, match=f"another user .number {owner}.*copy of your own"):
+                read_connection_file(path)
+
+
+def test_what_is_looked_at_is_what_is_read(tmp_path, monkeypatch):
+    """The file is exchanged between each two steps that the program asks of the system."""
+    path, evil = tmp_path / "kernel-1.json", tmp_path / "evil.json"
+    real = os.fstat
+
+    def exchange(number):
+        write_connection_file(attrs.evolve(INFO, key=b"evil"), str(evil))
+        evil.chmod(0o666)
+        os.rename(evil, path)
+        monkeypatch.setattr(os, "fstat", real)
+        return real(number)
+
+    write_connection_file(INFO, str(path))
+    monkeypatch.setattr(os, "fstat", exchange)
+    assert read_connection_file(str(path)) == INFO
+    with pytest.raises(ConnectionFileError, match="chmod 600"):
+        read_connection_file(str(path))
+
+
+def test_every_way_to_a_kernel_refuses_a_file_that_others_may_write_to(tmp_path):
+    path = tmp_path / "kernel-1.json"
+    write_connection_file(INFO, str(path))
+    path.chmod(0o660)
+    manager = kclient.KernelManager()
+    for take in (kclient.connect, kclient.KernelClient, manager.load_connection_file):
+        with pytest.raises(ConnectionFileError, match="chmod 600"):
+            take(path)
+
+
+def test_refused_file_leaves_no_descriptor_open(tmp_path):
+    path = tmp_path / "kernel-1.json"
+    path.touch()
+    path.chmod(0o666)
+    before = os.listdir("/dev/fd")
+    for place in (path, tmp_path):
+        with pytest.raises(ConnectionFileError):
+            read_connection_file(str(place))
+    assert os.listdir("/dev/fd") == before
+
+
+def test_file_that_others_may_write_to_is_not_replaced(tmp_path):
+    path = tmp_path / "kernel-1.json"
+    write_connection_file(INFO, str(path))
+    check_replaceable(str(path))
+    path.chmod(0o666)
+    with pytest.raises(ConnectionFileError, match="others may write"):
+        check_replaceable(str(path))
 
 
 def test_path_with_a_nul_is_an_error():
@@ -350,6 +471,44 @@ def test_ipc_folder_is_absolute_in_a_relative_temporary_directory(temp_dir, monk
     assert os.path.isabs(folder.ip)
     folder.remove()
     assert os.listdir(temp_dir) == []
+
+
+LONG = "d" * 200
+"""The name of a folder; fifteen of them, one in the other, make a path that most programs can still take."""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("where", ["read-only", "very long"])
+def test_ipc_kernel_starts_in_a_directory_that_is_read_only_or_has_a_very_long_path(tmp_path, where):
+    script = f"""
+import os, sys, kclient
+if {where == "very long"}:
+    for _ in range(15):
+        os.mkdir({LONG!r})
+        os.chdir({LONG!r})
+    assert len(os.getcwd()) > 3000
+else:
+    os.chdir("/proc")  # where not even root can make a file
+    try:
+        open("file", "w")
+    except OSError:
+        pass
+    else:
+        sys.exit("it is not read-only")
+with kclient.start_kernel(transport="ipc", timeout=60) as kernel:
+    assert kernel.run("import os; os.getcwd()", timeout=60).text == repr(os.getcwd())
+    ip = kernel.get_connection_info()["ip"]
+    assert os.path.isabs(ip) and os.path.exists(ip + "-5") and len(ip + "-5") <= 107
+assert not os.path.exists(os.path.dirname(ip))
+"""
+    if not os.path.isdir("/proc"):
+        pytest.skip("no directory here that root cannot write to")
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(kclient.__file__))}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_folder_is_not_removed_by_a_forked_child(temp_dir):

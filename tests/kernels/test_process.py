@@ -240,8 +240,8 @@ def test_signal_to_a_process_that_is_dead_but_not_yet_reaped_goes_nowhere(launch
     wait_without_reaping(process.pid)
     sent = []
     monkeypatch.setattr(os, "killpg", lambda *args: sent.append(args))
-    process.kill()
-    assert sent == []
+    process.send_signal(signal.SIGINT)
+    assert sent == [(process.pid, signal.SIGKILL)]  # for what is left of its group
 
 
 @pytest.mark.parametrize("signum", [0, -9, 1000, "SIGINT", None])
@@ -249,6 +249,90 @@ def test_number_that_is_no_signal_is_refused(running, signum):
     with pytest.raises(InvalidArgument):
         running.send_signal(signum)
     assert running.is_alive()
+
+
+# The process group
+
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {RUN_ON}"
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1]], start_new_session="leaves" in sys.argv)
+if "exits" in sys.argv:
+    open(sys.argv[-1]).read()
+    raise SystemExit(3)
+child.wait()
+"""
+
+
+@pytest.fixture
+def parent(launch):
+    """A process with a child that ignores SIGTERM and is up; the child holds the pipe open."""
+    process = launch(PARENT, STUBBORN, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    return process
+
+
+def has_no_child_left(process):
+    """Once the process has ended: True when nobody has its pipe open any more."""
+    assert process.exited.wait(WAIT)
+    readable, _, _ = select.select([process.stdout], [], [], WAIT)
+    return bool(readable) and process.stdout.read() == b""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_child_that_ignores_sigterm_ends_with_the_process(watched_by, parent, signum):
+    os.kill(parent.pid, signum)
+    assert has_no_child_left(parent)
+    assert parent.exit_code == -signum
+
+
+def test_child_ends_with_a_process_that_exits(watched_by, launch, tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    process = launch(PARENT, STUBBORN, "exits", str(tmp_path / "gate"), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    (tmp_path / "gate").write_text("")
+    assert has_no_child_left(process)
+    assert process.exit_code == 3
+
+
+def test_child_ends_with_a_process_that_somebody_else_reaps(watched_by, parent):
+    os.kill(parent.pid, signal.SIGKILL)
+    if watched_by == "pidfd":
+        os.waitpid(parent.pid, 0)
+    assert has_no_child_left(parent)
+
+
+def test_child_has_ended_once_the_process_is_known_to_be_dead(parent):
+    """A script that only polls, and never lets the hub turn."""
+    os.kill(parent.pid, signal.SIGKILL)
+    wait_without_reaping(parent.pid)
+    assert not parent.is_alive()
+    assert select.select([parent.stdout], [], [], WAIT)[0]
+
+
+def test_child_in_a_session_of_its_own_outlives_the_process(launch):
+    code = (
+        "import os, signal; signal.alarm(60); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]);"
+        "print(os.getpid(), flush=True); signal.sigwait([signal.SIGUSR1]); print('alive', flush=True)"
+    )
+    process = launch(PARENT, code, "leaves", stdout=subprocess.PIPE)
+    child = int(process.stdout.readline())
+    process.kill()
+    assert process.exited.wait(WAIT)
+    os.kill(child, signal.SIGUSR1)
+    assert process.stdout.read() == b"alive\n"
+
+
+def test_group_is_left_alone_once_another_process_has_its_number(launch, monkeypatch):
+    process = launch("")
+    wait_without_reaping(process.pid)
+    os.waitpid(process.pid, 0)
+    sent = []
+    monkeypatch.setattr(os, "killpg", lambda *args: sent.append(args))
+    monkeypatch.setattr(os, "kill", lambda *args: None)
+    assert not process.is_alive()
+    assert sent == []
 
 
 # Output
@@ -585,6 +669,36 @@ def test_codes_are_right_in_a_thread_after_monkey_patching(platform):
 def test_standard_subprocess_keeps_its_exit_codes_beside_ours():
     others = "def others(): assert subprocess.run([sys.executable, '-c', 'raise SystemExit(5)']).returncode == 5\n"
     assert run_script(CODES + others + "print(codes(), in_thread(codes))") == "(3, -9, 4) (3, -9, 4)"
+
+
+GROUP = """
+import os, select, signal, sys
+from kclient.kernels import process as process_module
+stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.alarm(60); signal.pause()"
+code = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', sys.argv[1]])"
+
+def group():
+    argv = [sys.executable, "-I", "-S", "-c", code, stubborn]
+    process = LocalLauncher().start(argv, stdout=process_module.subprocess.PIPE)
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.exited.wait(20)
+    end = process.stdout.read()
+    process.close()
+    return process.exit_code, end
+"""
+
+
+@pytest.mark.parametrize("platform", ["", "no-pidfd"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_child_ends_with_the_process_after_monkey_patching(platform, loop):
+    script = PATCHED + GEVENT_RUN + GROUP + "print(group()); others(); print(group())"
+    assert run_script(script, platform, GEVENT_LOOP=loop).splitlines() == ["(-9, b'')"] * 2
+
+
+def test_child_ends_with_the_process_in_a_thread_after_monkey_patching():
+    script = PATCHED + GROUP + "pool = gevent.get_hub().threadpool\nprint(pool.apply(group)); pool.kill()"
+    assert run_script(script) == "(-9, b'')"
 
 
 RUNS_ON = """
