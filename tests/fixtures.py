@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import gevent
@@ -70,9 +71,10 @@ def gate(make_gate: Callable[[], Gate]) -> Gate:
 
 
 class Background:
-    """A call in a greenlet of its own, which waits already when this is made."""
+    """A call in a greenlet of its own, which waits already when this is made; `ended` tells when it was over."""
 
     def __init__(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.ended = 0.0
         self._error: BaseException | None = None
         self.greenlet = gevent.spawn(self._run, call, args, kwargs)
         leaks.turn_loop()
@@ -99,6 +101,8 @@ class Background:
         except BaseException as exc:
             self._error = exc
             return None
+        finally:
+            self.ended = perf_counter()
 
 
 @pytest.fixture
