@@ -52,7 +52,10 @@ def fake() -> Iterator[HoldingKernel]:
 @pytest.fixture
 def client(fake: HoldingKernel) -> Iterator[Client]:
     with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
-        client.iopub_channel.flush()
+        for channel in (client.shell_channel, client.control_channel):  # from now on the kernel can send there, too
+            channel.kernel_info(timeout=WAIT)
+        client.iopub_channel.flush(timeout=WAIT)
+        client.iopub_channel.outputs.executions.clear()  # the first idle may have gone before the kernel knew of us
         yield client
 
 

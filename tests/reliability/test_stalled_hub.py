@@ -66,7 +66,8 @@ def fake() -> Iterator[Apart]:
 @pytest.fixture
 def client(fake: Apart) -> Iterator[Client]:
     with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
-        client.iopub_channel.flush()
+        client.control_channel.kernel_info(timeout=WAIT)  # from now on the kernel can send there, too
+        client.iopub_channel.flush(timeout=WAIT)
         yield client
 
 
