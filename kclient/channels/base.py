@@ -265,11 +265,10 @@ class MessageChannel(Channel):
         self._check().drain()
         failures = self._failures
         while True:
-            try:
+            with suppress(KeyError):
                 return self._next_unclaimed()
-            except KeyError:
-                self._check()
-                self._check_failure()
+            self._check()
+            self._check_failure()
             if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
                 raise self._last_failure(None)
             if not self._arrived.wait(deadline):
