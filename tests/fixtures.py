@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -197,3 +198,22 @@ def await_arrival() -> Callable[[kclient.KernelClient], None]:
         control.delete_subshell(subshell_id, timeout=WAIT)
 
     return await_arrival
+
+
+def in_forked_child(function: Callable[[], str]) -> str:
+    """What `function` returns in a forked child."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads it speaks of are libzmq's
+        child = os.fork()
+    if child == 0:
+        text = "it raised"
+        try:
+            text = function()
+        finally:
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading) as pipe:
+        return pipe.read()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import attrs
 import gevent
 import gevent.event
 import pytest
-from fixtures import WAIT, Background
+from figures import Figures
+from fixtures import WAIT, Background, in_forked_child
 
 import kclient
 from kclient.testing import FakeKernel, Request, result, stream
@@ -256,6 +260,57 @@ def test_abandoned_call_leaves_nothing_and_the_client_usable(
     assert client.control_channel.kernel_info(timeout=WAIT).content["status"] == "ok"
     client.iopub_channel.flush(timeout=WAIT)
     assert left_over(client) == {}
+
+
+# From where no call may come
+
+
+def calls_of(client: Client, fake: HoldingKernel) -> dict[str, Callable[[], Any]]:
+    """Every call but the one that makes a client of its own, for whoever calls."""
+    made = {name: make(client, fake).wait for name, make in CALLS.items() if name not in ("connect", "flush")}
+    return {**made, "flush": client.iopub_channel.flush}
+
+
+def refused(call: Callable[[], Any], error: type[Exception]) -> str:
+    """Empty if `call` raises `error`; else what it did instead."""
+    try:
+        return f"it returned {call()!r}"
+    except error:
+        return ""
+    except BaseException as exc:
+        return f"it raised {exc!r}"
+
+
+def test_call_from_another_thread_is_refused_at_once(fake: HoldingKernel, client: Client, figures: Figures) -> None:
+    """The kernel, which is in this thread, could not answer any of them."""
+    calls = calls_of(client, fake)
+    found: dict[str, str] = {}
+
+    def call_all() -> None:
+        for name, call in calls.items():
+            found[name] = refused(call, kclient.WrongThread)
+
+    thread = threading.Thread(target=call_all)
+    started = perf_counter()
+    thread.start()
+    thread.join(WAIT)
+    figures.note(f"{len(calls)} calls from another thread, refused", perf_counter() - started, "s", at_most=1)
+    assert found == dict.fromkeys(calls, "")
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_call_in_a_forked_child_is_refused_at_once(fake: HoldingKernel, client: Client, figures: Figures) -> None:
+    calls = calls_of(client, fake)
+
+    def call_all() -> str:
+        found = {name: refused(call, kclient.ForkedProcess) for name, call in calls.items()}
+        return " ".join(f"{name}: {did}" for name, did in found.items() if did)
+
+    started = perf_counter()
+    assert in_forked_child(call_all) == ""
+    figures.note(f"{len(calls)} calls in a forked child, refused", perf_counter() - started, "s", at_most=1)
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
 
 
 # Whole kernels

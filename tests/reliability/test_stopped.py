@@ -19,7 +19,7 @@ import kclient
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
-TIME_TO_DEAD = 0.6
+TIME_TO_DEAD = 0.4
 
 TIMEOUT = 0.15
 """Seconds that each call on the stopped kernel may take."""
