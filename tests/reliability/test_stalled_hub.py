@@ -17,10 +17,14 @@ import kclient
 from kclient.testing import FakeKernel, Request, result, stream
 from kclient.testing.script import DEFAULT_HANDLERS
 
-TIMEOUT = 0.03
+TIMEOUT, STALL = 0.03, 0.05
+"""Seconds that a call may take, and for which the hub stands still when the answer is out."""
 
-STALL = 0.05
-"""Seconds for which the hub stands still when the answer is out; longer than the timeout."""
+SLOWER = 4
+"""By how much longer both are on a machine that has other things to do."""
+
+MANY = 300
+"""Outputs; to take them in takes longer than a socket is read in two turns of the loop."""
 
 Client = kclient.KernelClient
 
@@ -29,7 +33,8 @@ class Apart(FakeKernel):
     """A kernel in a thread of its own, which waits for `go` before it answers, and sets `answered` when it has."""
 
     def __init__(self) -> None:
-        super().__init__({"6 * 7": [stream("hi\n"), result("42")]}, thread=True)
+        many = [stream(f"{number}\n") for number in range(MANY)]
+        super().__init__({"6 * 7": [stream("hi\n"), result("42")], "many": [*many, result("42")]}, thread=True)
         self.go, self.answered = threading.Event(), threading.Event()
         self.go.set()
         self.replies_first = False
@@ -58,9 +63,15 @@ class Apart(FakeKernel):
 
 
 @pytest.fixture
+def pace(figures: Figures) -> int:
+    return 1 if figures.is_long else SLOWER
+
+
+@pytest.fixture
 def fake() -> Iterator[Apart]:
     with Apart() as fake:
         yield fake
+        fake.go.set()
 
 
 @pytest.fixture
@@ -71,95 +82,101 @@ def client(fake: Apart) -> Iterator[Client]:
         yield client
 
 
-def get_reply(client: Client) -> Callable[[], Any]:
+def get_reply(client: Client, timeout: float) -> Callable[[], Any]:
     msg_id = client.shell_channel.send("complete_request", {"code": "", "cursor_pos": 0})
-    return lambda: client.shell_channel.get_reply(msg_id, timeout=TIMEOUT).content["status"]
+    return lambda: client.shell_channel.get_reply(msg_id, timeout=timeout).content["status"]
 
 
-def get_result(client: Client) -> Callable[[], Any]:
+def get_result(client: Client, timeout: float) -> Callable[[], Any]:
     execution = client.submit("6 * 7")
-    return lambda: execution.result(timeout=TIMEOUT).text
+    return lambda: execution.result(timeout=timeout).text
 
 
-CALLS: dict[str, tuple[Callable[[Client], Callable[[], Any]], str | None]] = {
-    "run": (lambda client: lambda: client.run("6 * 7", timeout=TIMEOUT).text, "42"),
+CALLS: dict[str, tuple[Callable[[Client, float], Callable[[], Any]], str | None]] = {
+    "run": (lambda client, timeout: lambda: client.run("6 * 7", timeout=timeout).text, "42"),
     "run with on_output": (
-        lambda client: lambda: client.run("6 * 7", timeout=TIMEOUT, on_output=lambda message: None).text,
+        lambda client, timeout: lambda: client.run("6 * 7", timeout=timeout, on_output=lambda message: None).text,
         "42",
     ),
+    "run with many outputs": (lambda client, timeout: lambda: client.run("many", timeout=timeout).text, "42"),
     "result": (get_result, "42"),
-    "execute": (lambda client: lambda: client.execute("1", timeout=TIMEOUT).content["status"], "ok"),
-    "complete": (lambda client: lambda: client.complete("x", timeout=TIMEOUT).content["status"], "ok"),
+    "execute": (lambda client, timeout: lambda: client.execute("1", timeout=timeout).content["status"], "ok"),
+    "complete": (lambda client, timeout: lambda: client.complete("x", timeout=timeout).content["status"], "ok"),
     "get_reply": (get_reply, "ok"),
     "kernel_info on control": (
-        lambda client: lambda: client.control_channel.kernel_info(timeout=TIMEOUT).content["status"],
+        lambda client, timeout: lambda: client.control_channel.kernel_info(timeout=timeout).content["status"],
         "ok",
     ),
-    "wait_for_ready": (lambda client: lambda: client.wait_for_ready(timeout=TIMEOUT), None),
+    "wait_for_ready": (lambda client, timeout: lambda: client.wait_for_ready(timeout=timeout), None),
 }
 
 
-def stall(fake: Apart) -> None:
+def stall(fake: Apart, pace: int) -> None:
     """Block the whole thread, and so the hub, from before the answer goes out until it has long arrived."""
     assert fake.answered.wait(WAIT)
-    time.sleep(STALL)
+    time.sleep(STALL * pace)
     fake.answered.clear()
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_answer_that_arrives_while_the_hub_stands_still_is_returned(
-    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures, name: str
+    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures, pace: int, name: str
 ) -> None:
     make, expected = CALLS[name]
-    for _ in range(figures.size(2, 20)):
+    for _ in range(figures.size(1, 20)):
         fake.go.clear()
         fake.answered.clear()
-        waiting = background(make(client))
+        waiting = background(make(client, TIMEOUT * pace))
         assert waiting.is_waiting
         fake.go.set()
-        stall(fake)
+        stall(fake, pace)
         assert waiting.get() == expected
+
+
+def test_answer_that_arrives_while_on_output_blocks_the_hub_is_returned(client: Client, pace: int) -> None:
+    """There is no wait between the callback and the look at the clock."""
+    result = client.run("6 * 7", timeout=TIMEOUT * pace, on_output=lambda message: time.sleep(STALL * pace))
+    assert (result.text, result.complete) == ("42", True)
 
 
 @pytest.mark.parametrize("name", ["shell", "control", "iopub", "stdin"])
 def test_message_that_arrives_while_the_hub_stands_still_is_returned(
-    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures, name: str
+    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures, pace: int, name: str
 ) -> None:
-    for _ in range(figures.size(2, 20)):
-        waiting = background(getattr(client, f"{name}_channel").get_msg, timeout=TIMEOUT)
+    for _ in range(figures.size(1, 20)):
+        waiting = background(getattr(client, f"{name}_channel").get_msg, timeout=TIMEOUT * pace)
         fake.answered.clear()
         fake.send_stray(name, client.session.identity)
-        stall(fake)
+        stall(fake, pace)
         assert waiting.get().msg_type == "stray"
 
 
 def test_idle_that_arrives_while_the_hub_stands_still_is_flushed(
-    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures
+    fake: Apart, client: Client, background: Callable[..., Background], figures: Figures, pace: int
 ) -> None:
     fake.replies_first = True
-    for _ in range(figures.size(2, 20)):
+    for _ in range(figures.size(1, 20)):
         fake.go.clear()
         client.execute("6 * 7", timeout=WAIT)
         fake.answered.clear()
-        waiting = background(client.iopub_channel.flush, timeout=TIMEOUT)
+        waiting = background(client.iopub_channel.flush, timeout=TIMEOUT * pace)
         assert waiting.is_waiting
         fake.go.set()
-        stall(fake)
+        stall(fake, pace)
         types = [message.msg_type for message in waiting.get()]
         assert types == ["status", "execute_input", "stream", "execute_result", "status"]
 
 
 def test_kernel_that_beats_while_the_hub_stands_still_is_neither_missed_nor_dead(
-    fake: Apart, client: Client, figures: Figures
+    fake: Apart, client: Client, figures: Figures, pace: int
 ) -> None:
     missed: list[float] = []
     hb = client.hb_channel
-    hb.time_to_dead = TIMEOUT
+    hb.time_to_dead = TIMEOUT * pace
     hb.call_handlers = missed.append  # type: ignore[method-assign]
-    for _ in range(figures.size(2, 20)):
-        client.watch(dead_after=TIMEOUT)
-        gevent.sleep(1e-6)  # the ping goes out with the loop's next turn, at the latest
-        time.sleep(STALL)
+    for _ in range(figures.size(1, 20)):
+        client.watch(dead_after=TIMEOUT * pace)
+        time.sleep(STALL * pace)
         gevent.sleep(1e-6)
         assert hb.is_beating()
         assert client.is_alive()
