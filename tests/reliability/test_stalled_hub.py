@@ -51,15 +51,15 @@ class Apart(FakeKernel):
 
     def _watch(self, channel: str, message: kclient.Message) -> bool:
         """The idle status is the last message of an answer; nothing gets lost."""
-        if message.content.get("execution_state") == "idle":
+        if message.content.get("execution_state") == "idle" or message.msg_type == "stray":
             self.answered.set()
         return False
 
     def send_stray(self, channel: str, identity: bytes) -> None:
         """Something that nobody has asked for."""
         stray = self.session.msg("stray", {}, parent={"msg_id": "none"})
-        self.send(channel, stray, [b"topic" if channel == "iopub" else identity])
-        self.answered.set()
+        address = [b"topic" if channel == "iopub" else identity]
+        self._owner.run_here(lambda: self.send(channel, stray, address))  # type: ignore[union-attr]
 
 
 @pytest.fixture
