@@ -72,7 +72,7 @@ class HBChannel(Channel):
         return self._beating
 
     def since_last_beat(self) -> float:
-        """Seconds since the kernel last answered, or since `unpause`."""
+        """Seconds since the kernel last answered, or since `unpause`, less those for which nobody asked it."""
         return monotonic() - self._last_beat
 
     def stop(self) -> None:
@@ -96,10 +96,19 @@ class HBChannel(Channel):
     def _ping(self) -> None:
         if self._wire is None:
             return
+        if not self._awaits_pong:
+            self._excuse(monotonic() - self.time_to_dead / PINGS_IN_TIME_TO_DEAD)
         self._schedule(self._silent_since + self.time_to_dead)
         if not self._awaits_pong:
             self._awaits_pong = True
             self._wire.send([b"", b"ping"])
+
+    def _excuse(self, since: float) -> None:
+        """The ping is late, since the loop stood still: before that the kernel could not answer."""
+        late = since - self._silent_since
+        if late > 0:
+            self._silent_since += late
+            self._last_beat += late
 
     def receive(self, frames: list[bytes]) -> None:
         self._awaits_pong = False

@@ -171,17 +171,21 @@ def test_idle_that_arrives_while_the_hub_stands_still_is_flushed(
         assert types == ["status", "execute_input", "stream", "execute_result", "status"]
 
 
-def test_kernel_that_beats_while_the_hub_stands_still_is_neither_missed_nor_dead(
-    fake: Apart, client: Client, figures: Figures, pace: int
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_kernel_is_neither_missed_nor_dead_when_the_hub_stands_still(
+    client: Client, figures: Figures, pace: int, is_asked: bool
 ) -> None:
+    """Its answer has arrived meanwhile, or nobody has asked it for longer than the time to dead."""
     missed: list[float] = []
     hb = client.hb_channel
-    hb.time_to_dead = TIMEOUT * pace
     hb.call_handlers = missed.append  # type: ignore[method-assign]
+    hb.time_to_dead, stall = 3 * TIMEOUT * pace, 2 * STALL * pace
     for _ in range(figures.size(1, 20)):
-        client.watch(dead_after=TIMEOUT * pace)
-        time.sleep(STALL * pace)
-        gevent.sleep(1e-6)
+        client.watch(dead_after=hb.time_to_dead)
+        while hb._awaits_pong is not is_asked:
+            gevent.sleep(0.001)
+        time.sleep(stall)
+        gevent.sleep(0.001)
         assert hb.is_beating()
         assert client.is_alive()
         hb.pause()
