@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent import getcurrent
 
-from kclient.channels.base import Failure
+from kclient.channels.base import Failure, last_look
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
 from kclient.hub import Deadline, Parking, call_back
 from kclient.interruption import Interruption
@@ -243,8 +243,8 @@ class Execution:
         if self._link.spin and is_waiting() and self._spin(is_waiting, deadline):
             return
         if not self._changed.wait(deadline) and deadline.is_over:
-            self._link.look()
-            self._let_follower_run()
+            last_look(self._link.running(), deadline)
+            self.done()
             self._check_deadline(deadline)
 
     def _spin(self, is_waiting: Callable[[], bool], deadline: Deadline) -> bool:
@@ -300,6 +300,7 @@ class Execution:
     def _call_on_output(self, deadline: Deadline) -> None:
         while self._messages and self._on_output is not None:
             call_back(self._on_output, self._next_message())
+            last_look(self._link.running(), deadline)
             self._check_deadline(deadline)
 
     def _follow_all(self) -> None:

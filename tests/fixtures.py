@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import gevent
@@ -70,9 +72,10 @@ def gate(make_gate: Callable[[], Gate]) -> Gate:
 
 
 class Background:
-    """A call in a greenlet of its own, which waits already when this is made."""
+    """A call in a greenlet of its own, which waits already when this is made; `ended` tells when it was over."""
 
     def __init__(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.ended = 0.0
         self._error: BaseException | None = None
         self.greenlet = gevent.spawn(self._run, call, args, kwargs)
         leaks.turn_loop()
@@ -99,6 +102,8 @@ class Background:
         except BaseException as exc:
             self._error = exc
             return None
+        finally:
+            self.ended = perf_counter()
 
 
 @pytest.fixture
@@ -193,3 +198,22 @@ def await_arrival() -> Callable[[kclient.KernelClient], None]:
         control.delete_subshell(subshell_id, timeout=WAIT)
 
     return await_arrival
+
+
+def in_forked_child(function: Callable[[], str]) -> str:
+    """What `function` returns in a forked child."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads it speaks of are libzmq's
+        child = os.fork()
+    if child == 0:
+        text = "it raised"
+        try:
+            text = function()
+        finally:
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading) as pipe:
+        return pipe.read()

@@ -8,14 +8,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent
 import zmq
 from gevent import get_hub, getcurrent
 
 from kclient.channels.frames import FrameReader, MessageReader
-from kclient.channels.wire import RECONNECT_IVL, Wire
+from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Owner, Parking, call_back
 from kclient.log import WARNING, log, log_soon
@@ -25,6 +25,9 @@ from kclient.protocol.messages import Message
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
+
+LAST_LOOK: Final = 0.02
+"""Seconds for which a call whose time is up takes in what has come: its answer may stand behind many other messages."""
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""
@@ -120,11 +123,11 @@ class Channel(ABC):
             with suppress(zmq.ZMQError):  # ENOENT: it is disconnected already
                 self._wire.socket.disconnect(self._address)
 
-    def drain(self) -> None:
-        """Take in what is on the socket now, without waiting."""
+    def drain(self, seconds: float = TURN) -> None:
+        """Take in what is on the socket now, without waiting, for at most so many seconds."""
         self._owner.check()
         if self._wire is not None:
-            self._wire.drain()
+            self._wire.drain(seconds)
 
     def mend(self) -> None:
         """See that the loop still watches the socket."""
@@ -136,12 +139,11 @@ class Channel(ABC):
         if self._wire is not None:
             self._wire.glance()
 
-    def _look_around(self) -> None:
+    def _look_around(self, deadline: Deadline) -> None:
         """Take in what there is to know before a call gives up: messages, and the death of the kernel."""
+        last_look([self], deadline)
         if self.look is not None:
             self.look()
-        else:
-            self.drain()
 
     @abstractmethod
     def receive(self, frames: list[bytes]) -> None:
@@ -228,6 +230,12 @@ class Channel(ABC):
                 self._deliverer = gevent.spawn(self._deliver_all)
 
 
+def last_look(channels: Sequence[Channel], deadline: Deadline) -> None:
+    """Take in what has come, if the deadline is over; only a little where it left no time, as for one who polls."""
+    for channel in channels if deadline.is_over else ():
+        channel.drain(LAST_LOOK if deadline.timeout else TURN)
+
+
 def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: Deadline) -> None:
     """Look at the sockets again and again, without a turn of the loop, while `is_waiting()` and until the deadline.
 
@@ -281,7 +289,7 @@ class MessageChannel(Channel):
                 if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
                     raise self._last_failure(None)
                 if not self._arrived.wait(deadline):
-                    self._look_around()
+                    self._look_around(deadline)
                     if deadline.is_over and not self.msg_ready() and self._failure is None:
                         raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
         return self._next_unclaimed()

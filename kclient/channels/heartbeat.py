@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PINGS_IN_TIME_TO_DEAD: Final = 4
 """Pings in the time that a kernel may be silent, so that a stopped one is missed within that time."""
 
+TO_ANSWER: Final = 0.5
+"""Of the time to dead, what a kernel has at least to answer a ping, however late that went out."""
+
 
 class HBChannel(Channel):
     """Pings, as a REQ would; paused until `unpause`.
@@ -72,7 +75,7 @@ class HBChannel(Channel):
         return self._beating
 
     def since_last_beat(self) -> float:
-        """Seconds since the kernel last answered, or since `unpause`."""
+        """Seconds since the kernel last answered, or since `unpause`, less those for which nobody asked it."""
         return monotonic() - self._last_beat
 
     def stop(self) -> None:
@@ -96,10 +99,19 @@ class HBChannel(Channel):
     def _ping(self) -> None:
         if self._wire is None:
             return
+        if not self._awaits_pong:
+            self._excuse(monotonic() - self.time_to_dead * (1 - TO_ANSWER))
         self._schedule(self._silent_since + self.time_to_dead)
         if not self._awaits_pong:
             self._awaits_pong = True
             self._wire.send([b"", b"ping"])
+
+    def _excuse(self, since: float) -> None:
+        """The ping is very late, since the loop stood still: what the kernel was not asked, it could not answer."""
+        late = since - self._silent_since
+        if late > 0:
+            self._silent_since += late
+            self._last_beat += late
 
     def receive(self, frames: list[bytes]) -> None:
         self._awaits_pong = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from kclient.channels.base import Failure, MessageChannel
+from kclient.channels.base import Failure, MessageChannel, last_look
 from kclient.hub import Deadline, Parking, in_callback
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.inbox import Inbox
@@ -53,7 +53,7 @@ class IOPubChannel(MessageChannel):
             ledger = self.outputs.ledger
             while ledger.awaits_idle and self._failure is None and not in_callback():
                 if not self.changed.wait(deadline) and deadline.is_over:
-                    self._check().drain()
+                    last_look([self], deadline)
                     ledger.waive()
         return self.get_msgs()
 

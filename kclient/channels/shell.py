@@ -142,7 +142,7 @@ class RequestChannel(MessageChannel):
             spin([self], slot.is_pending, deadline.at_most(self.spin))
         while slot.is_pending():
             if not parking.wait(deadline) and deadline.is_over:
-                self._look_around()
+                self._look_around(deadline)
                 if not slot.is_settled:
                     raise self._timed_out(slot, deadline)
 

@@ -128,9 +128,9 @@ class Wire:
             if is_held:
                 sigint.release(self._owner.hub)
 
-    def drain(self) -> None:
-        """Take in what is there, for at most `TURN` seconds; what is left waits for the loop's next turn."""
-        self._take_in_for(TURN)
+    def drain(self, seconds: float = TURN) -> None:
+        """Take in what is there, for at most so many seconds; what is left waits for the loop's next turn."""
+        self._take_in_for(seconds)
 
     def glance(self) -> None:
         """Take in one message, if there is one; what is left waits for the loop's next turn.

@@ -2,13 +2,13 @@ import gc
 import logging
 import os
 import threading
-import warnings
 import weakref
 
 import gevent
 import gevent.event
 import leaks
 import pytest
+from fixtures import in_forked_child
 
 import kclient
 from kclient.channels.wire import context
@@ -460,25 +460,6 @@ def test_call_from_another_thread_leaves_nothing_behind(kernel):
     client.wait_for_ready(WAIT)
     assert client.run("6 * 7", timeout=WAIT).text == "42"
     client.stop_channels()
-
-
-def in_forked_child(function):
-    """What `function` returns, a string, in a forked child."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads it speaks of are libzmq's
-        child = os.fork()
-    if child == 0:
-        text = "it raised"
-        try:
-            text = function()
-        finally:
-            os.write(writing, text.encode())
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with open(reading) as pipe:
-        return pipe.read()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")

@@ -125,3 +125,11 @@ def test_each_of_several_waiters_gets_a_message_of_its_own(client, background):
     waiters = [background(client.control_channel.get_msg) for _ in range(5)]
     ids = [client.control_channel.send("kernel_info_request") for _ in range(5)]
     assert sorted(waiter.get().parent_id for waiter in waiters) == sorted(ids)
+
+
+def test_get_msg_that_fails_speaks_of_its_failure_alone(client, background):
+    """Not also of an inbox that is empty."""
+    waiting = background(client.stdin_channel.get_msg)
+    client.stop_channels()
+    assert isinstance(waiting.error(), kclient.ChannelClosed)
+    assert waiting.error().__context__ is None

@@ -110,36 +110,6 @@ def test_kclient_patches_nothing(run_script):
 # The end of the program
 
 
-ENDINGS = {
-    "a kernel runs": "",
-    "a call is pending": "import gevent\ngevent.spawn(kernel.run, 'import time; time.sleep(600)')\ngevent.sleep(0.01)",
-    "a submit is pending": "execution = kernel.submit('import time; time.sleep(600)', on_output=print)",
-    "it raises": "raise SystemExit(0)",
-    "a thread waits": (
-        "import threading, gevent\n"
-        "def wait():\n"
-        "    with kclient.connect(kernel.connection_file) as client: client.run('import time; time.sleep(600)')\n"
-        "threading.Thread(target=wait, daemon=True).start()\n"
-        "gevent.sleep(0.1)"
-    ),
-}
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_program_that_ends_leaves_no_kernel_and_no_file(run_script, check_it_ends, runtime_dir, patch, ending):
-    start = (
-        "import kclient\nkernel = kclient.start_kernel(timeout=60)\n"
-        # Its first cell makes a kernel try, with a file, where it may write: that is not to be when it is killed.
-        "kernel.run('import tempfile; tempfile.gettempdir()', timeout=60)\n"
-        "print(kernel.process.pid, flush=True)"
-    )
-    pid = int(run_script(f"{patch}{start}\n{ending}").split()[0])
-    check_it_ends(pid)
-    assert list(runtime_dir.iterdir()) == []
-
-
 @pytest.mark.kernel
 def test_program_that_ends_over_ipc_leaves_no_socket(run_script, folder):
     start = "import kclient\nkernel = kclient.start_kernel(transport='ipc', timeout=60)"

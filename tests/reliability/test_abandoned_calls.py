@@ -1,0 +1,366 @@
+"""A greenlet is killed in a call, or its gevent.Timeout strikes there: the client is as if it had never called."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import attrs
+import gevent
+import gevent.event
+import pytest
+from figures import Figures
+from fixtures import WAIT, Background, in_forked_child
+
+import kclient
+from kclient.testing import FakeKernel, Request, result, stream
+from kclient.testing.script import DEFAULT_HANDLERS
+
+Client = kclient.KernelClient
+
+
+class HoldingKernel(FakeKernel):
+    """A kernel that answers nothing until `go` is set, whatever it is asked."""
+
+    def __init__(self) -> None:
+        def ask(request: Request) -> None:
+            request.publish(*stream(request.ask("name? ")))
+
+        super().__init__({"6 * 7": [stream("hi\n"), result("42")], "ask": ask})
+        self.go = gevent.event.Event()
+        self.go.set()
+        self.replies_first = False
+        names = ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
+        for name, handler in {**dict.fromkeys(names, Request.reply), **DEFAULT_HANDLERS}.items():
+            self.on(name, lambda request, handler=handler: self._answer_later(request, handler))
+
+    def _answer_later(self, request: Request, handler: Callable[[Request], object]) -> None:
+        if self.replies_first:
+            handler(request)
+        if request.content.get("code") != "ask":
+            self.go.wait()
+        if not request.is_answered:
+            handler(request)
+
+
+@pytest.fixture
+def fake() -> Iterator[HoldingKernel]:
+    with HoldingKernel() as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(fake: HoldingKernel) -> Iterator[Client]:
+    with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
+        for channel in (client.shell_channel, client.control_channel):  # from now on the kernel can send there, too
+            channel.kernel_info(timeout=WAIT)
+        client.iopub_channel.flush(timeout=WAIT)
+        client.iopub_channel.outputs.executions.clear()  # the first idle may have gone before the kernel knew of us
+        yield client
+
+
+@attrs.define
+class Call:
+    """A call that waits, and what holds when it was abandoned and the kernel has answered after all."""
+
+    wait: Callable[[], Any]
+    afterwards: Callable[[], object] = lambda: None
+    is_there: Callable[[], bool] = lambda: True
+    """True when the call has come to where it is to be abandoned."""
+
+
+def request(name: str, *arguments: Any, on: str = "") -> Callable[[Client, HoldingKernel], Call]:
+    """A request method of the client, or of one of its channels."""
+    return lambda client, fake: Call(lambda: getattr(getattr(client, on) if on else client, name)(*arguments))
+
+
+def run_that_has_begun(client: Client, fake: HoldingKernel) -> Call:
+    """Its code is interrupted."""
+
+    def check() -> None:
+        client.control_channel.kernel_info(timeout=WAIT)
+        assert [request.msg_type for request in fake.requests[-2:]] == ["interrupt_request", "kernel_info_request"]
+
+    outputs = client.iopub_channel.outputs
+    return Call(lambda: client.run("1"), check, lambda: bool(outputs.executing))
+
+
+def run_in_on_output(client: Client, fake: HoldingKernel) -> Call:
+    def show(message: kclient.Message) -> None:
+        shown.append(message)
+        gevent.sleep(WAIT)
+
+    fake.replies_first = True
+    shown: list[kclient.Message] = []
+    return Call(lambda: client.run("6 * 7", on_output=show), is_there=lambda: bool(shown))
+
+
+def run_in_on_input(client: Client, fake: HoldingKernel) -> Call:
+    """Another may answer."""
+
+    def answer(prompt: str, password: bool) -> str:
+        asked.append(prompt)
+        gevent.sleep(WAIT)
+        return ""
+
+    asked: list[str] = []
+    return Call(lambda: client.run("ask", on_input=answer), lambda: client.input("Ada"), lambda: bool(asked))
+
+
+def execution_whose(wait: str, **callbacks: Any) -> Callable[[Client, HoldingKernel], Call]:
+    """It goes on when nobody waits for it, and its result can be had."""
+
+    def make(client: Client, fake: HoldingKernel) -> Call:
+        execution = client.submit("6 * 7", **callbacks)
+
+        def check() -> None:
+            assert execution.result(WAIT).text == "42"
+
+        return Call(execution.result if wait == "result" else lambda: list(execution), check)
+
+    return make
+
+
+def reply_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
+    """It can be asked for again."""
+
+    def make(client: Client, fake: HoldingKernel) -> Call:
+        channel = getattr(client, f"{name}_channel")
+        msg_id = channel.send("kernel_info_request", {})
+
+        def check() -> None:
+            assert channel.get_reply(msg_id, timeout=WAIT).parent_id == msg_id
+
+        return Call(lambda: channel.get_reply(msg_id), check)
+
+    return make
+
+
+def message_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
+    """What comes later is there for whoever asks next."""
+
+    def make(client: Client, fake: HoldingKernel) -> Call:
+        channel = getattr(client, f"{name}_channel")
+
+        def check() -> None:
+            client.iopub_channel.get_msgs()
+            stray = fake.session.msg("stray", {"for": "whoever asks"}, parent={"msg_id": "none"})
+            fake.send(name, stray, [b"topic" if name == "iopub" else client.session.identity])
+            assert channel.get_msg(timeout=WAIT).content == {"for": "whoever asks"}
+
+        return Call(channel.get_msg, check)
+
+    return make
+
+
+def flush(client: Client, fake: HoldingKernel) -> Call:
+    fake.replies_first = True
+    fake.go.clear()
+    client.kernel_info(timeout=WAIT)
+    return Call(lambda: client.iopub_channel.flush(timeout=WAIT))
+
+
+def connect(client: Client, fake: HoldingKernel) -> Call:
+    return Call(lambda: kclient.connect(fake.connection_info))
+
+
+CALLS: dict[str, Callable[[Client, HoldingKernel], Call]] = {
+    "run": request("run", "1"),
+    "run that has begun": run_that_has_begun,
+    "run that is left": lambda client, fake: Call(lambda: client.run("1", on_abandon="leave")),
+    "run with callbacks": lambda client, fake: Call(
+        lambda: client.run("1", on_output=print, on_input=lambda prompt, password: "")
+    ),
+    "run in its on_output": run_in_on_output,
+    "run in its on_input": run_in_on_input,
+    "result": execution_whose("result"),
+    "result of an execution with callbacks": execution_whose("result", on_output=lambda message: None),
+    "iteration": execution_whose("iteration"),
+    "execute": request("execute", "1"),
+    "complete": request("complete", "impor"),
+    "inspect": request("inspect", "print"),
+    "object_info": request("object_info", "print"),
+    "history": request("history"),
+    "is_complete": request("is_complete", "1"),
+    "comm_info": request("comm_info"),
+    "kernel_info": request("kernel_info"),
+    "shutdown": request("shutdown"),
+    "interrupt": request("interrupt"),
+    "debug": request("debug", "debugInfo"),
+    "create_subshell": request("create_subshell"),
+    "delete_subshell": request("delete_subshell", "a"),
+    "list_subshells": request("list_subshells"),
+    "request": request("request", "kernel_info_request"),
+    "execute on shell": request("execute", "1", on="shell_channel"),
+    "kernel_info on shell": request("kernel_info", on="shell_channel"),
+    "kernel_info on control": request("kernel_info", on="control_channel"),
+    "get_reply on shell": reply_on("shell"),
+    "get_reply on control": reply_on("control"),
+    **{f"get_msg of {name}": message_on(name) for name in ("shell", "control", "iopub", "stdin")},
+    "flush": flush,
+    "wait_for_ready": request("wait_for_ready"),
+    "connect": connect,
+}
+
+
+def strike(call: Background) -> None:
+    """As `gevent.kill` does."""
+    call.greenlet.kill()
+    assert isinstance(call.error(), gevent.GreenletExit)
+
+
+def time_out(call: Background) -> None:
+    """As the gevent.Timeout does that somebody has put around the call: it is thrown into the greenlet."""
+    timeout = gevent.Timeout(None)
+    gevent.kill(call.greenlet, timeout)
+    assert call.error() is timeout
+
+
+def left_over(client: Client) -> dict[str, Any]:
+    """What the client still remembers of calls that are over."""
+    channels = [client.shell_channel, client.control_channel, client.iopub_channel, client.stdin_channel]
+    ledger = client.link.ledger
+    found = {
+        "slots": [slot.msg_id for channel in channels[:2] for slot in channel.requests],
+        "messages": [message for channel in channels for message in channel.get_msgs()],
+        "parked in get_msg": sum(len(channel._arrived) for channel in channels),
+        "parked at iopub": len(client.iopub_channel.changed),
+        "executions": dict(client.iopub_channel.outputs.executions),
+        "unanswered": set(ledger.unanswered),
+        "owed": {**ledger.owed_idle, **ledger.owed_reply},
+        "answering": set(client.shell_channel.answering),
+        "answerers": set(client.link.prompts._answerers),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+@pytest.mark.parametrize("abandon", [strike, time_out])
+@pytest.mark.parametrize("name", CALLS)
+def test_abandoned_call_leaves_nothing_and_the_client_usable(
+    fake: HoldingKernel,
+    client: Client,
+    background: Callable[..., Background],
+    name: str,
+    abandon: Callable[[Background], None],
+) -> None:
+    fake.go.clear()
+    call = CALLS[name](client, fake)
+    waiting = background(call.wait)
+    while not call.is_there():
+        gevent.sleep(0.001)
+    assert waiting.is_waiting
+    abandon(waiting)
+    fake.go.set()
+    call.afterwards()
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
+    assert client.control_channel.kernel_info(timeout=WAIT).content["status"] == "ok"
+    client.iopub_channel.flush(timeout=WAIT)
+    assert left_over(client) == {}
+
+
+# From where no call may come
+
+
+def calls_of(client: Client, fake: HoldingKernel) -> dict[str, Callable[[], Any]]:
+    """Every call but the one that makes a client of its own, for whoever calls."""
+    made = {name: make(client, fake).wait for name, make in CALLS.items() if name not in ("connect", "flush")}
+    return {**made, "flush": client.iopub_channel.flush}
+
+
+def refused(call: Callable[[], Any], error: type[Exception]) -> str:
+    """Empty if `call` raises `error`; else what it did instead."""
+    try:
+        return f"it returned {call()!r}"
+    except error:
+        return ""
+    except BaseException as exc:
+        return f"it raised {exc!r}"
+
+
+def test_call_from_another_thread_is_refused_at_once(fake: HoldingKernel, client: Client, figures: Figures) -> None:
+    """The kernel, which is in this thread, could not answer any of them."""
+    calls = calls_of(client, fake)
+    found: dict[str, str] = {}
+
+    def call_all() -> None:
+        for name, call in calls.items():
+            found[name] = refused(call, kclient.WrongThread)
+
+    thread = threading.Thread(target=call_all)
+    started = perf_counter()
+    thread.start()
+    thread.join(WAIT)
+    figures.note(f"{len(calls)} calls from another thread, refused", perf_counter() - started, "s", at_most=1)
+    assert found == dict.fromkeys(calls, "")
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_call_in_a_forked_child_is_refused_at_once(fake: HoldingKernel, client: Client, figures: Figures) -> None:
+    calls = calls_of(client, fake)
+
+    def call_all() -> str:
+        found = {name: refused(call, kclient.ForkedProcess) for name, call in calls.items()}
+        return " ".join(f"{name}: {did}" for name, did in found.items() if did)
+
+    started = perf_counter()
+    assert in_forked_child(call_all) == ""
+    figures.note(f"{len(calls)} calls in a forked child, refused", perf_counter() - started, "s", at_most=1)
+    assert client.run("6 * 7", timeout=WAIT).text == "42"
+
+
+# Whole kernels
+
+ASLEEP = "import time; time.sleep(600)"
+"""A kernel that never answers."""
+
+
+@pytest.mark.parametrize("abandon", [strike, time_out])
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_abandoned_start_leaves_nothing(
+    install_kernel: Callable[..., str],
+    background: Callable[..., Background],
+    transport: str,
+    abandon: Callable[[Background], None],
+) -> None:
+    start = background(kclient.start_kernel, install_kernel(ASLEEP), transport=transport)
+    assert start.is_waiting
+    abandon(start)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("abandon", [strike, time_out])
+def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
+    start_kernel: Callable[..., kclient.KernelManager],
+    background: Callable[..., Background],
+    abandon: Callable[[Background], None],
+) -> None:
+    """While the old kernel is to exit, while the new one is to come up, and beside a call that waits for it."""
+    manager = start_kernel()
+    first = manager.process
+    assert first is not None
+    for end in (manager.restart_kernel, manager.shutdown_kernel):
+        manager.signal_kernel(signal.SIGSTOP)
+        calls = [background(end), background(manager.kernel_info)]
+        for call in calls:
+            assert call.is_waiting
+            abandon(call)
+        assert first.is_alive()
+    restart = background(manager.restart_kernel, now=True, timeout=WAIT)
+    while manager.process is None or manager.process is first:
+        gevent.sleep(0.001)
+    manager.signal_kernel(signal.SIGSTOP)
+    assert restart.is_waiting
+    other = background(manager.run, "1")
+    assert other.is_waiting
+    abandon(other)
+    abandon(restart)
+    assert len(manager.link._restarted) == 0
+    manager.signal_kernel(signal.SIGCONT)
+    assert manager.run("print('hi'); 6 * 7", timeout=WAIT).text == "42"
+    manager.iopub_channel.flush()
+    assert left_over(manager.client) == {}

@@ -1,0 +1,131 @@
+"""Very many kernels, and very many clients one after the other: nothing is shared, lost or left over."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gevent
+import leaks
+import pytest
+from figures import Figures
+from fixtures import WAIT
+
+import kclient
+
+pytestmark = pytest.mark.kernel
+
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+
+LONG_START = 300
+"""Seconds that a kernel may take to start beside a hundred others."""
+
+MIB = 2**20
+
+GROWTH = 16 * MIB
+"""Bytes by which the process may grow between the first tenth of the rounds and the last."""
+
+
+class Holdings:
+    """How much of everything this process holds."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        leaks.end_threadpool()
+        for _ in range(3):
+            leaks.turn_loop()
+        self.greenlets = len(leaks.live_greenlets())
+        self.threads = len(leaks.native_threads())
+        self.descriptors = len(leaks.descriptors())
+        self.rss = resident()
+
+    def counts(self) -> dict[str, int]:
+        return {"greenlets": self.greenlets, "threads": self.threads, "descriptors": self.descriptors}
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now; 0 where there is no /proc."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+def settled(before: Holdings) -> Holdings:
+    """What is held now, no more than before: libzmq closes the descriptors of a closed socket some time later."""
+    until = perf_counter() + leaks.SETTLE
+    while (now := Holdings()).counts() != before.counts() and perf_counter() < until:
+        gevent.sleep(0.01)
+    assert now.counts() == before.counts()
+    return now
+
+
+def repeat(round_: Callable[[int], None], rounds: int, figures: Figures, what: str) -> None:
+    """Call `round_` so often; as much is held before, after a tenth of the rounds, and after all."""
+    before = Holdings()
+    tenth = max(1, rounds // 10)
+    started = perf_counter()
+    for number in range(tenth):
+        round_(number)
+    after_tenth = settled(before)
+    for number in range(tenth, rounds):
+        round_(number)
+    figures.note(f"{what}: {rounds} rounds", perf_counter() - started, "s")
+    growth = settled(before).rss - after_tenth.rss
+    figures.note(f"{what}: growth of memory after {tenth}", growth / MIB, "MiB", at_most=GROWTH / MIB)
+
+
+@pytest.mark.timeout(600)
+def test_kernels_that_are_started_at_once_all_start_and_share_nothing(transport: str, figures: Figures) -> None:
+    number = figures.size(4, 100)
+    managers: list[kclient.KernelManager] = []
+
+    def start() -> None:
+        managers.append(kclient.start_kernel(transport=transport, timeout=LONG_START))
+
+    try:
+        started = perf_counter()
+        gevent.joinall([gevent.spawn(start) for _ in range(number)], raise_error=True)
+        figures.note(f"{number} kernels at once over {transport}: all are ready", perf_counter() - started, "s")
+        infos = [manager.get_connection_info() for manager in managers]
+        places = [(info["ip"], info[f"{name}_port"]) for info in infos for name in CHANNELS]
+        assert len({*places}) == 5 * number
+        assert len({info["key"] for info in infos}) == number
+        assert len({manager.connection_file for manager in managers}) == number
+        pids = [manager.run("import os; os.getpid()", timeout=WAIT).text for manager in managers]
+        assert pids == [str(manager.process.pid) for manager in managers if manager.process is not None]
+        assert len({*pids}) == number
+    finally:
+        gevent.joinall([gevent.spawn(manager.shutdown_kernel, now=True) for manager in managers])
+
+
+@pytest.mark.timeout(600)
+def test_clients_that_come_and_go_lose_nothing_and_leave_nothing(
+    kernel: kclient.KernelManager, transport: str, figures: Figures
+) -> None:
+    def come_and_go(number: int) -> None:
+        with kclient.connect(kernel.connection_file, timeout=WAIT) as client:
+            result = client.run("print(1)", timeout=WAIT)
+        assert (result.stdout, result.complete) == ("1\n", True), number
+
+    repeat(come_and_go, figures.size(40, 500), figures, f"connect, run, close over {transport}")
+
+
+@pytest.mark.timeout(900)
+def test_kernels_that_come_and_go_lose_nothing_and_leave_nothing(
+    start_kernel: Any, runtime_dir: Path, folder: Path, figures: Figures
+) -> None:
+    """Over both transports in turn."""
+
+    def come_and_go(number: int) -> None:
+        with kclient.start_kernel(transport=("tcp", "ipc")[number % 2], timeout=WAIT) as manager:
+            process = manager.process
+            result = manager.run("print(1)", timeout=WAIT)
+        assert (result.stdout, result.complete) == ("1\n", True), number
+        assert process is not None
+        assert not process.is_alive()
+        assert [*runtime_dir.iterdir(), *(folder / "t").iterdir()] == []
+
+    repeat(come_and_go, figures.size(4, 200), figures, "start, run, shutdown")
