@@ -15,6 +15,7 @@ from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, NoReply
 from kclient.hub import Deadline, Parking, call_back
 from kclient.interruption import Interruption
 from kclient.log import log
+from kclient.protocol.inbox import Backlog
 from kclient.protocol.messages import Message
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 OnOutput = Callable[[Message], object]
 OnInput = Callable[[str, bool], str]
-
-MESSAGE_NBYTES: Final = 2048
-"""Bytes that a message takes in memory besides its content: the dicts of its headers, mostly."""
 
 CTRL_C_GRACE: Final = 5.0
 """Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
@@ -59,8 +57,7 @@ class Execution:
         self._on_output = on_output
         self._on_input = on_input
         self._keeps_messages = keeps_messages
-        self._messages: deque[Message] = deque()
-        self._messages_nbytes = 0
+        self._messages = Backlog(transcript.max_output_bytes)
         self._input_requests: deque[Message] = deque()
         self._changed = Parking(link.owner)
         self._failure: Failure | None = None
@@ -83,7 +80,7 @@ class Execution:
         while True:
             self._owner.check()
             while self._messages:
-                yield self._next_message()
+                yield self._messages.popleft()
             if self._is_over:
                 self._raise_failure()
                 return
@@ -209,18 +206,10 @@ class Execution:
             self._end()
 
     def _keep(self, message: Message) -> None:
-        limit = self._transcript.max_output_bytes
-        if limit is not None and self._messages_nbytes + message.nbytes + MESSAGE_NBYTES > limit:
+        if self._messages.append(message):
+            self._changed.wake()
+        else:
             self._transcript.truncated = True
-            return
-        self._messages.append(message)
-        self._messages_nbytes += message.nbytes + MESSAGE_NBYTES
-        self._changed.wake()
-
-    def _next_message(self) -> Message:
-        message = self._messages.popleft()
-        self._messages_nbytes -= message.nbytes + MESSAGE_NBYTES
-        return message
 
     def _stop_calling(self) -> None:
         """Nobody sees outputs or answers prompts any more; prompts go where those of others go."""
@@ -299,7 +288,7 @@ class Execution:
 
     def _call_on_output(self, deadline: Deadline) -> None:
         while self._messages and self._on_output is not None:
-            call_back(self._on_output, self._next_message())
+            call_back(self._on_output, self._messages.popleft())
             last_look(self._link.running(), deadline)
             self._check_deadline(deadline)
 

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 LAST_LOOK: Final = 0.02
 """Seconds for which a call whose time is up takes in what has come: its answer may stand behind many other messages."""
+
+LOOK_AGAIN: Final = 0.1
+"""Seconds after which the next such call does: many of them beside a flood must not stop the loop."""
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""
@@ -62,6 +66,7 @@ class Channel(ABC):
         self._failures = 0
         self.look: Callable[[], None] | None = None
         self.reconnect_ivl_max = 0
+        self.looked_at = 0.0
         self._deliveries: deque[tuple[Any, ...]] = deque()
         self._deliverer: gevent.Greenlet[..., Any] | None = None
 
@@ -233,7 +238,11 @@ class Channel(ABC):
 def last_look(channels: Sequence[Channel], deadline: Deadline) -> None:
     """Take in what has come, if the deadline is over; only a little where it left no time, as for one who polls."""
     for channel in channels if deadline.is_over else ():
-        channel.drain(LAST_LOOK if deadline.timeout else TURN)
+        now = monotonic()
+        is_long = deadline.timeout and now > channel.looked_at + LOOK_AGAIN
+        if is_long:
+            channel.looked_at = now
+        channel.drain(LAST_LOOK if is_long else TURN)
 
 
 def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: Deadline) -> None:

@@ -1,14 +1,18 @@
-"""What has arrived and nobody claimed: bounded, oldest out, and counted."""
+"""Messages that wait for a reader, in bounded memory."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from typing import Final
 
 from kclient.protocol.messages import Message
 
+MESSAGE_NBYTES: Final = 2048
+"""Bytes that a message takes in memory besides its content: the dicts of its headers, mostly."""
+
 
 class Inbox:
-    """Messages in order of arrival, at most `max_messages` of at most `max_bytes` together; it keeps the newest."""
+    """What nobody claimed: messages in order of arrival, at most `max_messages` of at most `max_bytes` together; it keeps the newest."""
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.max_messages = max_messages
@@ -50,3 +54,34 @@ class Inbox:
         self._messages.clear()
         self.nbytes = 0
         return messages
+
+
+class Backlog:
+    """What one reader has not read yet: at most `max_bytes` (None: no bound) of messages, of which each takes 2 KiB."""
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self._max_bytes = max_bytes
+        self._nbytes = 0
+        self._messages: deque[Message] = deque()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def append(self, message: Message) -> bool:
+        """Keep `message`; False if there is no room for it."""
+        nbytes = self._nbytes + message.nbytes + MESSAGE_NBYTES
+        if self._max_bytes is not None and nbytes > self._max_bytes:
+            return False
+        self._messages.append(message)
+        self._nbytes = nbytes
+        return True
+
+    def popleft(self) -> Message:
+        """The message that came first; raises IndexError if there is none."""
+        message = self._messages.popleft()
+        self._nbytes -= message.nbytes + MESSAGE_NBYTES
+        return message
+
+    def clear(self) -> None:
+        self._messages.clear()
+        self._nbytes = 0

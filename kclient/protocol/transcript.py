@@ -56,6 +56,7 @@ class Transcript:
         self._outputs: list[dict[str, Any]] = []
         self._nbytes = 0
         self._clear_next = False
+        self._is_cut = False
         self._displays: dict[str, list[_Display]] = {}
 
     @property
@@ -119,6 +120,10 @@ class Transcript:
         if msg_type == "update_display_data":
             return self.update_display(message)
         if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes)):
+            self._is_cut = True
+            return False
+        if msg_type == "stream" and self._is_cut and not self._clear_next:  # a text ends where it was cut
+            self.dropped += 1
             return False
         if self._clear_next:
             self._clear()
@@ -165,7 +170,7 @@ class Transcript:
             self._displays.setdefault(display_id, []).append(_Display(output, message.nbytes))
 
     def _clear(self) -> None:
-        self._clear_next = False
+        self._clear_next = self._is_cut = False
         self._outputs.clear()
         self._displays.clear()
         self._nbytes = 0

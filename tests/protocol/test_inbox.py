@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kclient.protocol.inbox import Inbox
+from kclient.protocol.inbox import MESSAGE_NBYTES, Backlog, Inbox
 from kclient.protocol.messages import Message
 
 NO_BOUND = 10**9
@@ -121,3 +121,22 @@ def test_inbox_holds_the_newest_that_fit_and_counts_the_rest(max_messages, max_b
         assert inbox.nbytes == sum(each.nbytes for each in held)
         assert len(held) <= max_messages
         assert inbox.nbytes <= max_bytes or len(held) == 1
+
+
+def test_backlog_keeps_the_first_that_fit_and_has_room_again_when_they_are_read():
+    backlog = Backlog(2 * MESSAGE_NBYTES + 30)
+    first, second = message(10), message(20)
+    assert [backlog.append(each) for each in (first, second, message(0))] == [True, True, False]
+    assert (backlog.popleft(), len(backlog)) == (first, 1)
+    third = message(10)
+    assert backlog.append(third)
+    assert [backlog.popleft(), backlog.popleft()] == [second, third]
+    with pytest.raises(IndexError):
+        backlog.popleft()
+
+
+def test_backlog_without_a_bound_keeps_all_and_can_be_emptied():
+    backlog = Backlog(None)
+    assert all(backlog.append(message(10**9)) for _ in range(10))
+    backlog.clear()
+    assert len(backlog) == 0

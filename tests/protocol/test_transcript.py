@@ -260,6 +260,19 @@ def test_output_beyond_the_bound_is_dropped_by_whole_messages():
     assert (transcript.truncated, transcript.dropped) == (True, 2)
 
 
+def test_text_ends_where_it_was_cut_and_other_outputs_still_fit():
+    outputs = [stream("a", nbytes=90), stream("b", nbytes=20), stream("c", nbytes=1), display("d", nbytes=5)]
+    transcript = fed(*outputs, max_output_bytes=100)
+    assert [output["output_type"] for output in transcript.outputs()] == ["stream", "display_data"]
+    assert transcript.outputs()[0]["text"] == "a"
+    assert (transcript.truncated, transcript.dropped) == (True, 2)
+
+
+def test_text_after_a_clear_output_begins_anew():
+    outputs = [stream("a", nbytes=90), stream("b", nbytes=20), clear(), stream("c", nbytes=1)]
+    assert shown(fed(*outputs, max_output_bytes=100)) == ["stdout:c"]
+
+
 def test_output_up_to_the_bound_is_not_truncated():
     transcript = fed(stream("a", nbytes=99), stream("b", nbytes=1), max_output_bytes=100)
     assert (transcript.truncated, transcript.dropped) == (False, 0)
