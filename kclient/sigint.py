@@ -67,7 +67,7 @@ def release(hub: Hub) -> None:
 
 def pause(hub: Hub) -> bool:
     """End `hold` for a function of the user's; True if there was one, which `hold` then begins again."""
-    if getsignal(SIGINT) is not _note:
+    if getsignal(SIGINT) is not _note or not hub.loop.default:
         return False
     release(hub)
     return True
@@ -94,7 +94,9 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
     Handlers of the user's own, of whatever signal, run as soon as it comes.
     """
     handler = getsignal(SIGINT)
-    if getcurrent().parent is not None or not hub.loop.default:
+    if not hub.loop.default:
+        return bool(waiter.get())
+    if getcurrent().parent is not None:
         return _wait_elsewhere(waiter, hub, handler)
     if handler is _note:
         _raise_what_came(hub)

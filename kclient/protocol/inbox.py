@@ -12,7 +12,7 @@ MESSAGE_NBYTES: Final = 2048
 
 
 class Inbox:
-    """What nobody claimed: messages in order of arrival, at most `max_messages` of at most `max_bytes` together; it keeps the newest."""
+    """What nobody claimed, in order of arrival: the newest `max_messages` of at most `max_bytes` together."""
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.max_messages = max_messages
