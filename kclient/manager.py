@@ -202,7 +202,7 @@ class KernelManager(Runner):
         RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
         """
         self._owner.check()
-        with self._lock:
+        with self._lock, self._owner.call():
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
             if self._client is not None and self._client.link.failure is not None:  # of the kernel before
@@ -210,7 +210,7 @@ class KernelManager(Runner):
             try:
                 self._launch(Launch(extra_arguments, cwd, env, stdout, stderr))
             except BaseException:
-                self._kernel.clean_up()
+                self._kernel.abandon()
                 self._drop_client()
                 raise
 
@@ -224,7 +224,7 @@ class KernelManager(Runner):
         self._owner.check()
         if now and self.process is not None:
             self.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
-        with self._lock:
+        with self._lock, self._owner.call():
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
             if restart:
                 return
@@ -243,35 +243,36 @@ class KernelManager(Runner):
         if not self._lock.acquire(timeout=deadline.left()):
             raise KernelTimeout("turn: another greenlet starts or ends the kernel", deadline.timeout)
         try:
-            if self._kernel.launch is None:
-                raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
-            new_launch = self._kernel.launch.changed(launch)
-            link = self.link
-            is_beating = link.runs("hb") and not link.hb.is_paused
-            link.begin_restart()
-            try:
-                self._end_process(deadline.half(), now=now, restart=True)
-                link.reopen()
-                self._endpoint.remove_ipc_files()
-                self._launch(new_launch)
-                if link.runs("shell"):
-                    self.wait_for_ready(deadline)
-            except BaseException:
-                if not self._kernel.is_alive():
-                    link.fail(copies_of(self._kernel.death()))
-                raise
-            finally:
-                link.end_restart()
-            if is_beating:
-                link.hb.unpause()
+            with self._owner.call():
+                if self._kernel.launch is None:
+                    raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
+                new_launch = self._kernel.launch.changed(launch)
+                link = self.link
+                is_beating = link.runs("hb") and not link.hb.is_paused
+                link.begin_restart()
+                try:
+                    self._end_process(deadline.half(), now=now, restart=True)
+                    link.reopen()
+                    self._endpoint.remove_ipc_files()
+                    self._launch(new_launch)
+                    if link.runs("shell"):
+                        self.wait_for_ready(deadline)
+                except BaseException:
+                    if not self._kernel.is_alive():
+                        link.fail(copies_of(self._kernel.death()))
+                    raise
+                finally:
+                    link.end_restart()
+                if is_beating:
+                    link.hb.unpause()
         finally:
             self._lock.release()
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
-        self._owner.check()
-        self._kernel.require()
-        self.link.interrupt_kernel()
+        with self._owner.call():
+            self._kernel.require()
+            self.link.interrupt_kernel()
 
     def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel and its children; raises InvalidState if there is no kernel."""
@@ -285,7 +286,7 @@ class KernelManager(Runner):
         """
         self._owner.check()
         self._kernel.require()
-        with self._lock:
+        with self._lock, self._owner.call():
             self._fail_pending(self._end_process(Deadline(None), now=True, restart=True))
 
     def is_alive(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from kclient.client import Connection, KernelClient
 from kclient.errors import LaunchError
-from kclient.hub import Deadline
+from kclient.hub import Deadline, Owner
 
 if TYPE_CHECKING:
     from kclient.kernels.process import Launcher, Output
@@ -63,9 +63,10 @@ def start_kernel(
             orphan_guard=orphan_guard,
         )
         try:
-            manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
-            manager.start_channels()
-            manager.wait_for_ready(deadline)
+            with Owner().call():
+                manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+                manager.start_channels()
+                manager.wait_for_ready(deadline)
             return manager
         except LaunchError as exc:
             manager.shutdown_kernel(now=True)
@@ -99,11 +100,12 @@ def connect(
     client = KernelClient(connection, spin=spin)
     deadline = Deadline(timeout)
     try:
-        client.start_channels()
-        if watch and client.connection.hb_port:
-            client.watch(dead_after)
-        client.wait_for_ready(deadline)
+        with Owner().call():
+            client.start_channels()
+            if watch and client.connection.hb_port:
+                client.watch(dead_after)
+            client.wait_for_ready(deadline)
+        return client
     except BaseException:
         client.close()
         raise
-    return client

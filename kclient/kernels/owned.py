@@ -95,13 +95,14 @@ class OwnedKernel:
     def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
         """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
         self.argv = self.spec.command(self.endpoint.prepare(), launch.extra_arguments)
-        if self._wants_guard:
-            process = self._start_guarded(launch, Ward(self.endpoint.traces()))
-        else:
-            process = self._start(launch)
-        self.process = process
-        self.launch = launch
-        process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
+        with self._owner.call():  # a Ctrl-C between the launch and the note of it would leave an orphan
+            if self._wants_guard:
+                process = self._start_guarded(launch, Ward(self.endpoint.traces()))
+            else:
+                process = self._start(launch)
+            self.process = process
+            self.launch = launch
+            process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
 
     def _start(self, launch: Launch, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel watches the process with that number, and ends when it is gone
@@ -218,7 +219,7 @@ class OwnedKernel:
             return
         if self.process is not None:
             self.process.kill()
-            self.process.close()
+            self.forget()
         self.clean_up()
 
     def clean_up(self) -> None:
