@@ -31,8 +31,14 @@ class Prompts:
         return self._link.runs("stdin") and (self.on_input is not None or self._link.stdin.is_awaited())
 
     def answer(self, request: Message, on_input: OnInput) -> None:
-        """Call `on_input` in this greenlet and send what it returns."""
+        """Call `on_input` in this greenlet and send what it returns.
+
+        Unless the code that asked has ended by then, interrupted say: the kernel would give its answer to whoever asks
+        next, and that may be a password.
+        """
         content = request.content
+        self._link.drain()
+        was_asking = self._link.is_busy_with(request.parent_id or "")
         answering = self._link.shell.answering
         answering.add(getcurrent())
         try:
@@ -41,6 +47,10 @@ class Prompts:
             answering.discard(getcurrent())
         if not self._link.runs("stdin"):
             raise ChannelClosed("stdin")
+        self._link.drain()
+        if was_asking and not self._link.is_busy_with(request.parent_id or ""):
+            log().debug("the code that asked has ended; the answer is not sent")
+            return
         self._link.stdin.answer(request, answer)
 
     def claim(self, message: Message) -> bool:

@@ -498,6 +498,47 @@ def test_abandoned_run_leaves_its_prompt_to_who_asks(fake: FakeKernel, client: C
     client.iopub_channel.flush()
 
 
+@pytest.mark.parametrize("of", ["run", "client"])
+def test_answer_to_code_that_has_ended_meanwhile_is_not_sent(fake: FakeKernel, client: Client, of: str) -> None:
+    """The kernel would give it to the code that asks next."""
+    ended, answers = gevent.event.Event(), []
+
+    def ask_and_end(request: Request) -> None:
+        message = fake.session.msg("input_request", {"prompt": "? ", "password": True}, parent=request.message)
+        fake.send("stdin", message, request.identities)
+        asked.wait(20)
+
+    def note(port: Any, frames: list[bytes]) -> None:
+        if port.name == "stdin":
+            answers.append(fake.session.deserialize(frames).content["value"])
+        else:
+            FakeKernel.take(fake, port, frames)
+
+    def answer(prompt: str, password: bool) -> str:
+        asked.set()
+        ended.wait(20)
+        return "secret"
+
+    def look(message: kclient.Message) -> None:
+        if message.content.get("execution_state") == "idle" and message.parent_header["msg_type"] == "execute_request":
+            ended.set()
+
+    asked = gevent.event.Event()
+    fake.script["ask"] = ask_and_end
+    fake.take = note  # type: ignore[method-assign]
+    client.iopub_channel.call_handlers = look  # type: ignore[method-assign]
+    if of == "run":
+        assert client.run("ask", on_input=answer, timeout=20).ok
+    else:
+        client.on_input = answer
+        client.execute("ask", timeout=20)
+        assert ended.wait(20)
+        while client.link.prompts._answerers:
+            gevent.idle()
+    client.run("6 * 7", timeout=20)
+    assert answers == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
