@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import getcurrent
 
-from kclient.errors import ChannelClosed, KClientError
+from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, KClientError
 from kclient.execution import Execution, OnInput
 from kclient.hub import call_back
 from kclient.log import log
@@ -51,7 +51,13 @@ class Prompts:
         if was_asking and not self._link.is_busy_with(request.parent_id or ""):
             log().debug("the code that asked has ended; the answer is not sent")
             return
-        self._link.stdin.answer(request, answer)
+        try:
+            self._link.stdin.answer(request, answer)
+        except InvalidState:  # the connection has ended, and before long we shall hear that the kernel has
+            kernel = self._link.kernel
+            if kernel is None or kernel.is_alive():
+                raise
+            raise kernel.death() from None
 
     def claim(self, message: Message) -> bool:
         """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""
@@ -74,8 +80,8 @@ class Prompts:
     def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
         try:
             self.answer(request, on_input)
-        except (gevent.GreenletExit, ChannelClosed):
-            log().debug("nobody answers the kernel any more, for the channels are closed")
+        except (gevent.GreenletExit, ChannelClosed, DeadKernelError):
+            log().debug("nobody answers the kernel any more, for the channels are closed or it is dead")
         except BaseException as exc:
             log().exception("on_input failed; the code that waits for it is interrupted")
             with suppress(KClientError):
