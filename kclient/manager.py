@@ -243,30 +243,32 @@ class KernelManager(Runner):
         if not self._lock.acquire(timeout=deadline.left()):
             raise KernelTimeout("turn: another greenlet starts or ends the kernel", deadline.timeout)
         try:
+            if self._kernel.launch is None:
+                raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
             with self._owner.call():
-                if self._kernel.launch is None:
-                    raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
-                new_launch = self._kernel.launch.changed(launch)
-                link = self.link
-                is_beating = link.runs("hb") and not link.hb.is_paused
-                link.begin_restart()
-                try:
-                    self._end_process(deadline.half(), now=now, restart=True)
-                    link.reopen()
-                    self._endpoint.remove_ipc_files()
-                    self._launch(new_launch)
-                    if link.runs("shell"):
-                        self.wait_for_ready(deadline)
-                except BaseException:
-                    if not self._kernel.is_alive():
-                        link.fail(copies_of(self._kernel.death()))
-                    raise
-                finally:
-                    link.end_restart()
-                if is_beating:
-                    link.hb.unpause()
+                self._restart(deadline, self._kernel.launch.changed(launch), now=now)
         finally:
             self._lock.release()
+
+    def _restart(self, deadline: Deadline, launch: Launch, *, now: bool) -> None:
+        link = self.link
+        is_beating = link.runs("hb") and not link.hb.is_paused
+        link.begin_restart()
+        try:
+            self._end_process(deadline.half(), now=now, restart=True)
+            link.reopen()
+            self._endpoint.remove_ipc_files()
+            self._launch(launch)
+            if link.runs("shell"):
+                self.wait_for_ready(deadline)
+        except BaseException:
+            if not self._kernel.is_alive():
+                link.fail(copies_of(self._kernel.death()))
+            raise
+        finally:
+            link.end_restart()
+        if is_beating:
+            link.hb.unpause()
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""

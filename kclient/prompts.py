@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import getcurrent
 
-from kclient.errors import ChannelClosed, KClientError
+from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, KClientError
 from kclient.execution import Execution, OnInput
 from kclient.hub import call_back
 from kclient.log import log
@@ -31,8 +31,14 @@ class Prompts:
         return self._link.runs("stdin") and (self.on_input is not None or self._link.stdin.is_awaited())
 
     def answer(self, request: Message, on_input: OnInput) -> None:
-        """Call `on_input` in this greenlet and send what it returns."""
+        """Call `on_input` in this greenlet and send what it returns.
+
+        Unless the code that asked has ended by then, interrupted say: the kernel would give its answer to whoever asks
+        next, and that may be a password.
+        """
         content = request.content
+        self._link.drain()
+        was_asking = self._link.is_busy_with(request.parent_id or "")
         answering = self._link.shell.answering
         answering.add(getcurrent())
         try:
@@ -41,7 +47,17 @@ class Prompts:
             answering.discard(getcurrent())
         if not self._link.runs("stdin"):
             raise ChannelClosed("stdin")
-        self._link.stdin.answer(request, answer)
+        self._link.drain()
+        if was_asking and not self._link.is_busy_with(request.parent_id or ""):
+            log().debug("the code that asked has ended; the answer is not sent")
+            return
+        try:
+            self._link.stdin.answer(request, answer)
+        except InvalidState:  # the connection has ended, and before long we shall hear that the kernel has
+            kernel = self._link.kernel
+            if kernel is None or kernel.is_alive():
+                raise
+            raise kernel.death() from None
 
     def claim(self, message: Message) -> bool:
         """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""
@@ -64,8 +80,8 @@ class Prompts:
     def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
         try:
             self.answer(request, on_input)
-        except (gevent.GreenletExit, ChannelClosed):
-            log().debug("nobody answers the kernel any more, for the channels are closed")
+        except (gevent.GreenletExit, ChannelClosed, DeadKernelError):
+            log().debug("nobody answers the kernel any more, for the channels are closed or it is dead")
         except BaseException as exc:
             log().exception("on_input failed; the code that waits for it is interrupted")
             with suppress(KClientError):

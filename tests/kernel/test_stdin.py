@@ -1,3 +1,7 @@
+import os
+import signal
+import time
+
 import gevent
 import gevent.event
 import pytest
@@ -229,3 +233,19 @@ def test_answer_to_a_question_of_the_past_is_not_taken_for_the_next(client, back
     execution.result()
     client.input("too late")
     assert client.run(ASK, on_input=lambda prompt, password: "in time").text == "'in time'"
+
+
+@pytest.mark.parametrize("of", ["run", "client"])
+def test_death_of_the_kernel_while_on_input_answers_is_told_as_what_it_is(kernel_manager, caplog, of):
+    """The connection may be known to have ended before anybody has heard of the death."""
+
+    def answer(prompt, password):
+        os.kill(kernel_manager.process.pid, signal.SIGKILL)
+        time.sleep(0.05)  # time itself: the hub stands still while ZeroMQ sees the end of the connection
+        return "Ada"
+
+    kernel_manager.on_input = answer if of == "client" else None
+    with pytest.raises(kclient.DeadKernelError, match="SIGKILL"):
+        kernel_manager.run(ASK, on_input=answer if of == "run" else None, timeout=WAIT)
+    gevent.idle()
+    assert caplog.messages == []
