@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import gevent
 
@@ -12,13 +12,16 @@ from kclient.channels.heartbeat import HBChannel
 from kclient.errors import DeadKernelError
 from kclient.hub import weakly
 
+RESTART: Final = 0.5
+"""Seconds in which an owner that restarts the kernel has it listen again."""
+
 
 class DeathWatch:
     """Tells, after missed heartbeats, whether a kernel that nobody here started is dead.
 
-    It is when its hb address and, since some kernels have no heartbeat, its shell address refuse a connection; a
-    kernel that is merely stopped still accepts one. Where no refusal can come, from a host that is gone, `dead_after`
-    seconds of silence decide (None: never).
+    It is when its hb address and, since some kernels have no heartbeat, its shell address refuse a connection, and do
+    so again after the time that a restart takes; a kernel that is merely stopped still accepts one. Where no refusal
+    can come, from a host that is gone, `dead_after` seconds of silence decide (None: never).
     """
 
     def __init__(
@@ -44,13 +47,19 @@ class DeathWatch:
     def _probe(self) -> None:
         try:
             silence = self._hb.since_last_beat()
-            refused = refuses(self._hb.address) and refuses(self._shell_address)
+            refused = self._is_refused()
+            if refused:
+                gevent.sleep(RESTART)
+                refused = self._is_refused()
         finally:
             self._prober = None
         if refused:
             self._bury(copies_of(DeadKernelError(f"the kernel died: {self._hb.address} refuses connections")))
         elif self.dead_after is not None and silence >= self.dead_after:
             self._bury(copies_of(DeadKernelError(f"the kernel has been silent for {silence:.1f} s")))
+
+    def _is_refused(self) -> bool:
+        return refuses(self._hb.address) and refuses(self._shell_address)
 
 
 def refuses(address: str) -> bool:

@@ -57,7 +57,7 @@ class KernelManager(Runner):
         self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
         self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard)
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
-        self._session = self._new_session()
+        self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
         self._on_input: OnInput | None = None
         self._was_ready = False
@@ -136,7 +136,7 @@ class KernelManager(Runner):
         if path is None:
             raise InvalidState("no connection file was named; pass its path")
         self._endpoint.load(find_connection_file(path))  # finds it first, since it removes what was written here
-        self._session = self._new_session()
+        self._session = self._endpoint.new_session()
         self._drop_client()
 
     def cleanup_connection_file(self) -> None:
@@ -297,10 +297,6 @@ class KernelManager(Runner):
         if self.has_kernel:
             return self._kernel.is_alive()
         return self._client is not None and self.channels_running and self._client.is_alive()
-
-    def _new_session(self) -> Session:
-        info = self._endpoint.info
-        return Session(info.key, signature_scheme=info.signature_scheme)
 
     def _launch(self, launch: Launch) -> None:
         self._was_ready = self._expects_exit = False

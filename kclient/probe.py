@@ -24,6 +24,9 @@ SUBSCRIBE_PAUSE: Final = 0.005
 SUBSCRIBE_WAIT: Final = 1.0
 """Seconds for which `run` and `submit` of a client that is not known to be ready wait for a first iopub message."""
 
+ASK_AT_MOST: Final = 3
+"""Times that the kernel is asked before it is taken for one that does not answer at all."""
+
 SILENCE: Final = 0.3
 """Seconds without a message on iopub after which nothing that was published before is under way any more."""
 
@@ -112,6 +115,13 @@ class Prober:
         probe.answered(reply)
         return probe
 
+    def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:
+        """An interrupt that is meant for something else may cost a kernel its reply to this."""
+        for _ in range(ASK_AT_MOST - 1):
+            with suppress(NoReply):
+                return self.ask(channel, deadline)
+        return self.ask(channel, deadline)
+
     def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
         """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
 
@@ -150,7 +160,7 @@ class Prober:
         iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
         while True:
             self._latest.forget()  # its idle may have come before we listened
-            self._latest = self.ask(channel, deadline)
+            self._latest = self._ask_until_answered(channel, deadline)
             pause_end = deadline.at_most(pause)
             while iopub.is_alive() and not iopub.outputs.subscribed and not pause_end.is_over:
                 iopub.changed.wait(pause_end)

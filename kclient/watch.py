@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import gevent
 
+from kclient.channels.base import Failure
 from kclient.channels.shell import RequestChannel
 from kclient.errors import KClientError, KernelRestarted, NoReply
 from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline
 from kclient.log import log
+from kclient.probe import ASK_AT_MOST
 from kclient.protocol.routing import Outputs, Slot
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ OVERDUE: Final = 1.0
 
 KNOCK_WAIT: Final = 10.0
 """Seconds that a kernel which is idle has to answer; then it has another reason not to."""
-
-ASK_AT_MOST: Final = 3
-"""Times that the kernel is asked before it is taken for one that sends no idle status at all."""
 
 BACKLOG: Final = 60.0
 """Seconds that iopub may lag behind shell: a flood is not read in the time that it takes to reply."""
@@ -188,7 +187,7 @@ class Watchdog:
             for channel in self._request_channels():
                 slot = channel.requests.get(msg_id)
                 if slot is not None and slot.on_settled is not None:
-                    yield self._overdue_reply(channel, slot, since)
+                    yield _overdue_reply(channel, slot, since, no_reply)
 
     def _unheard(self) -> list[Overdue]:
         """The requests on the main shell that somebody awaits, if the kernel has been idle since it was knocked at."""
@@ -199,17 +198,22 @@ class Watchdog:
         if outputs.state_since <= self._knocked:  # once in each time of rest
             return []
         return [
-            self._overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since))
+            _overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since), unheard)
             for slot in link.shell.requests
             if slot.on_settled is not None and slot.subshell_id is None
         ]
 
-    def _overdue_reply(self, channel: RequestChannel, slot: Slot, since: float) -> Overdue:
-        return Overdue(channel, slot.subshell_id, since, slot.is_pending, partial(channel.give_up, [slot], no_reply))
+
+def _overdue_reply(channel: RequestChannel, slot: Slot, since: float, failure: Failure) -> Overdue:
+    return Overdue(channel, slot.subshell_id, since, slot.is_pending, partial(channel.give_up, [slot], failure))
 
 
 def no_reply(msg_id: str | None) -> NoReply:
     return NoReply("the kernel finished the request and sent no reply to it", msg_id=msg_id)
+
+
+def unheard(msg_id: str | None) -> NoReply:
+    return NoReply("the kernel is idle and has not answered the request: that, or its reply, was lost", msg_id=msg_id)
 
 
 def lost(msg_id: str | None) -> NoReply:

@@ -24,6 +24,7 @@ from kclient.kernels.files import (
 from kclient.kernels.ports import PortReservation, is_local, local_addresses
 from kclient.kernels.taken import describe, is_taken, taken_ports
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, check_host
+from kclient.protocol.session import Session
 
 TRANSPORTS: Final = ("tcp", "ipc")
 
@@ -99,6 +100,10 @@ class Endpoint:
             write_connection_file(self.info, self.path)
             self._is_written = True
         return self.path
+
+    def new_session(self) -> Session:
+        """A conversation with the kernel that listens here."""
+        return Session(self.info.key, signature_scheme=self.info.signature_scheme)
 
     def let_go_of_ports(self) -> None:
         """The kernel has its ports, or will never have them."""
