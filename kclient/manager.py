@@ -60,8 +60,7 @@ class KernelManager(Runner):
         self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
         self._on_input: OnInput | None = None
-        self._was_ready = False
-        self._expects_exit = False
+        self._was_ready = self._expects_exit = False
         self._lock = RLock()
 
     def __repr__(self) -> str:
@@ -72,7 +71,11 @@ class KernelManager(Runner):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.shutdown_kernel()
+        try:
+            self.shutdown_kernel()
+        except BaseException:  # Ctrl-C, say; nobody else will end it
+            self.shutdown_kernel(now=True)
+            raise
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -175,8 +178,7 @@ class KernelManager(Runner):
         try:
             self.client.wait_for_ready(timeout)
         except KernelTimeout as exc:
-            hint = self._kernel.story()
-            raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
+            raise self._kernel.never_answered(exc) from None
         except DeadKernelError as exc:
             if self._was_ready or not self.has_kernel:
                 raise
@@ -226,10 +228,9 @@ class KernelManager(Runner):
             self.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
         with self._lock, self._owner.call():
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
-            if restart:
-                return
-            self._kernel.clean_up()
-            self._drop_client()
+            if not restart:
+                self._kernel.clean_up()
+                self._drop_client()
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
         """End the process and start another with the same ports, key and connection file.

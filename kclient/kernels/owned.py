@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, LaunchError
+from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout, LaunchError
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
@@ -202,13 +202,13 @@ class OwnedKernel:
             taken_ports=taken,
         )
 
-    def story(self) -> str:
-        """What was started and what it printed, for who wonders why it does not answer."""
+    def never_answered(self, timeout: KernelTimeout) -> KernelTimeout:
+        """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
         output = self.process.stderr_tail().strip() if self.process is not None else ""
         story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
-        return "; ".join(story)
+        return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
 
     def command_line(self) -> str:
         return shlex.join(self.argv)

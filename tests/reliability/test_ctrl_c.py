@@ -31,7 +31,7 @@ class Strike:
 
     def __init__(self, at: int) -> None:
         self.where = ""
-        self._left = at
+        self.left = at
 
     def during(self, call: Callable[[], object]) -> BaseException | None:
         """What came out of `call`."""
@@ -48,8 +48,8 @@ class Strike:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         if event == "line":
-            self._left -= 1
-            if self._left == 0:
+            self.left -= 1
+            if self.left == 0:
                 sys.settrace(None)
                 self.where = leaks.lines(frame, 4)
                 signal.raise_signal(signal.SIGINT)
@@ -174,3 +174,66 @@ def test_ctrl_c_while_only_other_greenlets_call_is_raised_in_the_main_one(
         assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
         assert isinstance(caller.exception, KeyboardInterrupt) or caller.get().complete, strike.where
     check_that_it_works(client, "at the end")
+
+
+def spread(figures: Figures, lines: int, short: int, long: int) -> Iterator[Strike]:
+    """Strikes at that many moments of a call that runs so many lines of kclient."""
+    count = figures.size(short, long)
+    for number in range(count):
+        yield Strike(1 + lines * number // count)
+
+
+def lines_of(call: Callable[[], object]) -> int:
+    """How many lines of kclient are run while `call` is under way."""
+    counter = Strike(0)
+    assert counter.during(call) is None
+    return -counter.left
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_while_a_kernel_starts_leaves_none_behind(
+    figures: Figures, runtime_dir: Path, transport: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def start() -> None:
+        with kclient.start_kernel(transport=transport, timeout=WAIT):
+            pass
+
+    before = leaks.processes()
+    for strike in spread(figures, lines_of(start), 8, 150):
+        error = strike.during(start)
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+        assert leaks.settled(lambda: [*(leaks.processes().keys() - before.keys())]) == [], strike.where
+        assert list(runtime_dir.iterdir()) == [], strike.where
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, strike.where
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_a_restart_leaves_a_manager_that_can_restart(
+    figures: Figures, kernel_manager: kclient.KernelManager, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def restart() -> None:
+        kernel_manager.restart_kernel(now=True, timeout=WAIT)
+
+    for strike in spread(figures, lines_of(restart), 6, 100):
+        error = strike.during(restart)
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+        restart()
+        outcome = kernel_manager.run("print('hi'); 6 * 7", timeout=WAIT)
+        assert (outcome.stdout, outcome.text, outcome.complete) == ("hi\n", "42", True), strike.where
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_a_shutdown_leaves_a_manager_that_can_shut_down(
+    figures: Figures, transport: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with kclient.start_kernel(transport=transport, timeout=WAIT) as sample:
+        lines = lines_of(sample.shutdown_kernel)
+    for strike in spread(figures, lines, 6, 60):
+        with kclient.start_kernel(transport=transport, timeout=WAIT) as manager:
+            error = strike.during(manager.shutdown_kernel)
+            assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+            manager.shutdown_kernel()
+            assert not manager.has_kernel, strike.where
+    assert capfd.readouterr().err == ""
