@@ -11,7 +11,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -67,17 +67,36 @@ def _stand_still(stands: Any, never: Any) -> None:
     never.acquire()
 
 
+class _Held(AbstractContextManager[None]):
+    """A public call, to its end; one object for all, since to make one takes as long as to hold a Ctrl-C."""
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        sigint.release(self._hub)
+
+
+_NOT_HELD: Final = nullcontext()
+
+
 class Owner:
     """The hub and the process that made an object, the only ones that may use it.
 
     A thread id would not do: after ``monkey.patch_all()`` it differs for each greenlet.
     """
 
-    __slots__ = ("_pid", "hub", "wakeups")
+    __slots__ = ("_held", "_pid", "hub", "wakeups")
 
     def __init__(self) -> None:
         self.hub: Hub = get_hub()
         self.wakeups = _wakeups_of(self.hub)
+        self._held = _Held(self.hub)
         self._pid = _pid
         if not self.hub.loop.default:
             _hubs_of_threads.add(self.hub)
@@ -92,10 +111,10 @@ class Owner:
             raise ForkedProcess("made before a fork: sockets do not survive it; make a new one in the child")
         raise WrongThread("made in another thread, which alone may use it; make one of your own in this thread")
 
-    def call(self) -> Call:
+    def call(self) -> AbstractContextManager[None]:
         """`check`, and for a `with` block put off a Ctrl-C until it waits or ends: nothing is left half done."""
         self.check()
-        return Call(self.hub)
+        return self._held if sigint.hold(self.hub) else _NOT_HELD
 
     @property
     def forked(self) -> bool:
@@ -114,23 +133,6 @@ class Owner:
             function()
         elif self.hub.loop is not None:
             self.hub.loop.run_callback_threadsafe(function)
-
-
-class Call:
-    """A public call, from its beginning to its end."""
-
-    __slots__ = ("_hub", "_is_held")
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._is_held = False
-
-    def __enter__(self) -> None:
-        self._is_held = sigint.hold(self._hub)
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._is_held:
-            sigint.release(self._hub)
 
 
 class Deadline:

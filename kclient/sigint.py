@@ -62,7 +62,8 @@ def release(hub: Hub) -> None:
     """End `hold`. A Ctrl-C that has come since is raised here or, if this is not the main greenlet, there."""
     if getsignal(SIGINT) is _note:
         set_handler(SIGINT, default_int_handler)
-    _raise_what_came(hub)
+    if _came:
+        _raise_what_came(hub)
 
 
 def pause(hub: Hub) -> bool:
@@ -80,9 +81,7 @@ def _note(signum: int, frame: FrameType | None) -> None:
 
 def _raise_what_came(hub: Hub) -> None:
     global _came
-    came, _came = _came, False
-    if not came:
-        return
+    _came = False
     if getcurrent().parent is None:
         raise KeyboardInterrupt
     hub.loop.run_callback(hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
@@ -98,7 +97,7 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
         return bool(waiter.get())
     if getcurrent().parent is not None:
         return _wait_elsewhere(waiter, hub, handler)
-    if handler is _note:
+    if _came and handler is _note:
         _raise_what_came(hub)
     stands_in = handler is default_int_handler or handler is _note
     is_interrupted = is_over = False
