@@ -251,18 +251,19 @@ class Link:
         self.wait_until_usable(deadline)
         if not self.runs("iopub") or not self.runs("shell"):
             raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
-        self.prober.subscribe_in(deadline)
+        outputs = self.iopub.outputs
+        if not outputs.subscribed:
+            self.prober.subscribe_in(deadline)
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
         execution.sent(message)
-        executions = self.iopub.outputs.executions
-        executions[message.msg_id] = execution
+        outputs.executions[message.msg_id] = execution
         self.watchdog.arm()
         try:
             self.shell.post(message, execution.on_settled)
         except BaseException:
-            executions.pop(message.msg_id, None)
+            outputs.executions.pop(message.msg_id, None)
             raise
 
     def refuse_if_answering(self, subshell_id: str | None) -> None:

@@ -278,7 +278,8 @@ class Outputs:
             parent_id = None
         if msg_type == "status":
             self._note_status(message, parent_id)
-            self._note_session(message)
+            if message.header.get("session") != self._kernel_session or self._kept_session < KEPT_SESSION:
+                self._note_session(message)
         elif msg_type == "update_display_data":
             self._update_displays(message, parent_id)
         if parent_id is not None and msg_type in _OF_AN_EXECUTION:
