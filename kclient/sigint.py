@@ -46,22 +46,25 @@ class Wakeup:
 
 _wakeup: Wakeup | None = None
 _came = False
+_is_held = False
 
 
 def hold(hub: Hub) -> bool:
     """Put off a Ctrl-C until the next wait, or `release`; False if that is so already, or is not ours to do."""
-    global _came
+    global _came, _is_held
     if getsignal(SIGINT) is not default_int_handler or not hub.loop.default:
         return False
-    _came = False
+    _came, _is_held = False, True
     set_handler(SIGINT, _note)
     return True
 
 
 def release(hub: Hub) -> None:
     """End `hold`. A Ctrl-C that has come since is raised here or, if this is not the main greenlet, there."""
+    global _is_held
     if getsignal(SIGINT) is _note:
         set_handler(SIGINT, default_int_handler)
+    _is_held = False
     if _came:
         _raise_what_came(hub)
 
@@ -76,6 +79,8 @@ def pause(hub: Hub) -> bool:
 
 def _note(signum: int, frame: FrameType | None) -> None:
     global _came
+    if not _is_held:  # somebody found this handler during a call, and has put it back
+        default_int_handler(signum, frame)
     _came = True
 
 

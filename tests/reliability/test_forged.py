@@ -1,0 +1,32 @@
+"""Messages of somebody who does not have the key, and of somebody who has heard ours: dropped, without a pause."""
+
+from __future__ import annotations
+
+import gc
+from time import thread_time
+
+import pytest
+from figures import Figures
+
+from kclient.errors import BadMessage
+from kclient.protocol.session import REPLAY_HISTORY, Session
+
+
+def test_history_of_what_was_seen_makes_no_pause(figures: Figures) -> None:
+    """One signature goes for each that comes, and none waits for a thousand others to be sorted out."""
+    kernel, client = Session(b"key"), Session(b"key")
+    count = REPLAY_HISTORY + figures.size(1000, 300_000)
+    longest = 0.0
+    gc.disable()
+    try:
+        for number in range(count):
+            frames = kernel.serialize(kernel.msg("status", {"execution_state": "idle"}))
+            start = thread_time()
+            client.deserialize(frames)
+            if number > REPLAY_HISTORY:
+                longest = max(longest, thread_time() - start)
+    finally:
+        gc.enable()
+    with pytest.raises(BadMessage):
+        client.deserialize(frames)
+    figures.note("history of signatures: processor time of the longest of all messages", longest * 1e3, "ms", at_most=10)
