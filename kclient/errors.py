@@ -9,7 +9,7 @@
     |   |   |- InvalidState         (also RuntimeError)  not now: not started, stopped, busy answering input
     |   |- RemoteProtocolError      what the kernel sent makes no sense
     |       |- BadMessage           frames that are no message; counted and dropped  .reason
-    |       |- NoReply              the kernel finished a request without a reply  .msg_id .result
+    |       |- NoReply              no reply came, and none will  .msg_id .result
     |- ConnectionFileError          (also ValueError)    .path
     |- InvalidPortNumber            (also ValueError)
     |- NoSuchKernel                 (also KeyError)      .name .available .searched
@@ -92,7 +92,7 @@ class BadMessage(RemoteProtocolError):
 
 
 class NoReply(RemoteProtocolError):
-    """The kernel went idle after a request and never sent its reply."""
+    """The reply to a request was never sent, or it was lost, or the request was."""
 
     def __init__(self, message: str, *, msg_id: str | None = None, result: Result | None = None) -> None:
         super().__init__(message)
@@ -187,7 +187,7 @@ class LaunchError(DeadKernelError):
 
 
 class KernelRestarted(KClientError):
-    """The kernel was restarted while the call waited; its request was dropped and will not run."""
+    """The kernel was restarted while the call waited; the new one does not run its request, the old one may have."""
 
     def __init__(self, msg_id: str | None = None) -> None:
         super().__init__("the kernel was restarted before it answered; send the request again")

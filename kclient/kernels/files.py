@@ -1,7 +1,7 @@
 """Files between a client and a kernel: connection files, and folders for ipc sockets.
 
 A connection file holds the key to run any code as its owner, so it is private from its first byte,
-and so is the directory that it stands in.
+and so is a directory that is made for it.
 """
 
 from __future__ import annotations
