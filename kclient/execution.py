@@ -276,7 +276,7 @@ class Execution:
                 if self._input_requests and self._on_input is not None:
                     self._link.drain()
                     self._call_on_output(deadline)
-                    self._link.prompts.answer(self._input_requests.popleft(), self._on_input)
+                    self._link.prompts.answer(self._input_requests.popleft(), self._on_input, self.is_running)
                     continue
             except Exception as exc:
                 if not (isinstance(exc, KernelTimeout) and exc.execution is self):  # that of `run`: see on_abandon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,11 @@ class Prompts:
         """True if someone would answer an input request of an execution without an on_input of its own."""
         return self._link.runs("stdin") and (self.on_input is not None or self._link.stdin.is_awaited())
 
-    def answer(self, request: Message, on_input: OnInput) -> None:
+    def answer(self, request: Message, on_input: OnInput, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Call `on_input` in this greenlet and send what it returns.
 
         Unless the code that asked has ended by then, interrupted say: the kernel would give its answer to whoever asks
-        next, and that may be a password.
+        next, and that may be a password. Nor where it is not wanted any more, since the kernel is another.
         """
         content = request.content
         self._link.drain()
@@ -48,7 +49,8 @@ class Prompts:
         if not self._link.runs("stdin"):
             raise ChannelClosed("stdin")
         self._link.drain()
-        if was_asking and not self._link.is_busy_with(request.parent_id or ""):
+        has_ended = was_asking and not self._link.is_busy_with(request.parent_id or "")
+        if has_ended or not is_wanted():
             log().debug("the code that asked has ended; the answer is not sent")
             return
         try:

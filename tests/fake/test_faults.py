@@ -476,3 +476,16 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
     assert interrupted.wait(20)
     assert client.run("6 * 7", timeout=20).text == "42"
     assert len(client.shell_channel.requests) == 0
+
+
+def test_answer_to_code_that_was_given_up_meanwhile_is_not_sent(fake: FakeKernel, client: Client) -> None:
+    """Its kernel was started again, say, and stdin is not connected yet."""
+    fake.lose = lambda channel, message: message.content.get("execution_state") == "busy"
+    fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
+
+    def answer(prompt: str, password: bool) -> str:
+        client.link.reopen()
+        return "Ada"
+
+    with pytest.raises(kclient.KernelRestarted):
+        client.run("ask", on_input=answer, timeout=20)

@@ -29,4 +29,6 @@ def test_history_of_what_was_seen_makes_no_pause(figures: Figures) -> None:
         gc.enable()
     with pytest.raises(BadMessage):
         client.deserialize(frames)
-    figures.note("history of signatures: processor time of the longest of all messages", longest * 1e3, "ms", at_most=10)
+    figures.note(
+        "history of signatures: processor time of the longest of all messages", longest * 1e3, "ms", at_most=10
+    )
