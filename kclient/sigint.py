@@ -45,45 +45,62 @@ class Wakeup:
 
 
 _wakeup: Wakeup | None = None
-_came = False
+_came: object = None
+"""The greenlet that ran, and held it, when a Ctrl-C came."""
+
+_holders: set[object] = set()
+"""The greenlets that hold a Ctrl-C: another one must neither end that for them nor, while they wait, begin it again."""
+
+_while_waiting: object = None
+"""Our handler while the main greenlet waits."""
 
 
 def hold(hub: Hub) -> bool:
-    """Put off a Ctrl-C until the next wait, or `release`; False if that is so already, or is not ours to do."""
-    global _came
-    if getsignal(SIGINT) is not default_int_handler or not hub.loop.default:
+    """Put off a Ctrl-C until this greenlet waits, or `release`; False if that is so already, or is not ours to do."""
+    me = getcurrent()
+    if me in _holders or not hub.loop.default:
         return False
-    _came = False
-    set_handler(SIGINT, _note)
+    handler = getsignal(SIGINT)
+    if handler is default_int_handler:
+        set_handler(SIGINT, _note)
+    elif handler is not _note and handler is not _while_waiting:
+        return False
+    _holders.add(me)  # last: whoever is among them must be released
     return True
 
 
 def release(hub: Hub) -> None:
     """End `hold`. A Ctrl-C that has come since is raised here or, if this is not the main greenlet, there."""
-    if getsignal(SIGINT) is _note:
+    _holders.discard(getcurrent())
+    if not _holders and getsignal(SIGINT) is _note:
         set_handler(SIGINT, default_int_handler)
     _raise_what_came(hub)
 
 
 def pause(hub: Hub) -> bool:
     """End `hold` for a function of the user's; True if there was one, which `hold` then begins again."""
-    if getsignal(SIGINT) is not _note or not hub.loop.default:
+    if getcurrent() not in _holders:
         return False
     release(hub)
     return True
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
+    """Note a Ctrl-C for later; but if who holds it waits for something else than kclient, there is nothing to spare."""
     global _came
-    _came = True
+    me = getcurrent()
+    if me not in _holders:
+        default_int_handler(signum, frame)
+    _came = me
 
 
 def _raise_what_came(hub: Hub) -> None:
     global _came
-    came, _came = _came, False
-    if not came:
+    me = getcurrent()
+    if _came is not me:
         return
-    if getcurrent().parent is None:
+    _came = None
+    if me.parent is None:
         raise KeyboardInterrupt
     hub.loop.run_callback(hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
 
@@ -93,13 +110,12 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
 
     Handlers of the user's own, of whatever signal, run as soon as it comes.
     """
-    handler = getsignal(SIGINT)
+    global _while_waiting
     if not hub.loop.default:
         return bool(waiter.get())
     if getcurrent().parent is not None:
-        return _wait_elsewhere(waiter, hub, handler)
-    if handler is _note:
-        _raise_what_came(hub)
+        return _wait_elsewhere(waiter, hub)
+    handler = getsignal(SIGINT)
     stands_in = handler is default_int_handler or handler is _note
     is_interrupted = is_over = False
 
@@ -112,26 +128,28 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
 
     new_fd = _wakeup_fd(hub)
     if stands_in:
+        _while_waiting = on_sigint
         set_handler(SIGINT, on_sigint)
     old_fd = set_wakeup_fd(new_fd, warn_on_full_buffer=False)
     if old_fd != -1:
         set_wakeup_fd(old_fd)
     try:
+        _raise_what_came(hub)
         woken = bool(waiter.get())
     finally:
         if old_fd == -1:
             set_wakeup_fd(-1)
         if stands_in and getsignal(SIGINT) is on_sigint:
-            set_handler(SIGINT, handler)
-        is_over = True
+            set_handler(SIGINT, _note if _holders else default_int_handler)
+        is_over, _while_waiting = True, None
     if is_interrupted:
         raise KeyboardInterrupt
     return woken
 
 
-def _wait_elsewhere(waiter: Waiter[bool], hub: Hub, handler: object) -> bool:
+def _wait_elsewhere(waiter: Waiter[bool], hub: Hub) -> bool:
     """While another greenlet waits, a Ctrl-C is none of its business."""
-    if handler is not _note:
+    if getcurrent() not in _holders:
         return bool(waiter.get())
     release(hub)
     try:
