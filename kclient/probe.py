@@ -69,7 +69,7 @@ class Prober:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._kernel_session: object = None
+        self.kernel_session: object = None
         self._tried: Outputs | None = None
         self._latest = Probe(None, "")
 
@@ -78,7 +78,7 @@ class Prober:
         link = self._link
         if not self._subscribe(link.shell, deadline):
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
-        self.has_met(self._latest.kernel_session)
+        self.meet(self._latest.kernel_session)
         if link.runs("stdin"):
             link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
 
@@ -134,13 +134,11 @@ class Prober:
                 break
         return probe.is_idle
 
-    def has_met(self, kernel_session: object) -> bool:
-        """True if the kernel that answered, in that session, is the one that we know; else it is from now on."""
-        is_known = self._kernel_session == kernel_session
-        if not is_known and self._link.outputs is not None:
+    def meet(self, kernel_session: object) -> None:
+        """It is the kernel in that session which has answered; if it is another, what the old one was at is over."""
+        if kernel_session != self.kernel_session and self._link.outputs is not None:
             self._link.outputs.executing.clear()
-        self._kernel_session = kernel_session
-        return is_known
+        self.kernel_session = kernel_session
 
     def knock(self, deadline: Deadline) -> None:
         """Ask kernel_info over a connection of its own, and return when the reply is in."""

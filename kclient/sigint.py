@@ -11,8 +11,16 @@ from __future__ import annotations
 import os
 
 # The functions of `signal` wrap these at 14 times the price: 6.8 us a wait instead of 0.5.
-from _signal import SIGINT, default_int_handler, getsignal, set_wakeup_fd  # type: ignore[import-not-found]
+from _signal import (  # type: ignore[import-not-found]
+    SIG_DFL,
+    SIGINT,
+    SIGURG,
+    default_int_handler,
+    getsignal,
+    set_wakeup_fd,
+)
 from _signal import signal as set_handler
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
@@ -45,49 +53,63 @@ class Wakeup:
 
 
 _wakeup: Wakeup | None = None
-_came = False
-_is_held = False
+_came: object = None
+"""The greenlet that ran, and held it, when a Ctrl-C came."""
+
+_holders: set[object] = set()
+"""The greenlets that hold a Ctrl-C: another one must neither end that for them nor, while they wait, begin it again."""
+
+_getsig: Callable[[int], int | None] | None = None
+_handler_of_python: int | None = None
 
 
 def hold(hub: Hub) -> bool:
-    """Put off a Ctrl-C until the next wait, or `release`; False if that is so already, or is not ours to do."""
-    global _came, _is_held
-    if getsignal(SIGINT) is not default_int_handler or not hub.loop.default:
+    """Put off a Ctrl-C until this greenlet waits, or `release`; False if that is so already, or is not ours to do."""
+    me = getcurrent()
+    if me in _holders or not hub.loop.default:
         return False
-    _came, _is_held = False, True
-    set_handler(SIGINT, _note)
+    handler = getsignal(SIGINT)
+    if handler is default_int_handler and _is_pythons():
+        set_handler(SIGINT, _note)
+    elif handler is not _note:
+        return False
+    _holders.add(me)  # last: whoever is among them must be released
     return True
 
 
 def release(hub: Hub) -> None:
     """End `hold`. A Ctrl-C that has come since is raised here or, if this is not the main greenlet, there."""
-    global _is_held
-    if getsignal(SIGINT) is _note:
+    _holders.discard(getcurrent())
+    if not _holders and getsignal(SIGINT) is _note:
         set_handler(SIGINT, default_int_handler)
-    _is_held = False
-    if _came:
+    if _came is not None:
         _raise_what_came(hub)
 
 
 def pause(hub: Hub) -> bool:
     """End `hold` for a function of the user's; True if there was one, which `hold` then begins again."""
-    if getsignal(SIGINT) is not _note or not hub.loop.default:
+    if getcurrent() not in _holders:
         return False
     release(hub)
     return True
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
+    """Note a Ctrl-C for later; but if who holds it waits for something else than kclient, there is nothing to spare."""
     global _came
-    if not _is_held:  # somebody found this handler during a call, and has put it back
+    me = getcurrent()
+    if me not in _holders:
         default_int_handler(signum, frame)
-    _came = True
+    _came = me
 
 
 def _raise_what_came(hub: Hub) -> None:
     global _came
-    _came = False
-    if getcurrent().parent is None:
+    me = getcurrent()
+    if _came is not me:
+        return
+    _came = None
+    if me.parent is None:
         raise KeyboardInterrupt
     hub.loop.run_callback(hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
 
@@ -97,14 +119,12 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
 
     Handlers of the user's own, of whatever signal, run as soon as it comes.
     """
-    handler = getsignal(SIGINT)
     if not hub.loop.default:
         return bool(waiter.get())
     if getcurrent().parent is not None:
-        return _wait_elsewhere(waiter, hub, handler)
-    if _came and handler is _note:
-        _raise_what_came(hub)
-    stands_in = handler is default_int_handler or handler is _note
+        return _wait_elsewhere(waiter, hub)
+    handler = getsignal(SIGINT)
+    stands_in = handler is _note or (handler is default_int_handler and _is_pythons())
     is_interrupted = is_over = False
 
     def on_sigint(signum: int, frame: FrameType | None) -> None:
@@ -121,27 +141,49 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
     if old_fd != -1:
         set_wakeup_fd(old_fd)
     try:
+        if _came is not None:
+            _raise_what_came(hub)
         woken = bool(waiter.get())
     finally:
         if old_fd == -1:
             set_wakeup_fd(-1)
         if stands_in and getsignal(SIGINT) is on_sigint:
-            set_handler(SIGINT, handler)
+            set_handler(SIGINT, _note if _holders else default_int_handler)
         is_over = True
     if is_interrupted:
         raise KeyboardInterrupt
     return woken
 
 
-def _wait_elsewhere(waiter: Waiter[bool], hub: Hub, handler: object) -> bool:
+def _wait_elsewhere(waiter: Waiter[bool], hub: Hub) -> bool:
     """While another greenlet waits, a Ctrl-C is none of its business."""
-    if handler is not _note:
+    if getcurrent() not in _holders:
         return bool(waiter.get())
     release(hub)
     try:
         return bool(waiter.get())
     finally:
         hold(hub)
+
+
+def _is_pythons() -> bool:
+    """False if `gevent.signal_handler` has taken the signal over, of which Python knows nothing."""
+    if _getsig is None:
+        _learn()
+    return _getsig is None or _getsig(SIGINT) == _handler_of_python
+
+
+def _learn() -> None:
+    """What the operating system calls for a signal that Python handles: the same for all of them."""
+    global _getsig, _handler_of_python
+    import ctypes  # takes 5 ms, once
+
+    getsig = ctypes.pythonapi.PyOS_getsig
+    getsig.restype, getsig.argtypes = ctypes.c_void_p, [ctypes.c_int]
+    old = set_handler(SIGURG, _note)
+    _handler_of_python = getsig(SIGURG)
+    set_handler(SIGURG, SIG_DFL if old is None else old)
+    _getsig = getsig
 
 
 def _wakeup_fd(hub: Hub) -> int:

@@ -67,6 +67,7 @@ class Watchdog:
         self._turn = Alarm(link.owner.hub, self._look)
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._knocked = 0.0
+        self._known: object = None
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
@@ -79,9 +80,11 @@ class Watchdog:
         gevent.killall(list(self._watchers.values()), block=False)
 
     def reconnected(self) -> None:
-        """The connection was cut and is back."""
-        for channel in self._request_channels():
-            key = "reconnected", channel.name
+        """The connection was cut and is back, perhaps to another kernel than the one that we know so far."""
+        keys = {("reconnected", channel.name): channel for channel in self._request_channels()}
+        if not any(map(self._is_watched, keys)):
+            self._known = self._link.prober.kernel_session
+        for key, channel in keys.items():
             if self._is_watched(key):  # its question may be lost, too
                 self._watchers.pop(key).kill(block=False)
             self._spawn(key, self._ask_after_cut, channel)
@@ -148,7 +151,8 @@ class Watchdog:
             return
         probe = self._link.prober.ask(channel, Deadline(None))
         probe.forget()
-        if self._link.prober.has_met(probe.kernel_session):
+        self._link.prober.meet(probe.kernel_session)
+        if probe.kernel_session == self._known:
             channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
         else:
             channel.give_up(pending, KernelRestarted)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import gevent
+import gevent.event
 import pytest
 
 from kclient.hub import Deadline, Owner, Parking, call_back
@@ -161,3 +163,18 @@ def test_call_of_the_main_thread_does_not_disturb_a_callback_of_another(owner: O
         thread.start()
         thread.join()
     assert errors == []
+
+
+def test_handler_that_gevent_has_set_stays(owner: Owner) -> None:
+    """gevent.signal_handler, by which a server shuts down, replaces the handler behind Python's back."""
+    came = gevent.event.Event()
+    handler = gevent.signal_handler(signal.SIGINT, came.set)
+    try:
+        with owner.call():
+            Parking(owner).wait(Deadline(0.001))
+        Parking(owner).wait(Deadline(0.001))
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came.wait(WAIT)
+    finally:
+        handler.cancel()
+        signal.signal(signal.SIGINT, signal.default_int_handler)

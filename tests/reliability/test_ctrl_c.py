@@ -21,6 +21,7 @@ from figures import Figures
 from fixtures import WAIT
 
 import kclient
+from kclient.kernels.process import LocalLauncher
 from kclient.testing import FakeKernel, result, stream
 
 PACKAGE = str(Path(kclient.__file__).parent)
@@ -237,3 +238,38 @@ def test_ctrl_c_in_a_shutdown_leaves_a_manager_that_can_shut_down(
             manager.shutdown_kernel()
             assert not manager.has_kernel, strike.where
     assert capfd.readouterr().err == ""
+
+
+def test_handler_of_ctrl_c_is_put_back_whoever_of_several_greenlets_ends_last(
+    fake: FakeKernel, client: kclient.KernelClient
+) -> None:
+    """A callback that waits has begun while `result` let it run, and ends when no call is under way."""
+    begun, go_on, ended = (gevent.event.Event() for _ in range(3))
+
+    def on_output(message: kclient.Message) -> None:
+        begun.set()
+        go_on.wait(WAIT)
+        ended.set()
+
+    execution = client.submit("6 * 7", on_output=on_output)
+    while not begun.is_set():
+        with pytest.raises(kclient.KernelTimeout):
+            execution.result(timeout=0)
+    go_on.set()
+    assert ended.wait(WAIT)
+    gevent.sleep(0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert execution.result(WAIT).text == "42"
+
+
+class WaitingLauncher(LocalLauncher):
+    def start(self, *args: Any, **kwargs: Any) -> Any:
+        gevent.event.Event().wait(WAIT)
+
+
+def test_ctrl_c_is_raised_while_a_launcher_waits() -> None:
+    manager = kclient.KernelManager(launcher=WaitingLauncher())
+    gevent.spawn(signal.raise_signal, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        manager.start_kernel()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

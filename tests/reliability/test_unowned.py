@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -34,6 +35,23 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
         assert client.run("6 * 7", timeout=WAIT).text == "42"
         assert len(client.shell_channel.requests) == 0
         assert client.iopub_channel.outputs.executions == {}
+
+
+def test_calls_on_every_channel_and_subshell_learn_of_a_restart_by_the_owner(
+    kernel_manager: kclient.KernelManager, background: Callable[..., Background], gate: Gate
+) -> None:
+    """Whichever channel the new kernel answers on first."""
+    with kclient.connect(kernel_manager.connection_file, timeout=WAIT) as client:
+        subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
+        executions = [client.submit(f"print('on'); {gate.code}", subshell_id=shell) for shell in (None, subshell_id)]
+        for execution in executions:
+            next(iter(execution))
+        kernel_manager.signal_kernel(signal.SIGSTOP)
+        calls = [
+            background(call) for call in (*[each.result for each in executions], client.control_channel.kernel_info)
+        ]
+        kernel_manager.restart_kernel(now=True, timeout=WAIT)
+        assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * len(calls)
 
 
 def test_interrupt_of_what_runs_after_the_owner_restarted_the_kernel_reaches_it(
