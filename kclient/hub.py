@@ -202,15 +202,17 @@ def call_back(function: Callable[..., _T], *args: Any) -> _T:
     me = getcurrent()
     is_outermost = me not in _in_callback
     hub = get_hub()
-    was_held = sigint.pause(hub)
+    was_held = sigint.holds()
     _in_callback.add(me)
     try:
+        if was_held:
+            sigint.release(hub)
         return function(*args)
     finally:
-        if is_outermost:
-            _in_callback.discard(me)
         if was_held:
             sigint.hold(hub)
+        if is_outermost:
+            _in_callback.discard(me)
 
 
 def in_callback() -> bool:

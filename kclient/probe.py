@@ -113,6 +113,8 @@ class Prober:
             probe.forget()
             raise
         probe.answered(reply)
+        if self.kernel_session is None:
+            self.kernel_session = probe.kernel_session
         return probe
 
     def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:

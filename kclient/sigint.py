@@ -86,12 +86,9 @@ def release(hub: Hub) -> None:
         _raise_what_came(hub)
 
 
-def pause(hub: Hub) -> bool:
-    """End `hold` for a function of the user's; True if there was one, which `hold` then begins again."""
-    if getcurrent() not in _holders:
-        return False
-    release(hub)
-    return True
+def holds() -> bool:
+    """True if this greenlet holds a Ctrl-C."""
+    return getcurrent() in _holders
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
@@ -157,7 +154,7 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
 
 def _wait_elsewhere(waiter: Waiter[bool], hub: Hub) -> bool:
     """While another greenlet waits, a Ctrl-C is none of its business."""
-    if getcurrent() not in _holders:
+    if not holds():
         return bool(waiter.get())
     release(hub)
     try:

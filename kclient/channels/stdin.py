@@ -31,7 +31,7 @@ class StdInChannel(MessageChannel):
         self.claim: Callable[[Message], bool] | None = None
         self.on_reconnect: Callable[[], None] | None = None
         self._asked: Message | None = None
-        self._had_peer = self._was_cut = False
+        self._had_peer = self._was_cut = self._has_news = False
 
     def input(self, string: str) -> None:
         """Answer the latest input request; raises InvalidState if there was none."""
@@ -55,13 +55,20 @@ class StdInChannel(MessageChannel):
 
     def _open(self) -> None:
         super()._open()
-        self._had_peer = self._was_cut = False
+        self._had_peer = self._was_cut = self._has_news = False
         if self._wire is not None:
             self._wire.on_touched = weakly(self._look_at_peer)
 
     def _look_at_peer(self) -> None:
-        """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE."""
-        has_peer = self._wire is not None and self._wire.has_peer()
+        """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE.
+
+        If the loop stood still meanwhile, all that is left of the cut is a signal without a message.
+        """
+        wire = self._wire
+        has_peer = wire is not None and wire.has_peer()
+        if wire is not None and wire.is_signalled:
+            self._was_cut = self._was_cut or (self._had_peer and not self._has_news)
+            wire.is_signalled = self._has_news = False
         if has_peer and self._was_cut and self.on_reconnect is not None:
             self.on_reconnect()
         self._was_cut = not has_peer and (self._was_cut or self._had_peer)
@@ -77,6 +84,7 @@ class StdInChannel(MessageChannel):
         return self._inbox
 
     def _route(self, message: Message) -> None:
+        self._has_news = True
         if message.header["msg_type"] == "input_request":
             self._asked = message
         if self.claim is None or not self.claim(message):

@@ -61,6 +61,12 @@ class _Guard:
             self._records[token] = self._records.get(token, b"") + record
             self._pass_on(record)
 
+    def tell_of(self, token: str, record: bytes) -> None:
+        """`tell`, if the kernel is known still."""
+        with self._lock:
+            if token in self._records:
+                self.tell(token, record)
+
     def forget(self, token: str) -> None:
         """The kernel has ended, its files are removed; after the last one the guard ends, too. Never raises."""
         with self._lock:
@@ -145,6 +151,11 @@ class Ward:
             )
         start = guardian.start_of(process.pid).decode() if os.path.isdir("/proc/self") else ""
         self._tell("group", str(process.pid), start)
+
+    def ended(self) -> None:
+        """The kernel has ended: its number may become another's, which the guard must leave alone."""
+        with suppress(OSError):  # no other guard can be started: then nobody is killed by mistake
+            _guard.tell_of(self._token, _record("ended", self._token))
 
     def release(self) -> None:
         """The kernel has ended and its files are gone; once is enough."""

@@ -9,7 +9,8 @@ with a NUL, and ends with an empty field:
     expect TOKEN FILE...    a kernel starts, with TOKEN in its environment; the files are a letter, then a path:
                             f a file, s a socket, d a folder with the files in it
     group TOKEN PID START   that kernel leads this process group, and has this start time in /proc (missing: no /proc)
-    forget TOKEN            the kernel has ended and its files are removed
+    ended TOKEN             the kernel has ended, and its group with it: another process may get its number
+    forget TOKEN            its files are removed as well
 
 It holds nothing secret: the files are removed, never read.
 """
@@ -38,15 +39,17 @@ class Kernel:
         self.files = files
         self.pid = 0
         self.start = b""
+        self.has_ended = False
 
 
 def main() -> None:
     for signum in (SIGHUP, SIGINT, SIGTERM):
         signal(signum, SIG_IGN)
     kernels = listen()
-    pids = [kernel.pid for kernel in kernels.values() if kernel.pid and is_group_of(kernel.pid, kernel.start)]
+    living = {token: kernel for token, kernel in kernels.items() if not kernel.has_ended}
+    pids = [kernel.pid for kernel in living.values() if kernel.pid and is_group_of(kernel.pid, kernel.start)]
     pidfds = [kill(pid) for pid in pids]
-    pidfds += search({token for token, kernel in kernels.items() if not kernel.pid})
+    pidfds += search({token for token, kernel in living.items() if not kernel.pid})
     wait(pidfds)
     for kernel in kernels.values():
         for file in kernel.files:
@@ -65,6 +68,8 @@ def listen() -> dict[bytes, Kernel]:
                 kernels[token] = Kernel(fields)
             elif verb == b"forget":
                 kernels.pop(token, None)
+            elif token in kernels and verb == b"ended":
+                kernels[token].has_ended = True
             elif token in kernels:
                 kernels[token].pid = int(fields[0])
                 kernels[token].start = b"".join(fields[1:])

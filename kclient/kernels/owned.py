@@ -102,7 +102,14 @@ class OwnedKernel:
                 process = self._start(launch)
             self.process = process
             self.launch = launch
-            process.exited.rawlink(lambda exited: on_exit() if self.process is process else None)
+            process.exited.rawlink(lambda exited: self._on_exit(process, on_exit))
+
+    def _on_exit(self, process: KernelProcess, on_exit: Callable[[], None]) -> None:
+        if self.process is not process:
+            return
+        if self._ward is not None:
+            self._ward.ended()
+        on_exit()
 
     def _start(self, launch: Launch, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel watches the process with that number, and ends when it is gone

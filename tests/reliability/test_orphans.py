@@ -429,6 +429,28 @@ def test_kernel_that_was_forgotten_is_left_alone(
     assert path.exists()
 
 
+def test_group_that_got_the_number_of_a_kernel_that_has_ended_is_left_alone_and_the_files_go(
+    after: Callable[..., None], bystander: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """Also where the leader of that group has left it, so that no start time tells it from the kernel's."""
+    path = tmp_path / "file"
+    path.touch()
+    after(("expect", "a", f"f{path}"), ("group", "a", str(bystander.pid), start_of(bystander)), ("ended", "a"))
+    assert bystander.poll() is None
+    assert not path.exists()
+
+
+def test_guard_is_told_when_a_kernel_ends_by_itself(stubborn: str) -> None:
+    with kclient.KernelManager(stubborn, orphan_guard=True) as manager:
+        manager.start_kernel()
+        assert manager.process is not None
+        ended = manager.process.exited
+        manager.process.kill()
+        assert ended.wait(WAIT)
+        leaks.turn_loop()
+        assert [record for record in guard._guard._records.values() if b"ended" in record]
+
+
 def test_guard_kills_children_whose_leader_has_ended(after: Callable[..., None]) -> None:
     code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
     leader = subprocess.Popen(
