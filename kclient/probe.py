@@ -34,11 +34,12 @@ SILENCE: Final = 0.3
 class Probe:
     """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
 
-    def __init__(self, outputs: Outputs | None, msg_id: str) -> None:
+    def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
         self.is_idle = False
         self.kernel_session: object = None
         self._outputs = outputs
         self._msg_id = msg_id
+        self._older = older
         if outputs is not None:
             outputs.executions[msg_id] = self
 
@@ -54,8 +55,12 @@ class Probe:
         self.forget()
 
     def forget(self) -> None:
-        if self._outputs is not None:
-            self._outputs.executions.pop(self._msg_id, None)
+        """Nothing of it will come any more, nor of those before it."""
+        probe: Probe | None = self
+        while probe is not None:
+            if probe._outputs is not None:
+                probe._outputs.executions.pop(probe._msg_id, None)
+            probe, probe._older = probe._older, None
 
     def answered(self, reply: Message) -> None:
         """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
@@ -102,11 +107,18 @@ class Prober:
         if self._link.outputs is not None:
             self._link.outputs.subscribed = False
 
-    def ask(self, channel: RequestChannel, deadline: Deadline, *, subshell_id: str | None = None) -> Probe:
+    def ask(
+        self,
+        channel: RequestChannel,
+        deadline: Deadline,
+        *,
+        subshell_id: str | None = None,
+        older: Probe | None = None,
+    ) -> Probe:
         """Ask kernel_info and return when the reply is in."""
         link = self._link
         message = link.session.msg("kernel_info_request")
-        probe = Probe(link.outputs, message.msg_id)
+        probe = Probe(link.outputs, message.msg_id, older)
         try:
             reply = channel.request(message, timeout=deadline, subshell_id=subshell_id)
         except BaseException:
@@ -121,8 +133,8 @@ class Prober:
         """An interrupt that is meant for something else may cost a kernel its reply to this."""
         for _ in range(ASK_AT_MOST - 1):
             with suppress(NoReply):
-                return self.ask(channel, deadline)
-        return self.ask(channel, deadline)
+                return self.ask(channel, deadline, older=self._latest)
+        return self.ask(channel, deadline, older=self._latest)
 
     def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
         """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
@@ -159,7 +171,6 @@ class Prober:
         """Ask, and again if need be, until something has come over iopub; False if nothing has in time."""
         iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
         while True:
-            self._latest.forget()  # its idle may have come before we listened
             self._latest = self._ask_until_answered(channel, deadline)
             pause_end = deadline.at_most(pause)
             while iopub.is_alive() and not iopub.outputs.subscribed and not pause_end.is_over:

@@ -150,12 +150,13 @@ class Watchdog:
         if not pending:
             return
         probe = self._link.prober.ask(channel, Deadline(None))
-        probe.forget()
         self._link.prober.meet(probe.kernel_session)
         if probe.kernel_session == self._known:
             channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
         else:
             channel.give_up(pending, KernelRestarted)
+        self._link.prober.wait_for_idle(probe, Deadline(OVERDUE))
+        probe.forget()
 
     def _ask(self, all_overdue: Sequence[Overdue]) -> None:
         """Return when the kernel has answered a later request, or when there is no use in asking on."""

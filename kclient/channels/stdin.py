@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
@@ -16,6 +17,10 @@ from kclient.protocol.messages import Message
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
+
+
+SIGNAL_WAIT: Final = 0.1
+"""Seconds in which the loop tells of what was seen without it."""
 
 
 class StdInChannel(MessageChannel):
@@ -32,6 +37,7 @@ class StdInChannel(MessageChannel):
         self.on_reconnect: Callable[[], None] | None = None
         self._asked: Message | None = None
         self._had_peer = self._was_cut = self._has_news = False
+        self._signal_due = 0.0
 
     def input(self, string: str) -> None:
         """Answer the latest input request; raises InvalidState if there was none."""
@@ -67,8 +73,11 @@ class StdInChannel(MessageChannel):
         wire = self._wire
         has_peer = wire is not None and wire.has_peer()
         if wire is not None and wire.is_signalled:
-            self._was_cut = self._was_cut or (self._had_peer and not self._has_news)
+            is_late = monotonic() < self._signal_due
+            self._was_cut = self._was_cut or (self._had_peer and not self._has_news and not is_late)
             wire.is_signalled = self._has_news = False
+        elif has_peer != self._had_peer:  # seen before the loop had told of it
+            self._signal_due = monotonic() + SIGNAL_WAIT
         if has_peer and self._was_cut and self.on_reconnect is not None:
             self.on_reconnect()
         self._was_cut = not has_peer and (self._was_cut or self._had_peer)
