@@ -60,7 +60,8 @@ class Probe:
         while probe is not None:
             if probe._outputs is not None:
                 probe._outputs.executions.pop(probe._msg_id, None)
-            probe, probe._older = probe._older, None
+            older, probe._older = probe._older, None
+            probe = older
 
     def answered(self, reply: Message) -> None:
         """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
