@@ -122,13 +122,14 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
         return _wait_elsewhere(waiter, hub)
     handler = getsignal(SIGINT)
     stands_in = handler is _note or (handler is default_int_handler and _is_pythons())
-    is_interrupted = is_over = False
+    # Lists, since whoever traces this function, a debugger say, sets its variables back (bpo-30744).
+    interrupts: list[int] = []
+    is_over: list[bool] = []
 
     def on_sigint(signum: int, frame: FrameType | None) -> None:
-        nonlocal is_interrupted
         if is_over:  # somebody found this handler during the wait, and has put it back
             default_int_handler(signum, frame)
-        is_interrupted = True
+        interrupts.append(signum)
         hub.loop.run_callback(waiter.switch, False)
 
     new_fd = _wakeup_fd(hub)
@@ -146,8 +147,8 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
             set_wakeup_fd(-1)
         if stands_in and getsignal(SIGINT) is on_sigint:
             set_handler(SIGINT, _note if _holders else default_int_handler)
-        is_over = True
-    if is_interrupted:
+        is_over.append(True)
+    if interrupts:
         raise KeyboardInterrupt
     return woken
 

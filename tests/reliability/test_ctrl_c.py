@@ -264,7 +264,7 @@ def test_handler_of_ctrl_c_is_put_back_whoever_of_several_greenlets_ends_last(
 
 class WaitingLauncher(LocalLauncher):
     def start(self, *args: Any, **kwargs: Any) -> Any:
-        gevent.event.Event().wait(WAIT)
+        gevent.event.Event().wait()
 
 
 def test_ctrl_c_is_raised_while_a_launcher_waits() -> None:
