@@ -65,6 +65,10 @@ class StdInChannel(MessageChannel):
         if self._wire is not None:
             self._wire.on_touched = weakly(self._look_at_peer)
 
+    def receive(self, frames: list[bytes]) -> None:
+        self._has_news = True
+        super().receive(frames)
+
     def _look_at_peer(self) -> None:
         """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE.
 
@@ -93,7 +97,6 @@ class StdInChannel(MessageChannel):
         return self._inbox
 
     def _route(self, message: Message) -> None:
-        self._has_news = True
         if message.header["msg_type"] == "input_request":
             self._asked = message
         if self.claim is None or not self.claim(message):
