@@ -87,6 +87,8 @@ class Prober:
         self.meet(self._latest.kernel_session)
         if link.runs("stdin"):
             link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
+        if link.outputs is not None and not link.outputs.subscribed:  # stdin has told of a cut
+            self._subscribe(link.shell, deadline)
 
     def subscribe_in(self, deadline: Deadline) -> None:
         """Before code is sent: see that its first output and question will arrive, if that is not known yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -12,11 +13,11 @@ import gevent
 
 from kclient.channels.base import Failure
 from kclient.channels.shell import RequestChannel
-from kclient.errors import KClientError, KernelRestarted, NoReply
+from kclient.errors import KClientError, KernelRestarted, KernelTimeout, NoReply
 from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline
 from kclient.log import log
-from kclient.probe import ASK_AT_MOST
+from kclient.probe import ASK_AT_MOST, Probe
 from kclient.protocol.routing import Outputs, Slot
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Watchdog:
         pending = [slot for slot in channel.requests if slot.is_pending()]
         if not pending:
             return
-        probe = self._link.prober.ask(channel, Deadline(None))
+        probe = self._ask_until_answered(channel)
         self._link.prober.meet(probe.kernel_session)
         if probe.kernel_session == self._known:
             channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
@@ -157,6 +158,16 @@ class Watchdog:
             channel.give_up(pending, KernelRestarted)
         self._link.prober.wait_for_idle(probe, Deadline(OVERDUE))
         probe.forget()
+
+    def _ask_until_answered(self, channel: RequestChannel) -> Probe:
+        """The question, too, may be lost with the connection, or overlooked: knock and ask again, ever more rarely."""
+        pause = OVERDUE
+        while True:
+            with suppress(KernelTimeout, NoReply):
+                return self._link.prober.ask(channel, Deadline(pause))
+            with suppress(KernelTimeout, NoReply):
+                self._link.prober.knock(Deadline(pause))
+            pause *= 2
 
     def _ask(self, all_overdue: Sequence[Overdue]) -> None:
         """Return when the kernel has answered a later request, or when there is no use in asking on."""

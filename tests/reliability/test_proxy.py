@@ -15,6 +15,7 @@ from proxy import CLIENT, KERNEL, Frames, Held, Line, On, Passing, Relay, Rule, 
 
 import kclient
 from kclient import watch
+from kclient.hub import Deadline
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session
 from kclient.testing import FakeKernel, result, stream
@@ -78,7 +79,6 @@ def works(client: Client) -> bool:
 def wait_until_back(client: Client) -> None:
     """Until the kernel answers again and something has come over iopub, which a new connection has to subscribe to."""
     client.iopub_channel.get_msgs()
-    client.iopub_channel.outputs.subscribed = False
     client.wait_for_ready(timeout=WAIT)
 
 
@@ -292,6 +292,27 @@ def test_messages_that_were_forged_are_counted_and_reach_nobody(relay: Relay, fa
 # Cut
 
 
+def test_call_whose_answer_went_out_while_the_connection_was_cut_raises_no_reply(
+    fake: FakeKernel, line: Line, line_client: Client
+) -> None:
+    """It has no timeout; the connection is back, and it is the same kernel."""
+    go_on = gevent.event.Event()
+    fake.script["slow"] = lambda request: go_on.wait(WAIT)
+    line_client.hb_channel.pause()
+    execution = line_client.submit("slow")
+    while not line_client.iopub_channel.outputs.executing:
+        line_client.iopub_channel.changed.wait(Deadline(WAIT))
+    line.cut()
+    go_on.set()
+    with kclient.connect(fake.connection_info, timeout=WAIT) as other:
+        other.kernel_info(timeout=WAIT)  # the answer is out
+    line.mend()
+    with pytest.raises(kclient.NoReply, match="cut"):
+        execution.result(timeout=WAIT)
+    wait_until_back(line_client)
+    assert works(line_client)
+
+
 def test_call_under_way_when_the_connection_is_cut_ends_at_its_timeout_and_the_client_works_on(
     line: Line, fake: FakeKernel, line_client: Client
 ) -> None:
@@ -384,6 +405,7 @@ def test_half_a_message_is_never_delivered(line: Line, line_client: Client) -> N
         outcomes.get()
     assert (caught.value.result.stdout, all_dropped(line_client)) == ("", {})
     line.mend()
+    line_client.iopub_channel.outputs.subscribed = False  # that iopub alone was cut, nobody can know
     wait_until_back(line_client)
     assert line_client.run("big", timeout=WAIT).stdout == "x" * 1_000_000
 
