@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 LAST_LOOK: Final = 0.02
 """Seconds for which a call whose time is up takes in what has come: its answer may stand behind many other messages."""
 
-LOOK_AGAIN: Final = 0.1
-"""Seconds after which the next such call does: many of them beside a flood must not stop the loop."""
+LOOK_AGAIN: Final = 0.04
+"""Seconds from one such look to the next: many of them beside a flood must not stop the loop."""
 
 Failure = Callable[[str | None], Exception]
 """Makes the error that a waiting call raises, given the id of its request."""
