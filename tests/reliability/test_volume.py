@@ -115,9 +115,12 @@ def test_large_message_arrives_whole_or_not_at_all(
     assert (result.outputs, result.truncated, result.complete, result.ok) == ([], True, True, True)
     inbox.max_bytes = 2 * nbytes
     client.execute(code, timeout=PATIENCE)
-    (message,) = [m for m in client.iopub_channel.flush(timeout=PATIENCE) if m.msg_type == "display_data"]
-    assert len(message.content["data"]["text/plain"]) == nbytes
-    del message
+    unclaimed = client.iopub_channel.flush(timeout=PATIENCE)
+    counted = inbox.dropped, inbox.nbytes, client.iopub_channel.dropped, client.link.ledger.owed_idle
+    types = [message.msg_type for message in unclaimed]
+    assert types == ["status", "execute_input", "display_data", "status"], counted
+    assert len(unclaimed[2].content["data"]["text/plain"]) == nbytes
+    del unclaimed
     inbox.max_bytes = nbytes // 2
     dropped = inbox.dropped
     client.execute(code, timeout=PATIENCE)
