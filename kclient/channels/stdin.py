@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -17,10 +16,6 @@ from kclient.protocol.messages import Message
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
-
-
-SIGNAL_WAIT: Final = 0.1
-"""Seconds in which the loop tells of what was seen without it."""
 
 
 class StdInChannel(MessageChannel):
@@ -36,8 +31,7 @@ class StdInChannel(MessageChannel):
         self.claim: Callable[[Message], bool] | None = None
         self.on_reconnect: Callable[[], None] | None = None
         self._asked: Message | None = None
-        self._had_peer = self._was_cut = self._has_news = False
-        self._signal_due = 0.0
+        self._had_peer = self._was_cut = False
 
     def input(self, string: str) -> None:
         """Answer the latest input request; raises InvalidState if there was none."""
@@ -61,27 +55,13 @@ class StdInChannel(MessageChannel):
 
     def _open(self) -> None:
         super()._open()
-        self._had_peer = self._was_cut = self._has_news = False
+        self._had_peer = self._was_cut = False
         if self._wire is not None:
             self._wire.on_touched = weakly(self._look_at_peer)
 
-    def receive(self, frames: list[bytes]) -> None:
-        self._has_news = True
-        super().receive(frames)
-
     def _look_at_peer(self) -> None:
-        """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE.
-
-        If the loop stood still meanwhile, all that is left of the cut is a signal without a message.
-        """
-        wire = self._wire
-        has_peer = wire is not None and wire.has_peer()
-        if wire is not None and wire.is_signalled:
-            is_late = monotonic() < self._signal_due
-            self._was_cut = self._was_cut or (self._had_peer and not self._has_news and not is_late)
-            wire.is_signalled = self._has_news = False
-        elif has_peer != self._had_peer:  # seen before the loop had told of it
-            self._signal_due = monotonic() + SIGNAL_WAIT
+        """Notice that the kernel is back after a cut: this socket alone tells, for it has ZMQ_IMMEDIATE."""
+        has_peer = self._wire is not None and self._wire.has_peer()
         if has_peer and self._was_cut and self.on_reconnect is not None:
             self.on_reconnect()
         self._was_cut = not has_peer and (self._was_cut or self._had_peer)

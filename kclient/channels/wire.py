@@ -101,7 +101,6 @@ class Wire:
         self._woken: list[Waiter[bool]] = []
         self._touched = Parking(owner)
         self.on_touched: Callable[[], None] | None = None
-        self.is_signalled = False
         _retire_own_watcher(socket)
         loop = owner.hub.loop
         self._again: Any = loop.timer(NEXT_TURN)
@@ -158,7 +157,6 @@ class Wire:
             return True  # the socket is closed, which whoever reads it finds out
 
     def _on_readable(self) -> None:
-        self.is_signalled = True
         if not self._again.active:  # it would be a second time in one turn of the loop
             self._pump()
 

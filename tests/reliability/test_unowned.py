@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from fixtures import WAIT, Background, Gate, Script
+from fixtures import WAIT, Background, Gate
 
 import kclient
 from kclient.testing import FakeKernel
@@ -71,37 +70,6 @@ def test_interrupt_of_what_runs_after_the_owner_restarted_the_kernel_reaches_it(
         outcome = new.result(timeout=WAIT)
         assert outcome.error is not None
         assert outcome.error.ename == "KeyboardInterrupt"
-
-
-RESTARTED_MEANWHILE = """
-import os, sys, time
-import kclient
-
-with kclient.connect(sys.argv[1], timeout=30) as client:
-    execution = client.submit("import time; time.sleep(600)")
-    while not client.iopub_channel.outputs.executing:
-        client.iopub_channel.changed.wait(kclient.hub.Deadline(30))
-    print("ready", flush=True)
-    while not os.path.exists(sys.argv[2]):  # nothing of gevent runs
-        time.sleep(0.01)
-    try:
-        execution.result(timeout=30)
-    except kclient.KernelRestarted:
-        print("restarted", flush=True)
-"""
-
-
-def test_restart_while_the_program_does_something_else_is_noticed_afterwards(
-    kernel_manager: kclient.KernelManager, start_script: Callable[..., Script], folder: Path
-) -> None:
-    """Its loop stands still: the connection is cut and back before anybody looks."""
-    script = start_script(RESTARTED_MEANWHILE, str(kernel_manager.connection_file), str(folder / "restarted"))
-    assert script.read_line() == "ready"
-    kernel_manager.restart_kernel(now=True, timeout=WAIT)
-    with kclient.connect(kernel_manager.connection_file, timeout=WAIT) as other:
-        assert other.run("6 * 7", timeout=WAIT).text == "42"
-    (folder / "restarted").touch()
-    assert script.end() == "restarted"
 
 
 def test_first_output_of_a_client_that_never_asked_whether_it_is_ready_arrives(kernel: kclient.KernelManager) -> None:
