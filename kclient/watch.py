@@ -150,7 +150,7 @@ class Watchdog:
         pending = [slot for slot in channel.requests if slot.is_pending()]
         if not pending:
             return
-        probe = self._ask_until_answered(channel)
+        probe = self._ask_and_knock(channel)
         self._link.prober.meet(probe.kernel_session)
         if probe.kernel_session == self._known:
             channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
@@ -159,7 +159,7 @@ class Watchdog:
         self._link.prober.wait_for_idle(probe, Deadline(OVERDUE))
         probe.forget()
 
-    def _ask_until_answered(self, channel: RequestChannel) -> Probe:
+    def _ask_and_knock(self, channel: RequestChannel) -> Probe:
         """The question, too, may be lost with the connection, or overlooked: knock and ask again, ever more rarely."""
         pause = OVERDUE
         while True:

@@ -22,12 +22,33 @@ import pytest
 import zmq
 from _pytest.outcomes import Failed
 from figures import Figures
+from fixtures import (
+    await_arrival,
+    background,
+    client,
+    gate,
+    install_kernel,
+    make_gate,
+    run_script,
+    start_script,
+)
 
 from kclient.channels.wire import context
 from kclient.hub import Deadline, Owner, Parking
 
 if TYPE_CHECKING:
     import kclient
+
+__all__ = [
+    "await_arrival",
+    "background",
+    "client",
+    "gate",
+    "install_kernel",
+    "make_gate",
+    "run_script",
+    "start_script",
+]
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 """Where `benchmarks` is; behind the packages that are installed, one of which is the kclient to test."""

@@ -5,19 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fixtures import (
-    WAIT,
-    await_arrival,
-    background,
-    client,
-    gate,
-    install_kernel,
-    make_gate,
-    run_script,
-    start_script,
-)
-
-__all__ = ["await_arrival", "background", "client", "gate", "install_kernel", "make_gate", "run_script", "start_script"]
+from fixtures import WAIT
 
 
 @pytest.fixture(scope="session")
