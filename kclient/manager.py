@@ -12,12 +12,12 @@ from gevent.lock import RLock
 
 from kclient.channels.base import copies_of
 from kclient.client import KernelClient
+from kclient.connection_file import ConnectionFileMixin
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout
 from kclient.execution import OnInput
 from kclient.goodbye import ask_to_exit
 from kclient.hub import Deadline, Owner, Timeout, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
-from kclient.kernels.files import find_connection_file
 from kclient.kernels.owned import Launch, OwnedKernel
 from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
 from kclient.kernels.spec import KernelSpec
@@ -28,7 +28,7 @@ from kclient.runner import Runner
 _Self = TypeVar("_Self", bound="KernelManager")
 
 
-class KernelManager(Runner):
+class KernelManager(ConnectionFileMixin, Runner):
     """Starts, restarts and ends one kernel, and talks to it; a context manager.
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
@@ -114,43 +114,6 @@ class KernelManager(Runner):
     def has_kernel(self) -> bool:
         """True from the start of a kernel to its shutdown, also when it has died meanwhile."""
         return self.process is not None
-
-    @property
-    def connection_file(self) -> str | None:
-        """The path of the connection file; None while none is chosen."""
-        return self._endpoint.path
-
-    def get_connection_info(self) -> dict[str, Any]:
-        """What the connection file holds, the key included."""
-        return self._endpoint.info.to_dict()
-
-    def write_connection_file(self) -> None:
-        """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
-        self._owner.check()
-        self._endpoint.write()
-        self._fit_client()
-
-    def load_connection_file(self, connection_file: str | os.PathLike[str] | None = None) -> None:
-        """Take the ports and the key of an existing file; raises ConnectionFileError."""
-        self._owner.check()
-        if self.has_kernel or self.channels_running:
-            raise InvalidState("a kernel or its channels run; shut them down before loading another connection file")
-        path = connection_file if connection_file is not None else self.connection_file
-        if path is None:
-            raise InvalidState("no connection file was named; pass its path")
-        self._endpoint.load(find_connection_file(path))  # finds it first, since it removes what was written here
-        self._session = self._endpoint.new_session()
-        self._drop_client()
-
-    def cleanup_connection_file(self) -> None:
-        """Remove the connection file, if it was written here."""
-        self._owner.check()
-        self._endpoint.remove_connection_file()
-
-    def cleanup_ipc_files(self) -> None:
-        """Remove the sockets of an ipc kernel."""
-        self._owner.check()
-        self._endpoint.remove_ipc_files()
 
     # Channels
 

@@ -18,7 +18,7 @@ MAX_LINES = 350
 
 BOTTOM = {"errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts", "link", "runner"}
-MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye"}
+MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file"}
 
 LAYERS = {
     "errors": set(),
@@ -41,6 +41,7 @@ LAYERS = {
     "runner": CLIENT,
     # Of `kernels` for connection files only; of processes it is told through link.Kernel.
     "client": CLIENT | {"deathwatch", "kernels"},
+    "connection_file": {"errors", "hub", "protocol", "kernels"},
     "manager": MANAGER,
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},
@@ -68,6 +69,7 @@ PACKAGES = {
     "prompts": {"gevent"},
     "link": {"attrs", "gevent"},
     "goodbye": set(),
+    "connection_file": set(),
     "runner": {"attrs", "gevent"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},
