@@ -203,14 +203,16 @@ def call_back(function: Callable[..., _T], *args: Any) -> _T:
     is_outermost = me not in _in_callback
     hub = get_hub()
     was_held = sigint.holds()
-    _in_callback.add(me)
     try:
-        if was_held:
-            sigint.release(hub)
-        return function(*args)
-    finally:
-        if was_held:
-            sigint.hold(hub)
+        _in_callback.add(me)
+        try:
+            if was_held:
+                sigint.release(hub)
+            return function(*args)
+        finally:
+            if was_held:
+                sigint.hold(hub)
+    finally:  # also after a Ctrl-C just before the hold
         if is_outermost:
             _in_callback.discard(me)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from kclient.channels.base import Failure
@@ -37,6 +38,7 @@ class Probe:
     def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
         self.is_idle = False
         self.kernel_session: object = None
+        self.made = perf_counter()
         self._outputs = outputs
         self._msg_id = msg_id
         self._older = older

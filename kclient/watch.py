@@ -152,10 +152,11 @@ class Watchdog:
             return
         probe = self._ask_and_knock(channel)
         self._link.prober.meet(probe.kernel_session)
+        before = [slot for slot in channel.requests if slot.subshell_id is None and slot.sent < probe.made]
         if probe.kernel_session == self._known:
-            channel.give_up([slot for slot in pending if slot.subshell_id is None], lost)
+            channel.give_up(before, lost)
         else:
-            channel.give_up(pending, KernelRestarted)
+            channel.give_up({*before, *pending}, KernelRestarted)
         self._link.prober.wait_for_idle(probe, Deadline(OVERDUE))
         probe.forget()
 

@@ -21,6 +21,7 @@ from figures import Figures
 from fixtures import WAIT, Script
 
 import kclient
+from kclient.hub import in_callback
 from kclient.testing import FakeKernel, result, stream
 
 PACKAGE = str(Path(kclient.__file__).parent)
@@ -113,6 +114,7 @@ def check_that_it_works(client: kclient.KernelClient, where: str) -> None:
     assert not list(client.shell_channel.requests), where
     assert not client.iopub_channel.outputs.executions, where
     assert not client.link.ledger.unanswered, where
+    assert not in_callback(), where
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, where
 
 
