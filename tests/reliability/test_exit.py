@@ -26,8 +26,9 @@ next(iter(execution))
 shell, msg_id = kernel.shell_channel, kernel.shell_channel.send('kernel_info_request')
 followed = kernel.submit('1', on_output=lambda message: None, on_input=lambda prompt, password: '')
 kernel.iopub_channel.get_msgs()
+leave = dict(on_abandon='leave')  # the interrupts of abandoned runs could hit what is behind them
 calls = [
-    lambda: kernel.run('1'), lambda: kernel.run('1', on_output=id), execution.result, lambda: list(execution),
+    lambda: kernel.run('1', **leave), lambda: kernel.run('1', on_output=id, **leave), execution.result, lambda: list(execution),
     followed.result, lambda: kernel.execute('1'), kernel.kernel_info, lambda: shell.get_reply(msg_id),
     kernel.iopub_channel.get_msg, kernel.stdin_channel.get_msg, kernel.control_channel.get_msg, kernel.wait_for_ready,
 ]

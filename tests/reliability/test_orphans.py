@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -257,6 +258,15 @@ def test_file_that_another_program_wrote_stays(
 # The guard
 
 
+def open_files(pid: int) -> dict[int, str]:
+    """What the descriptors of that process lead to, without those that it closes meanwhile."""
+    held = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            held[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return held
+
+
 def test_guard_is_out_of_reach_of_what_ends_the_program(
     start_program: Callable[..., tuple[Script, list[int]]], runtime_dir: Path
 ) -> None:
@@ -264,7 +274,7 @@ def test_guard_is_out_of_reach_of_what_ends_the_program(
     (own,) = guards_of(script.process.pid)
     assert os.getsid(own) == os.getpgid(own) == own
     assert os.readlink(f"/proc/{own}/cwd") == "/"
-    held = {int(fd): os.readlink(f"/proc/{own}/fd/{fd}") for fd in os.listdir(f"/proc/{own}/fd")}
+    held = open_files(own)
     assert held.pop(0).startswith("socket:")
     assert held == {1: os.devnull, 2: os.devnull}
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -276,7 +286,8 @@ def test_guard_is_out_of_reach_of_what_ends_the_program(
 
 def test_no_kernel_inherits_the_line_to_the_guard(start_program: Callable[..., tuple[Script, list[int]]]) -> None:
     script, pids = start_program("show(start(), start())")
-    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for pid in pids for fd in os.listdir(f"/proc/{pid}/fd")]
+    held = [target for pid in pids for target in open_files(pid).values()]
+    assert held
     assert not any(target.startswith("socket:") for target in held)
     with ending([*pids, *guards_of(script.process.pid)]):
         kill(script)
