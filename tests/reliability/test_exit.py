@@ -28,8 +28,9 @@ followed = kernel.submit('1', on_output=lambda message: None, on_input=lambda pr
 kernel.iopub_channel.get_msgs()
 leave = dict(on_abandon='leave')  # the interrupts of abandoned runs could hit what is behind them
 calls = [
-    lambda: kernel.run('1', **leave), lambda: kernel.run('1', on_output=id, **leave), execution.result, lambda: list(execution),
-    followed.result, lambda: kernel.execute('1'), kernel.kernel_info, lambda: shell.get_reply(msg_id),
+    lambda: kernel.run('1', **leave), lambda: kernel.run('1', on_output=id, **leave), execution.result,
+    lambda: list(execution), followed.result, lambda: kernel.execute('1'), kernel.kernel_info,
+    lambda: shell.get_reply(msg_id),
     kernel.iopub_channel.get_msg, kernel.stdin_channel.get_msg, kernel.control_channel.get_msg, kernel.wait_for_ready,
 ]
 greenlets = [gevent.spawn(call) for call in calls]
