@@ -14,7 +14,8 @@ import click
 
 from kclient.cli.bench import BenchJob, run_bench
 from kclient.cli.run import ExitCode, Job, run_job
-from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
+from kclient.kernels.search import NATIVE_KERNEL, list_kernel_specs
+from kclient.kernels.spec import KernelSpec
 
 UNLIMITED: Final = 100_000
 """Columns of a table, none of whose cells is to be cut."""
