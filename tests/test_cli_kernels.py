@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -61,6 +62,25 @@ def test_list_has_a_line_for_each_kernel_whatever_its_name_has_in_it(
     done = kernels()
     assert [line.split()[0] for line in done.out.splitlines()] == ["name", "odd", "python3"]
     assert "a�b�[31m���é" in done.out
+
+
+def test_what_the_output_has_no_sign_for_is_escaped(
+    kernels: Callable[..., Done], places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_spec(places.path / "k", display_name="é")
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert kernels().code == 0
+        out.seek(0)
+        assert "k        \\xe9 " in out.read()
+
+
+def test_no_line_of_the_list_is_longer_than_what_it_says(
+    kernels: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as at a terminal, which would wrap the spaces
+    lines = kernels().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
 
 
 def test_what_is_skipped_is_told_beside_the_list(kernels: Callable[..., Done], places: Places) -> None:

@@ -58,9 +58,12 @@ def table_of(specs: Iterable[KernelSpec]) -> str:
     """A table as wide as it needs to be: a terminal wraps what a name or a path must not lose."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=UNLIMITED, markup=False, highlight=False, emoji=False)
-    table = Table("name", "display name", "language", "encrypted", "where", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="none")  # it would style the spaces, too
+    for title in ("name", "display name", "language", "encrypted", "where"):
+        table.add_column(Text.assemble((title, "bold")))
     for spec in specs:
         encrypted = "yes" if spec.supports_curve else "no"
         cells = (spec.name, spec.display_name, spec.language, encrypted, spec.resource_dir)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from kclient.errors import InvalidArgument, KernelSpecError, KernelSpecExists
-from kclient.kernels.search import NAME_RULE, find_kernel_spec, is_valid_name, no_such_kernel, places_of
+from kclient.kernels.search import NAME_RULE, is_valid_name, no_such_kernel, places_of
 from kclient.kernels.spec import SPEC_FILE, read_kernel_spec
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def install_kernel_spec(
     if _is_within(directory, source):
         raise InvalidArgument(f"{source!r} cannot be copied to {directory!r}, which is a part of it")
     path = os.path.join(directory, name)
-    with _changing("install", path):
+    hint = "" if user else "install it for this user, or in an environment that you may write to"
+    with _changing("install", path, hint):
         os.makedirs(directory, exist_ok=True)
         with _scratch_in(directory) as scratch:
             draft = os.path.join(scratch, "new")  # a kernel.json deeper down is no kernel's to anybody
@@ -80,11 +81,7 @@ def place_to_remove(name: str) -> str:
     error = no_such_kernel(name)
     if name.lower() not in error.available:
         raise error
-    spec = find_kernel_spec(name)
-    raise KernelSpecError(
-        f"the kernel {spec.name!r} has no spec that could be removed: it is there as long as ipykernel is installed",
-        path=spec.resource_dir,
-    )
+    raise KernelSpecError(f"the kernel {name!r} has no spec to remove: it is there as long as ipykernel is installed")
 
 
 def _check_path(what: str, value: str | os.PathLike[str]) -> str:
@@ -119,18 +116,17 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 @contextmanager
-def _changing(what: str, path: str) -> Iterator[None]:
-    """Make a KernelSpecError of an OSError."""
+def _changing(what: str, path: str, hint: str = "") -> Iterator[None]:
+    """Make a KernelSpecError of an OSError; `hint` is what to do if it was not permitted."""
     try:
         yield
     except OSError as exc:
         if isinstance(exc, KernelSpecError):
             raise
         reason = exc.strerror or str(exc)
-        hint = ""
-        if what == "install" and exc.errno in _REFUSED:
-            hint = "; install it for this user, or in an environment that you may write to"
-        raise KernelSpecError(f"cannot {what} the kernel spec {path}: {reason}{hint}", path=path) from exc
+        if hint and exc.errno in _REFUSED:
+            reason += f"; {hint}"
+        raise KernelSpecError(f"cannot {what} the kernel spec {path}: {reason}", path=path) from exc
 
 
 @contextmanager
@@ -196,8 +192,7 @@ def _put(draft: str, path: str, *, replace: bool) -> None:
         os.rename(draft, path)
     except BaseException as exc:
         for before, after in aside:
-            with suppress(OSError):  # it was not moved
-                os.rename(after, before)
+            _put_back(before, after)
         if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another was faster
             raise _exists(path) from exc
         raise
@@ -206,8 +201,17 @@ def _put(draft: str, path: str, *, replace: bool) -> None:
             log.warning("%s, which was %s, cannot be deleted", after, before)
 
 
+def _put_back(before: str, after: str) -> None:
+    """Undo the move of `before` to `after`, if there was one; what another program has put there meanwhile stays."""
+    try:
+        os.rename(after, before)
+    except OSError:
+        if os.path.lexists(before):
+            _delete(after)
+
+
 def _exists(path: str) -> KernelSpecExists:
-    return KernelSpecExists(f"a kernel spec is installed already in {path}; say replace if it may go", path=path)
+    return KernelSpecExists(f"a kernel spec is installed already in {path}; replace=True would replace it", path=path)
 
 
 def _delete(path: str) -> bool:

@@ -169,7 +169,6 @@ BAD: dict[str, Callable[[Path], object]] = {
     "a pipe": lambda source: os.mkfifo(source / "pipe"),
     "a link to nowhere": lambda source: (source / "link").symlink_to("/nowhere/at/all"),
     "a link to itself": lambda source: (source / "link").symlink_to("link"),
-    "a link to what it lies in": lambda source: (source / "static" / "up").symlink_to(".."),
 }
 
 
@@ -181,6 +180,13 @@ def test_source_that_is_bad_is_refused_and_nothing_is_left(places: Places, sourc
     with pytest.raises(InvalidArgument, match=str(source)):
         install_kernel_spec(source, user=True, replace=True)
     assert tree(places.user) == before
+
+
+def test_link_to_a_directory_in_which_it_lies_is_not_followed_round_and_round(places: Places, source: Path) -> None:
+    (source / "static" / "up").symlink_to("..")
+    with pytest.raises(InvalidArgument, match="/static/up' leads back"):
+        install_kernel_spec(source, user=True)
+    assert os.listdir(places.user) == []
 
 
 @pytest.mark.parametrize("source_dir", ["", None, b"x", "a\0b", 3])
@@ -253,9 +259,12 @@ def test_old_kernel_comes_back_if_the_new_one_cannot_take_its_place(
     assert tree(places.user) == before
 
 
+@pytest.mark.parametrize("replace", [False, True])
 def test_kernel_that_another_program_installs_meanwhile_stays(
-    places: Places, source: Path, monkeypatch: pytest.MonkeyPatch
+    places: Places, source: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
 ) -> None:
+    if replace:
+        write_spec(places.user / "mine", language="old")
     rename = os.rename
 
     def race(old_path: str, new_path: str) -> None:
@@ -265,7 +274,7 @@ def test_kernel_that_another_program_installs_meanwhile_stays(
 
     monkeypatch.setattr(os, "rename", race)
     with pytest.raises(KernelSpecExists):
-        install_kernel_spec(source, user=True)
+        install_kernel_spec(source, user=True, replace=replace)
     assert find_kernel_spec("mine").language == "theirs"
     assert os.listdir(places.user) == ["mine"]
 
