@@ -21,6 +21,8 @@ from kclient.errors import (
     InvalidState,
     KClientError,
     KernelRestarted,
+    KernelSpecError,
+    KernelSpecExists,
     KernelTimeout,
     LaunchError,
     LocalProtocolError,
@@ -37,7 +39,9 @@ from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
-    from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
+    from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
+    from kclient.kernels.search import find_kernel_spec, list_kernel_specs
+    from kclient.kernels.spec import KernelSpec
     from kclient.manager import KernelManager
     from kclient.protocol.session import Session
 
@@ -63,6 +67,8 @@ __all__ = [
     "KernelManager",
     "KernelRestarted",
     "KernelSpec",
+    "KernelSpecError",
+    "KernelSpecExists",
     "KernelTimeout",
     "LaunchError",
     "LocalProtocolError",
@@ -78,7 +84,9 @@ __all__ = [
     "WrongThread",
     "connect",
     "find_kernel_spec",
+    "install_kernel_spec",
     "list_kernel_specs",
+    "remove_kernel_spec",
     "start_kernel",
 ]
 
@@ -86,8 +94,10 @@ _MODULES = {
     "KernelManager": "kclient.manager",
     "KernelSpec": "kclient.kernels.spec",
     "Session": "kclient.protocol.session",
-    "find_kernel_spec": "kclient.kernels.spec",
-    "list_kernel_specs": "kclient.kernels.spec",
+    "find_kernel_spec": "kclient.kernels.search",
+    "install_kernel_spec": "kclient.kernels.install",
+    "list_kernel_specs": "kclient.kernels.search",
+    "remove_kernel_spec": "kclient.kernels.install",
 }
 """What is not needed until there is a kernel to talk to, or to start: imported when asked for."""
 

@@ -12,7 +12,9 @@
     |       |- NoReply              no reply came, and none will  .msg_id .result
     |- ConnectionFileError          (also ValueError)    .path
     |- InvalidPortNumber            (also ValueError)
-    |- NoSuchKernel                 (also KeyError)      .name .available .searched
+    |- NoSuchKernel                 (also KeyError)      .name .available .searched .allowed
+    |- KernelSpecError              it cannot be installed, or removed  .path
+    |   |- KernelSpecExists         (also FileExistsError)
     |- ChannelClosed                you closed it        .channel
     |- DeadKernelError              it died              .exit_code .stderr .result
     |   |- LaunchError              it never came up     .argv .taken_ports
@@ -28,7 +30,7 @@ An error in user code is data (`Result.error`), not an exception, unless ``check
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,18 +115,40 @@ class InvalidPortNumber(KClientError, ValueError):
 
 
 class NoSuchKernel(KClientError, KeyError):
-    """No kernel spec has that name."""
+    """No kernel spec has that name, or it is not among the names that are `allowed`; None if all are."""
 
-    def __init__(self, name: str, *, available: Sequence[str] = (), searched: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        available: Sequence[str] = (),
+        searched: Sequence[str] = (),
+        allowed: Iterable[str] | None = None,
+    ) -> None:
         super().__init__(name)
         self.name = name
         self.available = tuple(available)
         self.searched = tuple(searched)
+        self.allowed = None if allowed is None else tuple(sorted(allowed))
 
     def __str__(self) -> str:
         have = ", ".join(self.available) or "none"
+        if self.allowed is not None and self.name.lower() not in self.allowed:
+            return f"the kernel {self.name!r} is not allowed; of those that are, there are: {have}"
         looked = ", ".join(self.searched) or "nowhere"
         return f"no kernel named {self.name!r}; there are: {have}; looked in: {looked}"
+
+
+class KernelSpecError(KClientError):
+    """A kernel spec could not be installed, or removed; `path` is its directory."""
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class KernelSpecExists(KernelSpecError, FileExistsError):
+    """A kernel spec of that name is installed there already, and nobody said that it may be replaced."""
 
 
 class ChannelClosed(KClientError):

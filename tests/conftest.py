@@ -32,6 +32,7 @@ from fixtures import (
     run_script,
     start_script,
 )
+from places import places
 
 from kclient.channels.wire import context
 from kclient.hub import Deadline, Owner, Parking
@@ -46,6 +47,7 @@ __all__ = [
     "gate",
     "install_kernel",
     "make_gate",
+    "places",
     "run_script",
     "start_script",
 ]

@@ -206,6 +206,11 @@ def test_colours_of_the_traceback_are_for_terminals(run_fake: Callable[..., Done
         ("run -c 1 --faster", ["--faster"]),
         ("walk", ["'walk'"]),
         ("kernels paint", ["'paint'"]),
+        ("kernels install", ["DIRECTORY"]),
+        ("kernels install . --user --sys-prefix", ["only one", "--prefix"]),
+        ("kernels install . --sys-prefix --prefix x", ["only one", "--prefix"]),
+        ("kernels install . --user", ["kernel.json"]),
+        ("kernels remove", ["NAME"]),
     ],
 )
 def test_wrong_command_line_exits_2_with_one_line(
@@ -340,7 +345,9 @@ def test_streams_that_are_closed_are_no_error(kernel: kclient.KernelManager) -> 
 # kclient, kclient kernels
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["kernels", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["run", "--help"], ["kernels", "-h"], ["kernels", "install", "-h"]]
+)
 def test_help_is_on_stdout(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0
@@ -356,20 +363,6 @@ def test_version() -> None:
     done = kclient_command("--version")
     assert done.code == 0
     assert done.out.startswith("kclient ")
-
-
-def test_kernels_are_listed_in_full_when_piped(tmp_path: Path) -> None:
-    name = "kernel-" + "long-" * 30
-    path = write_spec(tmp_path, name, ["x"], display_name="[red]Long :smile:", language="lang")
-    write_spec(tmp_path, "python3", ["x"], display_name="Mine")
-    for arguments in (["kernels"], ["kernels", "list"]):
-        done = kclient_command(*arguments, JUPYTER_PATH=path)
-        head, *rows = done.out.splitlines()
-        assert (done.code, done.err) == (0, "")
-        assert head.split() == ["name", "display", "name", "language", "where"]
-        directory = f"{path}/kernels"
-        assert rows[0].split() == [name, "[red]Long", ":smile:", "lang", f"{directory}/{name}"]
-        assert rows[1].split() == ["python3", "Mine", "python", f"{directory}/python3"]
 
 
 @pytest.mark.parametrize("arguments", [["kernels"], ["--help"], ["run", "--help"]], ids=" ".join)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import click
 
 from kclient.cli.bench import BenchJob, run_bench
+from kclient.cli.kernels import kernels
 from kclient.cli.run import ExitCode, Job, run_job
-from kclient.kernels.spec import NATIVE_KERNEL, KernelSpec, list_kernel_specs
-
-UNLIMITED: Final = 100_000
-"""Columns of a table, none of whose cells is to be cut."""
+from kclient.cli.say import complain, drop_unwritten
+from kclient.kernels.search import NATIVE_KERNEL
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -59,18 +55,6 @@ def run_command_line() -> int:
         hint = f" (see {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
         complain(f"{exc.format_message()}{hint}")
         return ExitCode.NOT_DONE
-
-
-def complain(text: str) -> None:
-    """Say, on standard error, why it was not done; nobody may be there to read it."""
-    with suppress(OSError):
-        click.echo(f"kclient: {text}", err=True)
-
-
-def drop_unwritten() -> None:
-    """Let Python not try again, at its exit, to write what could not be written."""
-    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def own_version() -> str:
@@ -241,37 +225,4 @@ def bench(
     )
 
 
-@main.group(invoke_without_command=True)
-@click.pass_context
-def kernels(context: click.Context) -> None:
-    """List the kernels that can be started."""
-    if context.invoked_subcommand is None:
-        list_kernels()
-
-
-@kernels.command("list")
-def list_command() -> None:
-    """List the kernels that can be started."""
-    list_kernels()
-
-
-def list_kernels() -> None:
-    specs = sorted(list_kernel_specs().values(), key=lambda spec: spec.name)
-    if specs:
-        click.echo(table_of(specs))
-    else:
-        complain("there is no kernel yet: pip install ipykernel")
-
-
-def table_of(specs: Iterable[KernelSpec]) -> str:
-    """A table as wide as it needs to be: a terminal wraps what a name or a path must not lose."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=UNLIMITED, markup=False, highlight=False, emoji=False)
-    table = Table("name", "display name", "language", "where", box=None, padding=(0, 2, 0, 0))
-    for spec in specs:
-        table.add_row(spec.name, spec.display_name, spec.language, spec.resource_dir)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+main.add_command(kernels)

@@ -15,7 +15,8 @@ from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
 from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, Output
-from kclient.kernels.spec import KernelSpec, find_kernel_spec
+from kclient.kernels.search import find_kernel_spec
+from kclient.kernels.spec import KernelSpec
 from kclient.kernels.taken import describe, taken_ports
 
 TERM_WAIT: Final = 2.0

@@ -1,31 +1,25 @@
-"""Kernel specs: which kernels are installed, and the command that starts each.
+"""Kernel specs: what a kernel.json says, and the command and the environment that start its kernel.
 
-The keys and the search path are those of the page "Making kernels for Jupyter" in jupyter_client's documentation.
+The keys are those of the page "Making kernels for Jupyter" in jupyter_client's documentation.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from string import Template
 from typing import Any, Final
 
 import attrs
 
-from kclient.errors import InvalidArgument, NoSuchKernel
+from kclient.errors import InvalidArgument
 
-log = logging.getLogger(__name__)
+SPEC_FILE: Final = "kernel.json"
 
-NATIVE_KERNEL: Final = "python3"
-"""The kernel of this interpreter, which needs no spec file if ipykernel is installed."""
-
-_SPEC_FILE = "kernel.json"
-_VALID_NAME = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _ARGV_TEMPLATE = re.compile(r"\{(connection_file|resource_dir|prefix)\}")
-_ENV_TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _BARE_PYTHON = frozenset({"python", "python3", "python{}.{}".format(*sys.version_info)})
 
 
@@ -60,76 +54,28 @@ class KernelSpec:
     def environment(self, base: Mapping[str, str], extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """`base` with the spec's variables over it, and `extra` over both.
 
-        ``${VAR}`` in the spec is the value in `base`; one that is not there stays as it is.
+        ``${VAR}`` and ``$VAR`` in the spec are the value in `base`, and stay as they are if there is none; ``$$`` is
+        a dollar.
         """
-        own = {
-            name: _ENV_TEMPLATE.sub(lambda match: base.get(match[1], match[0]), value)
-            for name, value in self.env.items()
-        }
+        own = {name: Template(value).safe_substitute(base) for name, value in self.env.items()}
         return {**base, **own, **(extra or {})}
 
+    @property
+    def supports_curve(self) -> bool:
+        """True if the kernel says that it can encrypt, with CurveZMQ, what it sends."""
+        schemes = self.metadata.get("supported_encryption")
+        if isinstance(schemes, str):
+            schemes = [schemes]
+        return isinstance(schemes, list) and "curve" in {str(scheme).strip().lower() for scheme in schemes}
 
-def find_kernel_spec(name: str) -> KernelSpec:
-    """The spec of that name, in any case of letters; the first directory of the search path that has it wins.
-
-    Raises NoSuchKernel, or InvalidArgument for a spec file that cannot be used.
-    """
-    if not isinstance(name, str):
-        raise InvalidArgument(f"a kernel name is a string, not {name!r}")
-    wanted = name.lower()
-    directories = _search_path()
-    for found, resource_dir in _installed(directories):
-        if found == wanted:
-            return _read_spec(found, resource_dir)
-    native = _native_spec()
-    if native is not None and wanted == NATIVE_KERNEL:
-        return native
-    available = {found for found, _ in _installed(directories)}
-    if native is not None:
-        available.add(NATIVE_KERNEL)
-    raise NoSuchKernel(name, available=sorted(available), searched=directories)
+    def to_dict(self) -> dict[str, Any]:
+        """The values as a kernel.json has them."""
+        return attrs.asdict(self, filter=lambda attribute, _: attribute.name not in ("name", "resource_dir"))
 
 
-def list_kernel_specs() -> dict[str, KernelSpec]:
-    """Every kernel that can be started, by name; a broken spec file is skipped with a line in the log."""
-    specs: dict[str, KernelSpec] = {}
-    for name, resource_dir in _installed(_search_path()):
-        if name not in specs:
-            try:
-                specs[name] = _read_spec(name, resource_dir)
-            except InvalidArgument as exc:
-                log.warning("skipped: %s", exc)
-    native = _native_spec()
-    if native is not None:
-        specs.setdefault(NATIVE_KERNEL, native)
-    return specs
-
-
-def _search_path() -> list[str]:
-    from jupyter_core.paths import jupyter_path  # imported here: it costs more than the rest of this module
-
-    ipython = os.environ.get("IPYTHONDIR") or os.path.join("~", ".ipython")
-    return [*jupyter_path("kernels"), os.path.join(os.path.expanduser(ipython), "kernels")]
-
-
-def _installed(directories: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Name and directory of each spec file, in the order of the search path.
-
-    Names come from listing the directories, never from the caller, so no name can lead out of them.
-    """
-    for directory in directories:
-        try:
-            entries = sorted(os.listdir(directory))
-        except OSError:  # most of the search path does not exist
-            continue
-        for entry in entries:
-            resource_dir = os.path.join(directory, entry)
-            if _VALID_NAME.fullmatch(entry) and os.path.isfile(os.path.join(resource_dir, _SPEC_FILE)):
-                yield entry.lower(), resource_dir
-
-
-def _read_spec(name: str, resource_dir: str) -> KernelSpec:
-    path = os.path.join(resource_dir, _SPEC_FILE)
+def read_kernel_spec(name: str, resource_dir: str) -> KernelSpec:
+    """The spec in that directory; raises InvalidArgument, which names the file, for one that cannot be used."""
+    path = os.path.join(resource_dir, SPEC_FILE)
     try:
         with open(path, encoding="utf-8-sig") as file:
             values = json.load(file)
@@ -154,6 +100,7 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
     env = _value(values, "env", dict)
     if not all(isinstance(value, str) for value in env.values()):
         raise InvalidArgument(f"env must map names to strings, not {env!r}")
+    _check_startable(argv, env)
     return KernelSpec(
         name=name,
         argv=argv,
@@ -167,6 +114,21 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
     )
 
 
+def _check_startable(argv: list[str], env: dict[str, str]) -> None:
+    """Refuse what no process can be given."""
+    for what, texts in (("argv", argv), ("env", [*env, *env.values()])):
+        for text in texts:
+            try:
+                is_text = b"\0" not in os.fsencode(text)
+            except UnicodeEncodeError:  # half of a surrogate pair
+                is_text = False
+            if not is_text:
+                raise InvalidArgument(f"{what} has text that no process can be given: {text!r}")
+    for name in env:
+        if not name or "=" in name:
+            raise InvalidArgument(f"env has a name that no variable can have: {name!r}")
+
+
 def _value(values: dict[str, Any], key: str, kind: type) -> Any:
     """The value under `key`, or an empty one if it is missing or null."""
     value = values.get(key)
@@ -175,23 +137,6 @@ def _value(values: dict[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise InvalidArgument(f"{key} must be a {kind.__name__}, not {value!r}")
     return value
-
-
-def _native_spec() -> KernelSpec | None:
-    """A spec for this interpreter if ipykernel can be imported in it; found without importing it."""
-    from importlib.util import find_spec
-
-    found = find_spec("ipykernel")
-    if found is None or not sys.executable:
-        return None
-    return KernelSpec(
-        name=NATIVE_KERNEL,
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        display_name="Python 3 (ipykernel)",
-        language="python",
-        resource_dir=os.path.join(os.path.dirname(found.origin or ""), "resources"),
-        metadata={"debugger": True},
-    )
 
 
 def _check_arguments(arguments: Iterable[str]) -> list[str]:

@@ -3,11 +3,14 @@ import logging
 import os
 import sys
 
+import attrs
 import pytest
 
+import kclient
 from kclient.errors import InvalidArgument, NoSuchKernel
-from kclient.kernels import spec as spec_module
-from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
+from kclient.kernels import search
+from kclient.kernels.search import find_kernel_spec, list_kernel_specs
+from kclient.kernels.spec import KernelSpec
 
 VALID = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "language": "lang"}
 
@@ -16,15 +19,16 @@ VALID = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "lan
 def search_path(tmp_path, monkeypatch):
     """Two directories, the first of which wins, and nothing else; not even this interpreter's own kernel."""
     directories = [str(tmp_path / "first"), str(tmp_path / "second")]
-    monkeypatch.setattr(spec_module, "_search_path", lambda: directories)
-    monkeypatch.setattr(spec_module, "_native_spec", lambda: None)
+    monkeypatch.setattr(search, "_search_path", lambda: directories)
+    monkeypatch.setattr(search, "_native_spec", lambda: None)
+    monkeypatch.delenv("KCLIENT_ALLOWED_KERNELS", raising=False)
     return directories
 
 
 def install(directory, name, values):
     resource_dir = os.path.join(directory, name)
     os.makedirs(resource_dir)
-    with open(os.path.join(resource_dir, "kernel.json"), "w") as file:
+    with open(os.path.join(resource_dir, "kernel.json"), "w", encoding="utf-8") as file:
         file.write(values if isinstance(values, str) else json.dumps(values))
     return resource_dir
 
@@ -75,6 +79,14 @@ def test_earlier_directory_wins(search_path):
     assert list_kernel_specs()["twice"].language == "first"
 
 
+def test_broken_spec_in_an_earlier_directory_hides_the_later_one_from_all(search_path, caplog):
+    install(search_path[0], "twice", "{")
+    install(search_path[1], "twice", VALID)
+    assert list_kernel_specs() == {}
+    with pytest.raises(InvalidArgument):
+        find_kernel_spec("twice")
+
+
 def test_unknown_name_tells_what_there_is_and_where_it_looked(search_path):
     install(search_path[0], "b", VALID)
     install(search_path[1], "a", VALID)
@@ -102,9 +114,10 @@ def test_name_that_is_no_string_is_refused(name):
         find_kernel_spec(name)
 
 
-def test_directory_whose_name_is_no_kernel_name_is_not_listed(search_path):
-    install(search_path[0], "has space", VALID)
+def test_directory_whose_name_is_no_kernel_name_is_not_listed(search_path, caplog):
+    resource_dir = install(search_path[0], "has space", VALID)
     assert list_kernel_specs() == {}
+    assert resource_dir in caplog.text
     with pytest.raises(NoSuchKernel):
         find_kernel_spec("has space")
 
@@ -134,6 +147,11 @@ BROKEN = {
     "numbers in env": {**VALID, "env": {"A": 1}},
     "a string for metadata": {**VALID, "metadata": "x"},
     "a number for display_name": {**VALID, "display_name": 7},
+    "a NUL in argv": {"argv": ["prog", "a\0b"]},
+    "half of a sign in argv": {"argv": ["\ud83d"]},
+    "a NUL in env": {**VALID, "env": {"A": "\0"}},
+    "no name in env": {**VALID, "env": {"": "b"}},
+    "a name in env that ends too early": {**VALID, "env": {"A=B": "c"}},
 }
 
 
@@ -159,6 +177,53 @@ def test_unreadable_spec_is_an_error_that_names_the_file(search_path, monkeypatc
     with pytest.raises(InvalidArgument, match=r"cannot be read: Permission denied") as caught:
         find_kernel_spec("locked")
     assert path in str(caught.value)
+
+
+def test_link_that_leads_nowhere_is_passed_over_with_a_line_in_the_log(search_path, caplog):
+    install(search_path[1], "moved", VALID)
+    os.makedirs(os.path.join(search_path[0], "file"))
+    links = [os.path.join(search_path[0], *parts) for parts in (["moved"], ["file", "kernel.json"])]
+    for link in links:
+        os.symlink("/nowhere/at/all", link)
+    assert list(list_kernel_specs()) == ["moved"]
+    assert len(caplog.records) == 2
+    assert all(os.path.dirname(path) in caplog.text for path in links)
+    assert find_kernel_spec("moved").resource_dir == os.path.join(search_path[1], "moved")
+
+
+def test_directory_that_cannot_be_read_is_passed_over_with_a_line_in_the_log(search_path, monkeypatch, caplog):
+    locked = install(search_path[1], "locked", VALID)
+    install(search_path[1], "good", VALID)
+    os.makedirs(search_path[0])
+    listdir, stat = os.listdir, os.stat
+
+    def refuse(call, refused):
+        def refusing(path, *args, **kwargs):
+            if str(path).startswith(refused):
+                raise PermissionError(13, "Permission denied")
+            return call(path, *args, **kwargs)
+
+        return refusing
+
+    with monkeypatch.context() as patched:  # root reads whatever the mode says
+        patched.setattr(os, "listdir", refuse(listdir, search_path[0]))
+        patched.setattr(os, "stat", refuse(stat, locked))
+        assert list(list_kernel_specs()) == ["good"]
+        assert find_kernel_spec("good").name == "good"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped: {path}: cannot be read: Permission denied" for path in (search_path[0], locked)
+    ]
+
+
+def test_pipe_in_place_of_a_spec_file_is_passed_over(search_path):
+    os.makedirs(os.path.join(search_path[0], "pipe"))
+    os.mkfifo(os.path.join(search_path[0], "pipe", "kernel.json"))
+    assert list_kernel_specs() == {}
+
+
+def test_byte_order_mark_is_no_harm(search_path):
+    install(search_path[0], "mark", "\N{BOM}" + json.dumps(VALID))
+    assert find_kernel_spec("mark").argv == VALID["argv"]
 
 
 def test_broken_spec_is_left_out_of_the_list_with_a_line_in_the_log(search_path, caplog):
@@ -206,11 +271,11 @@ def test_command_leaves_the_spec_as_it_is():
 
 
 def test_environment_expands_what_it_knows_and_lets_extra_win():
-    spec = KernelSpec("k", ["p"], env={"PATH": "/mine:${PATH}", "ODD": "${NOPE} $HOME $${X} ${}", "WON": "spec"})
+    spec = KernelSpec("k", ["p"], env={"PATH": "/mine:${PATH}", "ODD": "${NOPE} $HOME $${PATH} ${}", "WON": "spec"})
     assert spec.environment({"PATH": "/bin", "KEPT": "1"}, {"WON": "${PATH}"}) == {
         "PATH": "/mine:/bin",
         "KEPT": "1",
-        "ODD": "${NOPE} $HOME $${X} ${}",
+        "ODD": "${NOPE} $HOME ${PATH} ${}",
         "WON": "${PATH}",
     }
 
@@ -235,17 +300,51 @@ def test_interrupt_mode_is_read_in_any_case_of_letters(search_path):
 
 
 def test_python3_needs_no_spec_file_where_ipykernel_is_installed(monkeypatch, tmp_path):
-    monkeypatch.setattr(spec_module, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
     spec = find_kernel_spec("Python3")
     assert spec.command("c") == [sys.executable, "-m", "ipykernel_launcher", "-f", "c"]
     assert list_kernel_specs() == {"python3": spec}
 
 
 def test_spec_file_wins_over_the_built_in_python3(monkeypatch, tmp_path):
-    monkeypatch.setattr(spec_module, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
     install(str(tmp_path), "python3", {**VALID, "language": "from the file"})
     assert find_kernel_spec("python3").language == "from the file"
     assert list_kernel_specs()["python3"].language == "from the file"
+
+
+@pytest.mark.parametrize(
+    ("version", "encrypts", "protocol"),
+    [
+        ("7.4.0", True, "5.5"),
+        ("7.3.0a1", True, "5.5"),
+        ("7.2.0", False, "5.5"),
+        ("6.29.5", False, ""),
+        ("odd", False, ""),
+    ],
+)
+def test_built_in_python3_says_what_its_ipykernel_can_do(monkeypatch, tmp_path, version, encrypts, protocol):
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    spec = find_kernel_spec("python3")
+    assert (spec.supports_curve, spec.kernel_protocol_version) == (encrypts, protocol)
+
+
+def test_built_in_python3_is_the_spec_that_ipykernel_would_install(monkeypatch, tmp_path):
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    ours, theirs = find_kernel_spec("python3"), KernelSpec("python3", resource_dir=RESOURCES, **get_kernel_dict())
+    assert ours.supports_curve == theirs.supports_curve
+    assert attrs.evolve(ours, metadata={}) == attrs.evolve(theirs, metadata={})
+
+
+def test_folder_that_is_called_ipykernel_is_no_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path / "kernels")])
+    (tmp_path / "ipykernel").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert list_kernel_specs() == {}
 
 
 def test_python3_is_not_found_without_ipykernel(search_path):
@@ -260,6 +359,81 @@ def test_search_path_is_that_of_jupyter_and_of_ipython(monkeypatch, tmp_path):
     install(str(tmp_path / "jupyter" / "kernels"), "one", VALID)
     install(str(tmp_path / "ipython" / "kernels"), "two", VALID)
     assert {"one", "two"} <= list_kernel_specs().keys()
+
+
+def test_relative_directory_of_the_search_path_is_found_from_everywhere(monkeypatch, tmp_path):
+    install(str(tmp_path / "jupyter" / "kernels"), "one", VALID)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUPYTER_PATH", "jupyter")
+    assert find_kernel_spec("one").resource_dir == str(tmp_path / "jupyter" / "kernels" / "one")
+
+
+# What is allowed
+
+
+@pytest.fixture
+def three(search_path):
+    for name in ("a", "b", "C"):
+        install(search_path[0], name, VALID)
+
+
+def test_only_what_is_allowed_is_found_and_listed(three):
+    assert list_kernel_specs(allowed=["A", "c", "nope"]).keys() == {"a", "c"}
+    assert find_kernel_spec("C", allowed=iter(["c"])).name == "c"
+    with pytest.raises(NoSuchKernel, match="'B' is not allowed; of those that are, there are: a") as caught:
+        find_kernel_spec("B", allowed=["A", "x"])
+    assert caught.value.allowed == ("a", "x")
+    assert caught.value.available == ("a",)
+
+
+def test_kernel_that_is_allowed_and_not_there_is_unknown(three):
+    with pytest.raises(NoSuchKernel, match="no kernel named 'x'; there are: a; looked in"):
+        find_kernel_spec("x", allowed=["a", "x"])
+
+
+def test_environment_tells_what_is_allowed_and_no_caller_allows_more(three, monkeypatch):
+    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", " A, b,")
+    assert list_kernel_specs().keys() == {"a", "b"}
+    assert list_kernel_specs(allowed=["b", "c"]).keys() == {"b"}
+    with pytest.raises(NoSuchKernel, match="not allowed"):
+        find_kernel_spec("c", allowed=["c"])
+    with pytest.raises(NoSuchKernel, match="not allowed"):
+        kclient.KernelManager("c").start_kernel()
+
+
+@pytest.mark.parametrize("text", ["", " ,"])
+def test_empty_variable_allows_all_and_an_empty_collection_none(three, monkeypatch, text):
+    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", text)
+    assert list_kernel_specs().keys() == {"a", "b", "c"}
+    assert list_kernel_specs(allowed=[]) == {}
+
+
+def test_native_kernel_must_be_allowed_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    assert list_kernel_specs(allowed=["x"]) == {}
+    with pytest.raises(NoSuchKernel, match="not allowed"):
+        find_kernel_spec("python3", allowed=["x"])
+
+
+@pytest.mark.parametrize("allowed", ["python3", [3]])
+def test_names_that_are_allowed_must_be_a_collection_of_strings(search_path, allowed):
+    with pytest.raises(InvalidArgument):
+        find_kernel_spec("python3", allowed=allowed)
+
+
+# What a spec says of itself
+
+
+@pytest.mark.parametrize("value", ["curve", " Curve ", ["curve"], ["other", "CURVE"]])
+def test_kernel_that_says_curve_can_encrypt(value):
+    assert KernelSpec("k", ["p"], metadata={"supported_encryption": value}).supports_curve
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, *({"supported_encryption": value} for value in (None, "", "curves", [], 1, {}))]
+)
+def test_kernel_that_does_not_say_curve_cannot(metadata):
+    assert not KernelSpec("k", ["p"], metadata=metadata).supports_curve
 
 
 def test_installed_python3_is_found():
