@@ -11,6 +11,7 @@ from kclient.client import KernelClient
 from kclient.errors import (
     BadMessage,
     ChannelClosed,
+    CommClosed,
     ConnectionFileError,
     DeadKernelError,
     ExecutionAborted,
@@ -37,6 +38,7 @@ from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
+    from kclient.comm import Comm
     from kclient.kernels.spec import KernelSpec, find_kernel_spec, list_kernel_specs
     from kclient.manager import KernelManager
     from kclient.protocol.session import Session
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BadMessage",
     "ChannelClosed",
+    "Comm",
+    "CommClosed",
     "ConnectionFileError",
     "ConnectionInfo",
     "ControlChannel",
@@ -83,6 +87,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Comm": "kclient.comm",
     "KernelManager": "kclient.manager",
     "KernelSpec": "kclient.kernels.spec",
     "Session": "kclient.protocol.session",

@@ -12,6 +12,7 @@ from kclient import errors
 from kclient.errors import (
     BadMessage,
     ChannelClosed,
+    CommClosed,
     ConnectionFileError,
     DeadKernelError,
     ExecutionAborted,
@@ -49,6 +50,7 @@ BASES = {
     InvalidPortNumber: (KClientError, ValueError),
     NoSuchKernel: (KClientError, KeyError),
     ChannelClosed: KClientError,
+    CommClosed: KClientError,
     DeadKernelError: KClientError,
     LaunchError: DeadKernelError,
     KernelRestarted: KClientError,
@@ -72,6 +74,7 @@ MADE = [
     InvalidPortNumber("text"),
     NoSuchKernel("pyhton", available=["python3", "ir"], searched=["/a", "/b"]),
     ChannelClosed("shell"),
+    CommClosed("text", comm_id="id", target_name="slider", data={"why": "done"}),
     DeadKernelError("the kernel died", exit_code=-9, stderr="last words", result=RESULT),
     LaunchError("never came up", argv=["python", "-m", "x"], exit_code=3, stderr="no module"),
     KernelRestarted("id"),
