@@ -11,6 +11,7 @@ from kclient.client import KernelClient
 from kclient.errors import (
     BadMessage,
     ChannelClosed,
+    CommClosed,
     ConnectionFileError,
     DeadKernelError,
     ExecutionAborted,
@@ -39,6 +40,7 @@ from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
+    from kclient.comm import Comm
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BadMessage",
     "ChannelClosed",
+    "Comm",
+    "CommClosed",
     "ConnectionFileError",
     "ConnectionInfo",
     "ControlChannel",
@@ -91,6 +95,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Comm": "kclient.comm",
     "KernelManager": "kclient.manager",
     "KernelSpec": "kclient.kernels.spec",
     "Session": "kclient.protocol.session",

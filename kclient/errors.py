@@ -16,6 +16,7 @@
     |- KernelSpecError              it cannot be installed, or removed  .path
     |   |- KernelSpecExists         (also FileExistsError)
     |- ChannelClosed                you closed it        .channel
+    |- CommClosed                   by either side        .comm_id .target_name .data
     |- DeadKernelError              it died              .exit_code .stderr .result
     |   |- LaunchError              it never came up     .argv .taken_ports
     |- KernelRestarted              .msg_id
@@ -157,6 +158,16 @@ class ChannelClosed(KClientError):
     def __init__(self, channel: str) -> None:
         super().__init__(f"the {channel} channel is closed; start_channels() opens new ones")
         self.channel = channel
+
+
+class CommClosed(KClientError):
+    """A comm was closed; `data` is what the kernel sent with its comm_close, None if it was closed here."""
+
+    def __init__(self, message: str, *, comm_id: str, target_name: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.comm_id = comm_id
+        self.target_name = target_name
+        self.data = data
 
 
 class DeadKernelError(KClientError):

@@ -186,6 +186,12 @@ def check_spin(seconds: Any) -> float:
     return float(seconds)
 
 
+def check_callback(function: _T, name: str) -> _T:
+    if function is not None and not callable(function):
+        raise InvalidArgument(f"{name} must be a function or None, not {function!r}")
+    return function
+
+
 def as_deadline(timeout: Timeout) -> Deadline:
     """The deadline of a call, which may be one step of another that has one already."""
     return timeout if isinstance(timeout, Deadline) else Deadline(timeout)

@@ -20,6 +20,7 @@ from kclient.protocol.routing import Ledger, Outputs
 from kclient.watch import Watchdog
 
 if TYPE_CHECKING:
+    from kclient.comms import Comms
     from kclient.protocol.session import Session
 
 RECONNECT_IVL_MAX: Final = 200
@@ -62,6 +63,7 @@ class Link:
         self.prober = Prober(self)
         self.failure: Failure | None = None
         self.prompts = Prompts(self)
+        self._comms: Comms | None = None
         self._make = make
         self._channels: dict[str, Channel] = {}
         self.ledger = Ledger()
@@ -98,6 +100,29 @@ class Link:
     def outputs(self) -> Outputs | None:
         """The routing of outputs, while iopub runs."""
         return self.iopub.outputs if self.runs("iopub") else None
+
+    @property
+    def comms(self) -> Comms:
+        """The comms of this client, made when first asked for."""
+        if self._comms is None:
+            from kclient.comms import Comms  # most clients have none
+
+            self._comms = Comms(self)
+            if "iopub" in self._channels:
+                self.iopub.outputs.comms = self._comms.routes
+        return self._comms
+
+    @property
+    def open_comms(self) -> list[str]:
+        """The ids of the comms that are open."""
+        return [] if self._comms is None else list(self._comms)
+
+    def inherit(self, former: Link | None) -> None:
+        """Answer input requests and take comms as `former` did, in whose place this one is."""
+        if former is not None:
+            self.prompts.on_input = former.prompts.on_input
+            if former._comms is not None:
+                self.comms.routes.targets.update(former._comms.routes.targets)
 
     def channel(self, name: str) -> Channel:
         """The channel of that name, made when first asked for."""
@@ -170,6 +195,7 @@ class Link:
             channel.expects_input = self.prompts.are_answered
         elif isinstance(channel, IOPubChannel):
             channel.outputs.ledger = self.ledger
+            channel.outputs.comms = None if self._comms is None else self._comms.routes
             channel.on_unanswered = self.watchdog.arm
             channel.on_new_kernel = self.reconnected
         elif isinstance(channel, StdInChannel):
@@ -248,12 +274,7 @@ class Link:
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
         """Send the request of `execution`, whose outputs and reply it gets from now on."""
-        self.wait_until_usable(deadline)
-        if not self.runs("iopub") or not self.runs("shell"):
-            raise InvalidState("run and submit need the shell and the iopub channel; call start_channels() first")
-        outputs = self.iopub.outputs
-        if not outputs.subscribed:
-            self.prober.subscribe_in(deadline)
+        outputs = self.await_outputs(deadline)
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
@@ -265,6 +286,18 @@ class Link:
         except BaseException:
             outputs.executions.pop(message.msg_id, None)
             raise
+
+    def await_outputs(self, deadline: Deadline) -> Outputs:
+        """The routing of outputs, when what the kernel publishes from here on will arrive."""
+        self.wait_until_usable(deadline)
+        if not self.runs("iopub") or not self.runs("shell"):
+            raise InvalidState(
+                "run, submit and comms need the shell and the iopub channel; call start_channels() first"
+            )
+        outputs = self.iopub.outputs
+        if not outputs.subscribed:
+            self.prober.subscribe_in(deadline)
+        return outputs
 
     def refuse_if_answering(self, subshell_id: str | None) -> None:
         """Raise InvalidState in an on_input, for which the main shell waits; it answers nothing meanwhile."""

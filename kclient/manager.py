@@ -14,7 +14,6 @@ from kclient.channels.base import copies_of
 from kclient.client import KernelClient
 from kclient.connection_file import ConnectionFileMixin
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout
-from kclient.execution import OnInput
 from kclient.goodbye import ask_to_exit
 from kclient.hub import Deadline, Owner, Timeout, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
@@ -59,7 +58,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
         self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
-        self._on_input: OnInput | None = None
+        self._former: Link | None = None
         self._was_ready = self._expects_exit = False
         self._lock = RLock()
 
@@ -91,7 +90,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             self._client = KernelClient(info, kernel=kernel, session=self._session, spin=self._spin)
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
-            self._client.on_input = self._on_input
+            self._client.link.inherit(self._former)
             if self.has_kernel and not self._kernel.is_alive():
                 self._client.link.fail(copies_of(self._kernel.death()))
         return self._client
@@ -276,7 +275,7 @@ class KernelManager(ConnectionFileMixin, Runner):
 
     def _drop_client(self) -> None:
         if self._client is not None:
-            self._on_input = self._client.on_input
+            self._former = self._client.link
             self._client.stop_channels()
             self._client = None
 

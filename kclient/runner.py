@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
@@ -13,14 +13,15 @@ from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import InvalidArgument
 from kclient.execution import Execution, OnInput, OnOutput
-from kclient.hub import Deadline
+from kclient.hub import Deadline, check_callback
 from kclient.link import Link
 from kclient.protocol import messages
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 from kclient.result import Result
 
-_Callback = TypeVar("_Callback")
+if TYPE_CHECKING:
+    from kclient.comms import Comms
 
 _ONLY_ON_CONTROL: Final = frozenset(
     ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
@@ -73,6 +74,11 @@ class Runner(ShellRequests, ControlRequests):
     @property
     def hb_channel(self) -> HBChannel:
         return self.link.hb
+
+    @property
+    def comms(self) -> Comms:
+        """The comms with the kernel: `open` one, or `register_target` for those that the kernel opens."""
+        return self.link.comms
 
     @property
     def channels_running(self) -> bool:
@@ -199,9 +205,3 @@ class Runner(ShellRequests, ControlRequests):
 
     def _allows_stdin(self, on_input: OnInput | None) -> bool:
         return self.answers_input() or (on_input is not None and self.link.runs("stdin"))
-
-
-def check_callback(function: _Callback, name: str) -> _Callback:
-    if function is not None and not callable(function):
-        raise InvalidArgument(f"{name} must be a function or None, not {function!r}")
-    return function

@@ -18,6 +18,7 @@ from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline
 from kclient.log import log
 from kclient.probe import ASK_AT_MOST, Probe
+from kclient.protocol.messages import Message
 from kclient.protocol.routing import Outputs, Slot
 
 if TYPE_CHECKING:
@@ -49,6 +50,33 @@ class Overdue:
         return self.channel.name, self.subshell_id
 
 
+class Unnoticed:
+    """A message that gets no reply, until the kernel says that it is busy with it, and so was with those before it."""
+
+    def __init__(self, outputs: Outputs, msg_id: str, since: float) -> None:
+        self.since = since
+        self._outputs = outputs
+        self._msg_id = msg_id
+        outputs.executions[msg_id] = self
+
+    def is_unnoticed(self) -> bool:
+        return self._msg_id in self._outputs.executions
+
+    def feed(self, message: Message) -> None:
+        """This, and what follows, goes where it would have gone without us."""
+        self.forget()
+        self._outputs.inbox.append(message)
+
+    def update_display(self, message: Message) -> None:
+        """It displays nothing."""
+
+    def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._outputs.executions.pop(self._msg_id, None)
+
+
 class Watchdog:
     """Ends executions whose idle was lost, and requests whose reply was: a kernel's PUB may drop messages.
 
@@ -69,11 +97,24 @@ class Watchdog:
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._knocked = 0.0
         self._known: object = None
+        self._unnoticed: Unnoticed | None = None
 
     def arm(self) -> None:
         """Look for what is overdue in a second's time."""
         if not self._alarm.is_set and not self._turn.is_set:
             self._alarm.set(OVERDUE)
+
+    def expect_status(self, msg_id: str) -> None:
+        """A message was sent on the main shell that gets no reply, and that the kernel may overlook."""
+        outputs, before = self._link.outputs, self._unnoticed
+        if outputs is None:
+            return
+        since = perf_counter()
+        if before is not None and before.is_unnoticed():
+            since = before.since
+            before.forget()
+        self._unnoticed = Unnoticed(outputs, msg_id, since)
+        self.arm()
 
     def stop(self) -> None:
         self._alarm.cancel()
@@ -148,7 +189,8 @@ class Watchdog:
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]
-        if not pending:
+        comm_ids = self._link.open_comms
+        if not pending and not comm_ids:
             return
         probe = self._ask_and_knock(channel)
         self._link.prober.meet(probe.kernel_session)
@@ -157,6 +199,8 @@ class Watchdog:
             channel.give_up(before, lost)
         else:
             channel.give_up({*before, *pending}, KernelRestarted)
+            if comm_ids:
+                self._link.comms.routes.fail(KernelRestarted, comm_ids)
         self._link.prober.wait_for_idle(probe, Deadline(OVERDUE))
         probe.forget()
 
@@ -207,18 +251,23 @@ class Watchdog:
                     yield _overdue_reply(channel, slot, since, no_reply)
 
     def _unheard(self) -> list[Overdue]:
-        """The requests on the main shell that somebody awaits, if the kernel has been idle since it was knocked at."""
+        """What was sent on the main shell, if the kernel has been idle since it was knocked at."""
         link = self._link
         outputs = link.outputs
         if outputs is None or outputs.execution_state != "idle" or outputs.executing or not link.runs("shell"):
             return []
         if outputs.state_since <= self._knocked:  # once in each time of rest
             return []
-        return [
+        unheard_of = [
             _overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since), unheard)
             for slot in link.shell.requests
             if slot.on_settled is not None and slot.subshell_id is None
         ]
+        latest = self._unnoticed
+        if latest is not None and latest.is_unnoticed():
+            since = max(latest.since, outputs.state_since)
+            unheard_of.append(Overdue(link.shell, None, since, latest.is_unnoticed, latest.forget))
+        return unheard_of
 
 
 def _overdue_reply(channel: RequestChannel, slot: Slot, since: float, failure: Failure) -> Overdue:

@@ -17,7 +17,8 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "log", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts", "link", "runner"}
+CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts"}
+CLIENT |= {"comm", "comms", "link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file"}
 
 LAYERS = {
@@ -36,6 +37,8 @@ LAYERS = {
     "watch": BOTTOM | {"channels", "result", "execution", "probe"},
     "deathwatch": BOTTOM | {"channels"},
     "prompts": BOTTOM | {"channels", "result", "execution"},
+    "comm": BOTTOM | {"channels"},
+    "comms": BOTTOM | {"channels", "comm"},
     "link": CLIENT - {"runner"},
     "goodbye": CLIENT - {"runner"},
     "runner": CLIENT,
@@ -67,6 +70,8 @@ PACKAGES = {
     "watch": {"attrs", "gevent"},
     "deathwatch": {"gevent"},
     "prompts": {"gevent"},
+    "comm": set(),
+    "comms": set(),
     "link": {"attrs", "gevent"},
     "goodbye": set(),
     "connection_file": set(),
@@ -92,7 +97,7 @@ NEVER = {"asyncio", "tornado"}
 
 UNWANTED_AT_IMPORT = [
     *("asyncio", "tornado", "jupyter_core", "jupyter_client", "ipykernel", "IPython", "click", "rich"),
-    *("hdrh", "matplotlib", "numpy"),
+    *("hdrh", "matplotlib", "numpy", "kclient.comm", "kclient.comms"),
 ]
 
 

@@ -12,6 +12,7 @@ from kclient import errors
 from kclient.errors import (
     BadMessage,
     ChannelClosed,
+    CommClosed,
     ConnectionFileError,
     DeadKernelError,
     ExecutionAborted,
@@ -53,6 +54,7 @@ BASES = {
     KernelSpecError: KClientError,
     KernelSpecExists: (KernelSpecError, FileExistsError),
     ChannelClosed: KClientError,
+    CommClosed: KClientError,
     DeadKernelError: KClientError,
     LaunchError: DeadKernelError,
     KernelRestarted: KClientError,
@@ -78,6 +80,7 @@ MADE = [
     KernelSpecError("text", path="/k"),
     KernelSpecExists("text", path="/k"),
     ChannelClosed("shell"),
+    CommClosed("text", comm_id="id", target_name="slider", data={"why": "done"}),
     DeadKernelError("the kernel died", exit_code=-9, stderr="last words", result=RESULT),
     LaunchError("never came up", argv=["python", "-m", "x"], exit_code=3, stderr="no module"),
     KernelRestarted("id"),

@@ -13,6 +13,12 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROMISES = {
     "script.py": ["mean: 3.875", "StatisticsError", "took too long: 0.5 s", "still there: 8"],
     "gevent_server.py": ["request 4: 8", "request 99: the kernel is gone, exit code 7", "request 100: 200"],
+    "comms.py": [
+        "mean: 3.0",
+        "progress: 3 of 3",
+        "progress: the kernel closed the comm",
+        "closed: the kernel has no comm",
+    ],
     "latency.py": [
         *("sent to busy", "sent to first output", "sent to reply", "sent to idle"),
         *("kernel_info: call to reply", "kernel_info: reply to caller"),

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import gevent
 import zmq
 from gevent import get_hub, getcurrent
 
+from kclient.channels.delivery import Deliverer
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Owner, Parking, call_back
+from kclient.hub import Deadline, Owner, Parking
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import make_address
 from kclient.protocol.inbox import Inbox
@@ -67,8 +67,7 @@ class Channel(ABC):
         self.look: Callable[[], None] | None = None
         self.reconnect_ivl_max = 0
         self.looked_at = 0.0
-        self._deliveries: deque[tuple[Any, ...]] = deque()
-        self._deliverer: gevent.Greenlet[..., Any] | None = None
+        self._deliverer = Deliverer(f"call_handlers of the {self.name} channel")
 
     def __repr__(self) -> str:
         state = "running" if self.is_alive() else "stopped" if self._is_stopped else "not started"
@@ -95,9 +94,7 @@ class Channel(ABC):
         self._is_stopped = True
         self._close()
         self.fail(lambda msg_id: ChannelClosed(self.name))
-        if self._deliverer is not None and self._deliverer is not gevent.getcurrent():
-            self._deliverer.kill(block=False)
-        self._deliveries.clear()
+        self._deliverer.stop()
 
     def is_alive(self) -> bool:
         """True between start and stop."""
@@ -213,26 +210,8 @@ class Channel(ABC):
 
     def _deliver(self, *args: Any) -> None:
         """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
-        if not self.handles:
-            return
-        self._deliveries.append(args)
-        if self._deliverer is None:
-            self._deliverer = gevent.spawn(self._deliver_all)
-
-    def _deliver_all(self) -> None:
-        try:
-            while self._deliveries:
-                args = self._deliveries.popleft()
-                try:
-                    call_back(self.call_handlers, *args)
-                except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
-                    raise
-                except BaseException:  # noqa: BLE001 - a gevent.Timeout, too
-                    log().exception("call_handlers of the %s channel failed", self.name)
-        finally:
-            self._deliverer = None
-            if self._deliveries and not self._is_stopped:
-                self._deliverer = gevent.spawn(self._deliver_all)
+        if self.handles:
+            self._deliverer.add(self.call_handlers, *args)
 
 
 def last_look(channels: Sequence[Channel], deadline: Deadline) -> None:

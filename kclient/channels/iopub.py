@@ -71,6 +71,8 @@ class IOPubChannel(MessageChannel):
         super().fail(failure)
         for sink in list(self.outputs.executions.values()):
             sink.fail(failure)
+        if self.outputs.comms is not None:
+            self.outputs.comms.fail(failure)
         self.changed.wake()
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
+from kclient.protocol.comms import CommRoutes, Taker
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import GETS_NO_REPLY, Message, reply_type
 
@@ -255,6 +256,7 @@ class Outputs:
         self.ledger = Ledger()
         self.inbox = Inbox(max_messages, max_bytes)
         self.executions: dict[str, Sink] = {}
+        self.comms: CommRoutes[Any] | None = None
         self.execution_state = "unknown"
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
@@ -269,8 +271,8 @@ class Outputs:
         self.executing.clear()
         self._kernel_session = None
 
-    def route(self, message: Message) -> Sink | None:
-        """The execution that `message` belongs to; None if it went to the inbox."""
+    def route(self, message: Message) -> Taker | None:
+        """The execution or the comm that `message` belongs to; None if it went to the inbox."""
         self.subscribed = True
         msg_type = message.header["msg_type"]
         parent_id = message.parent_header.get("msg_id")
@@ -286,6 +288,8 @@ class Outputs:
             sink = self.executions.get(parent_id)
             if sink is not None:
                 return sink
+        if self.comms is not None and (taker := self.comms.route(message)) is not None:
+            return taker
         if msg_type != "iopub_welcome":
             self.inbox.append(message)
         else:

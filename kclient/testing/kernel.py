@@ -19,7 +19,7 @@ from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
-from kclient.protocol.messages import Message
+from kclient.protocol.messages import GETS_NO_REPLY, Message
 from kclient.protocol.session import Session
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
 from kclient.testing.thread import HubThread
@@ -190,7 +190,7 @@ class FakeKernel:
         except Exception as exc:  # noqa: BLE001 - a user's function
             log().exception("the handler of %s failed", request.message.msg_type)
             error = {"status": "error", "ename": type(exc).__name__, "evalue": str(exc), "traceback": []}
-        if not request.is_answered:
+        if not request.is_answered and request.message.msg_type not in GETS_NO_REPLY:
             request.reply(error)
 
 

@@ -122,6 +122,7 @@ DEFAULT_HANDLERS: Final[dict[str, Handler]] = {
     "inspect_request": lambda request: request.reply({"found": False, "data": {}, "metadata": {}}),
     "is_complete_request": lambda request: request.reply({"status": "complete"}),
     "history_request": lambda request: request.reply({"history": []}),
+    "comm_open": lambda request: request.publish("comm_close", {"comm_id": request.content["comm_id"], "data": {}}),
     "comm_info_request": lambda request: request.reply({"comms": {}}),
     "interrupt_request": lambda request: request.reply(),
     "shutdown_request": _shutdown,

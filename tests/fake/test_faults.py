@@ -220,6 +220,16 @@ def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_th
         assert long.result(timeout=20).ok
 
 
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_comm_message_that_the_kernel_did_not_notice_is_knocked_for(fake: FakeKernel, client: Client) -> None:
+    """Nobody awaits a reply to it, but the kernel does not say that it is busy with it either."""
+    held = overlook(fake)
+    comm = client.comms.open("unknown")
+    with pytest.raises(kclient.CommClosed):
+        comm.receive(timeout=20)
+    assert len(held) == 2
+
+
 # Coming and going
 
 

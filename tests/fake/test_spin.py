@@ -31,12 +31,18 @@ def client(fake: FakeKernel) -> Iterator[Client]:
         yield client
 
 
+def await_refusal_of_a_comm(client: Client) -> None:
+    with pytest.raises(kclient.CommClosed):
+        client.comms.open("unknown").receive()
+
+
 CALLS: dict[str, Callable[[Client], object]] = {
     "kernel_info": lambda client: client.kernel_info(),
     "shell": lambda client: client.shell_channel.execute("6 * 7"),
     "control": lambda client: client.control_channel.kernel_info(),
     "get_reply": lambda client: client.shell_channel.get_reply(client.shell_channel.send("kernel_info_request")),
     "run": lambda client: client.run("6 * 7"),
+    "comm": await_refusal_of_a_comm,
     "result": lambda client: client.submit("6 * 7").result(),
 }
 
