@@ -28,10 +28,12 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    UnsupportedFeature,
     WrongThread,
 )
 from kclient.execution import Execution
 from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Message
 from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
@@ -60,6 +62,7 @@ __all__ = [
     "InvalidState",
     "KClientError",
     "KernelClient",
+    "KernelInfo",
     "KernelManager",
     "KernelRestarted",
     "KernelSpec",
@@ -75,6 +78,7 @@ __all__ = [
     "Session",
     "ShellChannel",
     "StdInChannel",
+    "UnsupportedFeature",
     "WrongThread",
     "connect",
     "find_kernel_spec",

@@ -16,6 +16,7 @@ from kclient.execution import Execution, OnInput, OnOutput
 from kclient.hub import Deadline
 from kclient.link import Link
 from kclient.protocol import messages
+from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 from kclient.result import Result
@@ -44,6 +45,14 @@ class Runner(ShellRequests, ControlRequests):
     @abstractmethod
     def link(self) -> Link:
         """The channels, and what they share."""
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """What the kernel said of itself in its latest kernel_info reply; raises InvalidState before the first one.
+
+        It does not ask: a client that is ready, as those of `connect` and `start_kernel` are, knows.
+        """
+        return self.link.peer.known()
 
     @property
     def on_input(self) -> OnInput | None:

@@ -17,7 +17,8 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "log", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts", "link", "runner"}
+CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
+CLIENT |= {"link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye"}
 
 LAYERS = {
@@ -34,6 +35,7 @@ LAYERS = {
     "execution": BOTTOM | {"channels", "result", "interruption"},
     "probe": BOTTOM | {"channels"},
     "watch": BOTTOM | {"channels", "result", "execution", "probe"},
+    "support": BOTTOM | {"channels", "result", "execution", "probe"},
     "deathwatch": BOTTOM | {"channels"},
     "prompts": BOTTOM | {"channels", "result", "execution"},
     "link": CLIENT - {"runner"},
@@ -64,6 +66,7 @@ PACKAGES = {
     "execution": {"attrs", "gevent"},
     "probe": set(),
     "watch": {"attrs", "gevent"},
+    "support": {"gevent"},
     "deathwatch": {"gevent"},
     "prompts": {"gevent"},
     "link": {"attrs", "gevent"},

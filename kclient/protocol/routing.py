@@ -90,6 +90,11 @@ class Ledger:
         self.unanswered.discard(msg_id)
         self.owed_reply.pop(msg_id, None)
 
+    def note_no_idle(self, reply: Message) -> None:
+        """A kernel of protocol 4 may send statuses with executions only."""
+        if reply.header["msg_type"] != "execute_reply" and reply.parent_id is not None:
+            self.owed_idle.pop(reply.parent_id, None)
+
     def forget(self) -> None:
         self.owed_idle.clear()
         self.owed_reply.clear()
