@@ -29,6 +29,7 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    UnsupportedFeature,
     WrongThread,
 )
 from kclient.protocol.messages import Message
@@ -42,6 +43,7 @@ BASES = {
     LocalProtocolError: ProtocolError,
     InvalidArgument: (LocalProtocolError, ValueError),
     InvalidState: (LocalProtocolError, RuntimeError),
+    UnsupportedFeature: LocalProtocolError,
     RemoteProtocolError: ProtocolError,
     BadMessage: RemoteProtocolError,
     NoReply: RemoteProtocolError,
@@ -65,6 +67,7 @@ MADE = [
     LocalProtocolError("text"),
     InvalidArgument("text"),
     InvalidState("text"),
+    UnsupportedFeature("text", feature="debugger"),
     RemoteProtocolError("text"),
     BadMessage("layout", "text"),
     NoReply("text", msg_id="id", result=RESULT),

@@ -98,11 +98,9 @@ def _list(value: object) -> list[Any]:
 
 def _version(value: object) -> str:
     """A version as text, from text, a number, or the list of its parts that protocol 4 has."""
-    if isinstance(value, list):
-        return ".".join(text for part in value if (text := _version(part)))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return _text(value)
+    parts = value if isinstance(value, list) else [value]
+    known = (part for part in parts if isinstance(part, (str, int, float)) and not isinstance(part, bool))
+    return ".".join(text for part in known if (text := str(part)))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
