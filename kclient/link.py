@@ -179,6 +179,7 @@ class Link:
             channel.outputs.ledger = self.ledger
             channel.on_unanswered = self.watchdog.arm
             channel.on_new_kernel = self.reconnected
+            channel.on_deleted_subshell = self.support.subshell_deleted
         elif isinstance(channel, StdInChannel):
             shell = self._channels.get("shell")
             channel.identity = shell.identity if isinstance(shell, ShellChannel) else self._identity

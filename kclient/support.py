@@ -37,7 +37,7 @@ class Support:
         link.peer.observers |= {
             "create_subshell_reply": self._note_created,
             "list_subshell_reply": self._note_list,
-            "delete_subshell_reply": self._note_deleted,
+            "delete_subshell_reply": lambda reply: self.subshell_deleted(),
         }
 
     def admit(self, message: Message, deadline: Deadline | None) -> None:
@@ -82,10 +82,10 @@ class Support:
         if isinstance(subshell_ids, list):
             self._subshells = {subshell_id for subshell_id in subshell_ids if isinstance(subshell_id, str)}
 
-    def _note_deleted(self, reply: Message) -> None:
-        """The reply does not say which one: they are listed before the next is used."""
+    def subshell_deleted(self) -> None:
+        """Somebody deleted one, nobody says which: they are listed before the next is used."""
         self._subshells.clear()
-        if self._awaited():
+        if self._awaited() and self._link.runs("control"):
             self._greenlets.add(gevent.spawn(self._end_orphans))
 
     def _awaited(self) -> set[str]:

@@ -45,7 +45,10 @@ class RequestChannel(MessageChannel):
         buffers: Sequence[Any] | None = None,
         subshell_id: str | None = None,
     ) -> str:
-        """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`."""
+        """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`.
+
+        It asks the kernel nothing first: what is not known yet, a subshell for one, is not refused.
+        """
         with self._owner.call():
             message = self._build(msg_type, content, metadata, buffers, subshell_id)
             self._admit(message, None)
@@ -195,12 +198,13 @@ class RequestChannel(MessageChannel):
             raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")
 
     def _route(self, message: Message) -> None:
-        observe = self.peer.observers.get(message.header["msg_type"])
+        msg_type = message.header["msg_type"]
+        observe = self.peer.observers.get(msg_type)
         if observe is not None:
             observe(message)
         slot = self.requests.route(message)
-        if self.peer.version_4 is not None:
-            self.requests.ledger.note_no_idle(message)
+        if self.peer.version_4 is not None and msg_type != "execute_reply":
+            self.requests.ledger.owed_idle.pop(message.parent_id or "", None)  # it may publish none
         if slot is None:
             self._arrived.wake()
         elif slot.on_settled is not None:

@@ -90,11 +90,6 @@ class Ledger:
         self.unanswered.discard(msg_id)
         self.owed_reply.pop(msg_id, None)
 
-    def note_no_idle(self, reply: Message) -> None:
-        """A kernel of protocol 4 may send statuses with executions only."""
-        if reply.header["msg_type"] != "execute_reply" and reply.parent_id is not None:
-            self.owed_idle.pop(reply.parent_id, None)
-
     def forget(self) -> None:
         self.owed_idle.clear()
         self.owed_reply.clear()
@@ -264,6 +259,7 @@ class Outputs:
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
         self.subscribed = False
+        self.has_deleted_subshell = False
         self.kernels = 0
         self._kernel_session: object = None
         self._kept_session = 0
@@ -327,7 +323,7 @@ class Outputs:
     def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
         """Which code each shell is at: by the latest busy, since an idle may have been lost.
 
-        What control does meanwhile, an interrupt_request say, changes nothing of that.
+        What control does meanwhile, an interrupt_request say, changes nothing of that; it may delete a subshell.
         """
         subshell_id = parent.get("subshell_id")
         if not isinstance(subshell_id, str):
@@ -336,6 +332,8 @@ class Outputs:
             self.executing[subshell_id] = parent_id
         elif state == "idle" and self.executing.get(subshell_id) == parent_id:
             del self.executing[subshell_id]
+        elif state == "idle" and parent.get("msg_type") == "delete_subshell_request":
+            self.has_deleted_subshell = True
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
         """An update may concern what another execution displayed."""

@@ -42,11 +42,11 @@ def spoken(message: Message) -> Message | None:
     msg_type = header["msg_type"]
     if msg_type == "iopub_welcome" or (msg_type == "status" and parent.get("msg_type") != "execute_request"):
         return None
-    shape = _SHAPES.get(msg_type)
+    shape, is_error = _SHAPES.get(msg_type), message.content.get("status", "ok") != "ok"
     return attrs.evolve(
         message,
         header={**_without(header, "version"), "msg_type": _OLD_NAMES.get(msg_type, msg_type)},
-        content=message.content if shape is None else shape(message.content),
+        content=message.content if shape is None or is_error else shape(message.content),
     )
 
 
@@ -55,33 +55,34 @@ def _without(content: Content, *names: str) -> Content:
 
 
 def _kernel_info(content: Content) -> Content:
-    language = content["language_info"]
+    language = content.get("language_info", {})
     return {
-        "protocol_version": [int(number) for number in content["protocol_version"].split(".")],
-        "language": language["name"],
-        "language_version": [int(number) for number in language["version"].split(".")],
+        "protocol_version": str(content.get("protocol_version", "4.1")).split("."),
+        "language": language.get("name", ""),
+        "language_version": str(language.get("version", "")).split("."),
     }
 
 
 def _complete(content: Content) -> Content:
-    matches, length = content["matches"], content["cursor_end"] - content["cursor_start"]
+    matches, length = content.get("matches", []), content.get("cursor_end", 0) - content.get("cursor_start", 0)
     return {"status": "ok", "matches": matches, "matched_text": matches[0][:length] if matches else ""}
 
 
 def _object_info(content: Content) -> Content:
-    return {"found": content["found"], "name": "", "docstring": content["data"].get("text/plain")}
+    found, data = content.get("found", False), content.get("data", {})
+    return {"found": found, "name": "", "docstring": data.get("text/plain")}
 
 
 def _execute(content: Content) -> Content:
-    return {**content, "user_variables": {}} if content["status"] == "ok" else content
+    return {**content, "user_variables": {}}
 
 
 def _stream(content: Content) -> Content:
-    return {"name": content["name"], "data": content["text"]}
+    return {"name": content.get("name", "stdout"), "data": content.get("text", "")}
 
 
 def _display(content: Content) -> Content:
-    data: dict[str, Any] = dict(content["data"])
+    data: dict[str, Any] = dict(content.get("data", {}))
     if "application/json" in data:
         data["application/json"] = json.dumps(data["application/json"])
     return {**_without(content, "transient"), "source": "fake", "data": data}

@@ -234,6 +234,14 @@ def test_what_waits_for_a_subshell_ends_when_that_is_deleted(fake: SubshellKerne
     assert busy.result(WAIT).ok
 
 
+def test_subshell_that_another_client_deletes_ends_calls_here(fake: SubshellKernel, client: Client) -> None:
+    client.create_subshell(timeout=WAIT)
+    with connect(fake) as other:
+        call = Background(client.run, "wait", subshell_id="a")
+        other.delete_subshell("a", timeout=WAIT)
+        assert isinstance(call.error(), kclient.NoReply)
+
+
 def test_run_whose_idle_status_went_with_its_subshell_ends_incomplete(fake: SubshellKernel, client: Client) -> None:
     client.create_subshell(timeout=WAIT)
     fake.lose = lambda channel, message: (

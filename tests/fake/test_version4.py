@@ -54,14 +54,14 @@ def old() -> Iterator[FakeKernel]:
 
 @pytest.fixture
 def client(old: FakeKernel) -> Iterator[kclient.KernelClient]:
-    with kclient.connect(old.connection_info, timeout=WAIT) as client:
+    with kclient.connect(old.connection_info, watch=False, timeout=WAIT) as client:
         client.iopub_channel.flush()
         yield client
 
 
 @pytest.fixture
 def new_client() -> Iterator[kclient.KernelClient]:
-    with make("5.5") as fake, kclient.connect(fake.connection_info, timeout=WAIT) as client:
+    with make("5.5") as fake, kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
         client.iopub_channel.flush()
         yield client
 
