@@ -31,7 +31,6 @@ ASK_AT_MOST: Final = 3
 SILENCE: Final = 0.3
 """Seconds without a message on iopub after which nothing that was published before is under way any more."""
 
-
 KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
 
 NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))

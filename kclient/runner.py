@@ -140,7 +140,7 @@ class Runner(ShellRequests, ControlRequests):
         run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
         or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
         (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none, for who streams them.
-        A `subshell_id` that the kernel does not have raises InvalidArgument, or UnsupportedFeature if it has none at all.
+        A `subshell_id` that is not there raises InvalidArgument; UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):

@@ -2,9 +2,10 @@
 
 Each blocks and returns its reply, and takes `timeout` seconds for the whole call, or None to wait until the
 kernel answers or dies. Source: "Messages on the shell (ROUTER/DEALER) channel" in "Messaging in Jupyter".
-All raise InvalidArgument before anything is sent, KernelTimeout, DeadKernelError, KernelRestarted, ChannelClosed and
-NoReply. In a client they raise UnsupportedFeature, before anything is sent, for what `KernelInfo` says that the kernel
-does not understand, and InvalidArgument for a subshell that it does not have; a channel on its own sends what it is told.
+All raise InvalidArgument before anything is sent, KernelTimeout, DeadKernelError, KernelRestarted,
+ChannelClosed and NoReply. In a client they raise, before anything is sent, UnsupportedFeature for what the kernel by
+its `KernelInfo` does not understand, and InvalidArgument for a subshell that it does not have; a channel on its own
+sends whatever it is told to.
 """
 
 from __future__ import annotations

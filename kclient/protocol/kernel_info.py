@@ -67,7 +67,7 @@ class KernelInfo:
             help_links=tuple(link for link in _list(content.get("help_links")) if isinstance(link, dict)),
             supported_features=frozenset(features),
             status=_text(content.get("status")) or "ok",
-            content=content,
+            content=dict(content),
         )
 
     def __str__(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kclient.errors import InvalidState, UnsupportedFeature
 from kclient.protocol.kernel_info import DEBUGGER, SUBSHELLS, KernelInfo
 from kclient.protocol.messages import Message
-from kclient.protocol.version4 import Version4
+
+if TYPE_CHECKING:
+    from kclient.protocol.version4 import Version4
 
 FEATURE_OF: Final = {
     "debug_request": DEBUGGER,
@@ -21,10 +23,11 @@ FEATURE_OF: Final = {
 _UNKNOWN_TO_4: Final = {"is_complete_request": "5.0", "comm_info_request": "5.1", "interrupt_request": "5.3"}
 """Requests that kernels of protocol 4 do not know, and the version that brought them."""
 
-ABORTED: Final = frozenset(["aborted", "abort"])
-
 OPTIONAL: Final = frozenset([*FEATURE_OF, *_UNKNOWN_TO_4])
 """Requests that not every kernel knows."""
+
+_ABORTED: Final = frozenset(["aborted", "abort"])
+"""Statuses of a reply to a request that the kernel skipped."""
 
 
 class Peer:
@@ -41,12 +44,14 @@ class Peer:
     def meet(self, reply: Message) -> None:
         """Take in a kernel_info_reply, and give it the shape of protocol 5; an error tells nothing new."""
         info = KernelInfo.of(reply.content)
-        if info.status in ABORTED or (info.status == "error" and self.info is not None):
+        if info.status in _ABORTED or (info.status == "error" and self.info is not None):
             return
         self.info = info
         if not info.speaks_version_4:
             self.version_4 = None
             return
+        from kclient.protocol.version4 import Version4  # which few kernels need
+
         self.version_4 = self.version_4 or Version4()
         reply.content = {
             "status": info.status,

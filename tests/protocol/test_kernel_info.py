@@ -41,7 +41,7 @@ def test_full_reply_is_read():
     assert info.language_info == FULL["language_info"]
     assert (info.banner, info.help_links, info.status) == ("Python 3", tuple(FULL["help_links"]), "ok")
     assert info.supported_features == {"kernel subshells", "debugger"}
-    assert info.content is FULL
+    assert info.content == FULL
     assert not info.speaks_version_4
 
 
