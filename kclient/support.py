@@ -43,7 +43,8 @@ class Support:
     def admit(self, message: Message, deadline: Deadline | None) -> None:
         """Raise UnsupportedFeature, or InvalidArgument for a subshell that is not there.
 
-        What is not known yet the kernel is asked, within the deadline; without one only what is known counts.
+        What is not known yet the kernel is asked, within the deadline; without one only what is known counts. Whether
+        a subshell is there only control can tell.
         """
         link, header = self._link, message.header
         if link.peer.info is None and deadline is not None and feature_of(header) is not None:

@@ -19,7 +19,7 @@ from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
-from kclient.protocol.messages import Message
+from kclient.protocol.messages import Message, check_code
 from kclient.protocol.session import Session
 from kclient.testing import version4
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
@@ -68,9 +68,8 @@ class FakeKernel:
         self.lose: Callable[[str, Message], bool] | None = None
         self.was_shut_down = False
         self.session = Session(secrets.token_hex(16) if key is None else key, username="fake")
-        self.protocol_version = protocol_version
+        self.protocol_version = check_code(protocol_version, "protocol_version")
         self.supported_features = list(supported_features)
-        self._speaks_version_4 = protocol_version.startswith("4")
         self._transport = transport
         self._welcomes = welcome
         self._thread = HubThread(self.open, self.close) if thread else None
@@ -123,7 +122,7 @@ class FakeKernel:
 
     def send(self, channel: str, message: Message, identities: Sequence[bytes]) -> None:
         """Send a message to the client with those identities; on iopub they are its topic."""
-        sent = version4.spoken(message) if self._speaks_version_4 else message
+        sent = version4.spoken(message) if self.protocol_version.startswith("4") else message
         if sent is not None and (self.lose is None or not self.lose(channel, sent)):
             self.send_frames(channel, [*identities, *self.session.serialize(sent)])
 
@@ -175,7 +174,7 @@ class FakeKernel:
         else:
             message = self.session.deserialize(frames)
             self.requests.append(message)
-            understood = version4.understood(message) if self._speaks_version_4 else message
+            understood = version4.understood(message) if self.protocol_version.startswith("4") else message
             if understood is not None:
                 port.queue.put(Request(self, port.name, understood, frames[: frames.index(DELIMITER)]))
 

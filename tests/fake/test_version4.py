@@ -201,9 +201,7 @@ def test_channel_of_its_own_adapts_once_it_has_asked(old: FakeKernel, client: kc
         shell.stop()
 
 
-def test_restart_of_the_kernel_in_a_newer_version_is_noticed(old: FakeKernel, client: kclient.KernelClient) -> None:
-    """Whatever the latest kernel_info reply says counts."""
-    old._speaks_version_4 = False
+def test_latest_reply_tells_the_version(old: FakeKernel, client: kclient.KernelClient) -> None:
     old.protocol_version = "5.3"
     client.kernel_info(timeout=WAIT)
     assert client.kernel.protocol_version == "5.3"

@@ -158,6 +158,12 @@ def test_message_that_is_the_same_in_both_goes_out_as_it_is(session, adapter, ms
             "display_data",
             {"data": {"application/json": "no JSON"}},
         ),
+        (
+            "pyout",
+            {"data": {"application/json": "[" * 100_000}},
+            "execute_result",
+            {"data": {"application/json": "[" * 100_000}},
+        ),
         ("input_request", {"prompt": "?"}, "input_request", {"prompt": "?", "password": False}),
         (
             "execute_reply",
