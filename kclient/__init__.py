@@ -31,10 +31,12 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    UnsupportedFeature,
     WrongThread,
 )
 from kclient.execution import Execution
 from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Message
 from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
@@ -68,6 +70,7 @@ __all__ = [
     "InvalidState",
     "KClientError",
     "KernelClient",
+    "KernelInfo",
     "KernelManager",
     "KernelRestarted",
     "KernelSpec",
@@ -85,6 +88,7 @@ __all__ = [
     "Session",
     "ShellChannel",
     "StdInChannel",
+    "UnsupportedFeature",
     "WrongThread",
     "connect",
     "find_kernel_spec",

@@ -7,6 +7,7 @@
     |   |- LocalProtocolError       what we were asked to do makes no sense
     |   |   |- InvalidArgument      (also ValueError)    a bad argument; nothing was sent
     |   |   |- InvalidState         (also RuntimeError)  not now: not started, stopped, busy answering input
+    |   |   |- UnsupportedFeature   the kernel is known not to have it  .feature
     |   |- RemoteProtocolError      what the kernel sent makes no sense
     |       |- BadMessage           frames that are no message; counted and dropped  .reason
     |       |- NoReply              no reply came, and none will  .msg_id .result
@@ -77,6 +78,17 @@ class InvalidArgument(LocalProtocolError, ValueError):
 
 class InvalidState(LocalProtocolError, RuntimeError):
     """The call does not fit the moment: nothing was started yet, or it was stopped already."""
+
+
+class UnsupportedFeature(LocalProtocolError):
+    """A request that the kernel, by what it says of itself, would not understand; nothing was sent.
+
+    `feature` is an entry of supported_features, or the type of a request that is newer than the kernel's protocol.
+    """
+
+    def __init__(self, message: str, *, feature: str) -> None:
+        super().__init__(message)
+        self.feature = feature
 
 
 class RemoteProtocolError(ProtocolError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from kclient.channels.base import Channel, Failure, copies_of, spin
+from kclient.channels.base import Channel, Failure, MessageChannel, copies_of, spin
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
@@ -15,8 +15,11 @@ from kclient.execution import Execution
 from kclient.hub import Alarm, Deadline, Owner, Parking, check_spin
 from kclient.probe import Prober
 from kclient.prompts import Prompts
+from kclient.protocol.ledger import Ledger
 from kclient.protocol.messages import Content, check_code
-from kclient.protocol.routing import Ledger, Outputs
+from kclient.protocol.peer import Peer
+from kclient.protocol.routing import Outputs
+from kclient.support import Support
 from kclient.watch import Watchdog
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class Link:
         self._make = make
         self._channels: dict[str, Channel] = {}
         self.ledger = Ledger()
+        self.peer = Peer()
+        self.support = Support(self)
         self._is_restarting = False
         self._restarted = Parking(owner)
         self._epoch = 0
@@ -186,8 +191,11 @@ class Link:
         channel.look = self.look
         if self.kernel is None:  # of whose death perhaps nobody will tell
             channel.reconnect_ivl_max = RECONNECT_IVL_MAX
+        if isinstance(channel, MessageChannel):
+            channel.peer = self.peer
         if isinstance(channel, RequestChannel):
             channel.identity = self._identity
+            channel.admit = self.support.admit
             channel.requests.ledger = self.ledger
             channel.on_wait = self.watchdog.arm
             channel.spin = self.spin
@@ -198,6 +206,7 @@ class Link:
             channel.outputs.comms = None if self._comms is None else self._comms.routes
             channel.on_unanswered = self.watchdog.arm
             channel.on_new_kernel = self.reconnected
+            channel.on_deleted_subshell = self.support.subshell_deleted
         elif isinstance(channel, StdInChannel):
             shell = self._channels.get("shell")
             channel.identity = shell.identity if isinstance(shell, ShellChannel) else self._identity
@@ -209,6 +218,7 @@ class Link:
     def stop(self) -> None:
         """Close every channel, and forget them; whoever waits gets ChannelClosed."""
         self.watchdog.stop()
+        self.support.stop()
         self._burial.cancel()
         for channel in self._channels.values():
             channel.stop()
@@ -254,6 +264,8 @@ class Link:
         for channel in self.running():
             channel.fail(KernelRestarted)
         self.failure = self._last_words = None
+        self.peer.forget()
+        self.support.forget()
         for channel in self.running():
             channel.reopen()
 
@@ -278,6 +290,7 @@ class Link:
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
+            self.support.admit(message, deadline)
         execution.sent(message)
         outputs.executions[message.msg_id] = execution
         self.watchdog.arm()

@@ -10,7 +10,8 @@ from kclient.channels.base import Failure
 from kclient.channels.shell import RequestChannel, ShellChannel
 from kclient.errors import KernelTimeout, NoReply
 from kclient.hub import Deadline
-from kclient.protocol.messages import Message
+from kclient.protocol import messages
+from kclient.protocol.messages import Content, Message
 from kclient.protocol.routing import Outputs
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ ASK_AT_MOST: Final = 3
 
 SILENCE: Final = 0.3
 """Seconds without a message on iopub after which nothing that was published before is under way any more."""
+
+KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
+
+NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))
+"""To run nothing: a question that every kernel publishes statuses about."""
 
 
 class Probe:
@@ -119,13 +125,18 @@ class Prober:
         *,
         subshell_id: str | None = None,
         older: Probe | None = None,
+        question: tuple[str, Content] = KERNEL_INFO,
     ) -> Probe:
-        """Ask kernel_info and return when the reply is in."""
+        """Ask kernel_info, or another `question`, and return when the reply is in."""
         link = self._link
-        message = link.session.msg("kernel_info_request")
+        message = link.session.msg(*question)
+        if subshell_id is not None:
+            message.header["subshell_id"] = subshell_id
         probe = Probe(link.outputs, message.msg_id, older)
         try:
-            reply = channel.request(message, timeout=deadline, subshell_id=subshell_id)
+            with link.owner.call():
+                channel.refuse_if_answering(subshell_id)
+                reply = channel.exchange(message, deadline)
         except BaseException:
             probe.forget()
             raise
@@ -135,11 +146,17 @@ class Prober:
         return probe
 
     def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:
-        """An interrupt that is meant for something else may cost a kernel its reply to this."""
+        """An interrupt that is meant for something else may cost a kernel its reply to this.
+
+        One of protocol 4 may publish nothing about kernel_info, but when it runs code it does.
+        """
+        question = KERNEL_INFO
+        if self._link.peer.version_4 is not None:
+            question, channel = NOTHING, self._link.shell
         for _ in range(ASK_AT_MOST - 1):
             with suppress(NoReply):
-                return self.ask(channel, deadline, older=self._latest)
-        return self.ask(channel, deadline, older=self._latest)
+                return self.ask(channel, deadline, older=self._latest, question=question)
+        return self.ask(channel, deadline, older=self._latest, question=question)
 
     def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
         """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
@@ -155,8 +172,10 @@ class Prober:
 
     def meet(self, kernel_session: object) -> None:
         """It is the kernel in that session which has answered; if it is another, what the old one was at is over."""
-        if kernel_session != self.kernel_session and self._link.outputs is not None:
-            self._link.outputs.executing.clear()
+        if kernel_session != self.kernel_session:
+            self._link.support.forget()
+            if self._link.outputs is not None:
+                self._link.outputs.executing.clear()
         self.kernel_session = kernel_session
 
     def knock(self, deadline: Deadline) -> None:

@@ -16,6 +16,7 @@ from kclient.execution import Execution, OnInput, OnOutput
 from kclient.hub import Deadline, check_callback
 from kclient.link import Link
 from kclient.protocol import messages
+from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 from kclient.result import Result
@@ -45,6 +46,14 @@ class Runner(ShellRequests, ControlRequests):
     @abstractmethod
     def link(self) -> Link:
         """The channels, and what they share."""
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """What the kernel said of itself in its latest kernel_info reply; raises InvalidState before the first one.
+
+        It does not ask: a client that is ready, as those of `connect` and `start_kernel` are, knows.
+        """
+        return self.link.peer.known()
 
     @property
     def on_input(self) -> OnInput | None:
@@ -137,6 +146,7 @@ class Runner(ShellRequests, ControlRequests):
         run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
         or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
         (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none, for who streams them.
+        A `subshell_id` that is not there raises InvalidArgument; UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):

@@ -17,7 +17,7 @@ MAX_LINES = 350
 """A longer module is two modules."""
 
 BOTTOM = {"errors", "hub", "log", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "prompts"}
+CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
 CLIENT |= {"comm", "comms", "link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file"}
 
@@ -35,6 +35,7 @@ LAYERS = {
     "execution": BOTTOM | {"channels", "result", "interruption"},
     "probe": BOTTOM | {"channels"},
     "watch": BOTTOM | {"channels", "result", "execution", "probe"},
+    "support": BOTTOM | {"channels", "result", "execution", "probe"},
     "deathwatch": BOTTOM | {"channels"},
     "prompts": BOTTOM | {"channels", "result", "execution"},
     "comm": BOTTOM | {"channels"},
@@ -68,6 +69,7 @@ PACKAGES = {
     "execution": {"attrs", "gevent"},
     "probe": set(),
     "watch": {"attrs", "gevent"},
+    "support": {"gevent"},
     "deathwatch": {"gevent"},
     "prompts": {"gevent"},
     "comm": set(),

@@ -32,6 +32,7 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    UnsupportedFeature,
     WrongThread,
 )
 from kclient.protocol.messages import Message
@@ -45,6 +46,7 @@ BASES = {
     LocalProtocolError: ProtocolError,
     InvalidArgument: (LocalProtocolError, ValueError),
     InvalidState: (LocalProtocolError, RuntimeError),
+    UnsupportedFeature: LocalProtocolError,
     RemoteProtocolError: ProtocolError,
     BadMessage: RemoteProtocolError,
     NoReply: RemoteProtocolError,
@@ -71,6 +73,7 @@ MADE = [
     LocalProtocolError("text"),
     InvalidArgument("text"),
     InvalidState("text"),
+    UnsupportedFeature("text", feature="debugger"),
     RemoteProtocolError("text"),
     BadMessage("layout", "text"),
     NoReply("text", msg_id="id", result=RESULT),

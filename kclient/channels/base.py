@@ -23,6 +23,7 @@ from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import make_address
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
+from kclient.protocol.peer import Peer
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -244,6 +245,7 @@ class MessageChannel(Channel):
 
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
+        self.peer = Peer()
         self._arrived = Parking(self._owner)
 
     @abstractmethod
@@ -308,5 +310,8 @@ class MessageChannel(Channel):
         except BadMessage as exc:
             self._drop(exc.reason, exc)
             return
+        version_4 = self.peer.version_4
+        if version_4 is not None:
+            version_4.incoming(message)
         self._route(message)
         self._deliver(message)

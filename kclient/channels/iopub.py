@@ -40,6 +40,7 @@ class IOPubChannel(MessageChannel):
         self.changed = Parking(self._owner)
         self.on_unanswered: Callable[[], None] | None = None
         self.on_new_kernel: Callable[[], None] | None = None
+        self.on_deleted_subshell: Callable[[], None] | None = None
 
     def flush(self, timeout: float = 1.0) -> list[Message]:
         """Take in what is pending and return, and remove, everything that no execution claimed.
@@ -104,6 +105,10 @@ class IOPubChannel(MessageChannel):
             sink.feed(message)
         else:
             self._arrived.wake()
+            if outputs.has_deleted_subshell:
+                outputs.has_deleted_subshell = False
+                if self.on_deleted_subshell is not None:
+                    self.on_deleted_subshell()
         self.changed.wake()
         if outputs.ledger.unanswered and self.on_unanswered is not None:
             self.on_unanswered()

@@ -3,7 +3,9 @@
 Each blocks and returns its reply, and takes `timeout` seconds for the whole call, or None to wait until the
 kernel answers or dies. Source: "Messages on the shell (ROUTER/DEALER) channel" in "Messaging in Jupyter".
 All raise InvalidArgument before anything is sent, KernelTimeout, DeadKernelError, KernelRestarted,
-ChannelClosed and NoReply.
+ChannelClosed and NoReply. In a client they raise, before anything is sent, UnsupportedFeature for what the kernel by
+its `KernelInfo` does not understand, and InvalidArgument for a subshell that it does not have; a channel on its own
+sends whatever it is told to.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class ShellRequests(ABC):
         return self.request("inspect_request", content, timeout=timeout)
 
     def object_info(self, oname: str, detail_level: int = 0, *, timeout: float | None = None) -> Message:
-        """What the kernel knows of the object `oname`: an inspect_request, which took object_info's place."""
+        """What the kernel knows of the object `oname`: an inspect_request; an object_info_request in protocol 4."""
         content = messages.inspect(messages.check_code(oname, "oname"), None, detail_level)
         return self.request("inspect_request", content, timeout=timeout)
 
@@ -87,11 +89,11 @@ class ShellRequests(ABC):
         return self.request("history_request", content, timeout=timeout)
 
     def is_complete(self, code: str, *, timeout: float | None = None) -> Message:
-        """Whether `code` is complete, incomplete, invalid or unknown."""
+        """Whether `code` is complete, incomplete, invalid or unknown; kernels of protocol 4 do not know it."""
         return self.request("is_complete_request", messages.is_complete(code), timeout=timeout)
 
     def comm_info(self, target_name: str | None = None, *, timeout: float | None = None) -> Message:
-        """The open comms, all or those of one target."""
+        """The open comms, all or those of one target; kernels of protocol 4 do not know it."""
         return self.request("comm_info_request", messages.comm_info(target_name), timeout=timeout)
 
     def kernel_info(self, *, timeout: float | None = None) -> Message:
@@ -132,16 +134,22 @@ class ControlRequests(ABC):
     def debug(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> Message:
-        """A request of the Debug Adapter Protocol."""
+        """A request of the Debug Adapter Protocol; raises UnsupportedFeature for a kernel without a debugger."""
         self._debug_seq = getattr(self, "_debug_seq", 0) + 1
         return self.request("debug_request", messages.debug(command, arguments, self._debug_seq), timeout=timeout)
 
     def create_subshell(self, *, timeout: float | None = None) -> Message:
-        """Start a subshell; the reply's content has its `subshell_id`."""
+        """Start a subshell; the reply's content has its `subshell_id`.
+
+        Raises UnsupportedFeature, as all that has to do with subshells, for a kernel without "kernel subshells".
+        """
         return self.request("create_subshell_request", {}, timeout=timeout)
 
     def delete_subshell(self, subshell_id: str, *, timeout: float | None = None) -> Message:
-        """End a subshell."""
+        """End a subshell; raises InvalidArgument if there is none of that id. What awaits it gets NoReply.
+
+        ipykernel lets the code that runs there end first, and answers nothing on any shell until then.
+        """
         return self.request("delete_subshell_request", messages.subshell(subshell_id), timeout=timeout)
 
     def list_subshells(self, *, timeout: float | None = None) -> Message:

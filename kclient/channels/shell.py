@@ -15,6 +15,7 @@ from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
+from kclient.protocol.peer import OPTIONAL
 from kclient.protocol.routing import Requests, Slot
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RequestChannel(MessageChannel):
         self.identity: bytes | None = None
         self.answering: set[object] = set()
         self.on_wait: Callable[[], None] | None = None
+        self.admit: Callable[[Message, Deadline | None], None] | None = None
         self.spin = 0.0
 
     def send(
@@ -43,9 +45,13 @@ class RequestChannel(MessageChannel):
         buffers: Sequence[Any] | None = None,
         subshell_id: str | None = None,
     ) -> str:
-        """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`."""
+        """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`.
+
+        It asks the kernel nothing first: what is not known yet, a subshell for one, is not refused.
+        """
         with self._owner.call():
             message = self._build(msg_type, content, metadata, buffers, subshell_id)
+            self._admit(message, None)
             self.post(message)
             return message.msg_id
 
@@ -88,14 +94,19 @@ class RequestChannel(MessageChannel):
                 message = self._build(msg_type, content, None, None, subshell_id)
             else:
                 message = self.session.msg(msg_type, content)
-            parking = Parking(self._owner)
-            slot = self.post(message, parking.wake)
-            try:
-                self._await(slot, parking, deadline)
-            except BaseException:
-                self.requests.abandon(slot)
-                raise
-            return self.requests.take(slot)
+            self._admit(message, deadline)
+            return self.exchange(message, deadline)
+
+    def exchange(self, message: Message, deadline: Deadline) -> Message:
+        """Send `message`, whatever the kernel may make of it, and return its reply."""
+        parking = Parking(self._owner)
+        slot = self.post(message, parking.wake)
+        try:
+            self._await(slot, parking, deadline)
+        except BaseException:
+            self.requests.abandon(slot)
+            raise
+        return self.requests.take(slot)
 
     def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
         """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled.
@@ -105,7 +116,8 @@ class RequestChannel(MessageChannel):
         wire = self._check()
         if self._failure is not None:
             raise self._failure(message.msg_id)
-        frames = self.session.serialize(message)
+        version_4 = self.peer.version_4
+        frames = self.session.serialize(message if version_4 is None else version_4.outgoing(message))
         slot = self.requests.open(message)
         slot.on_settled = on_settled
         slot.sent = perf_counter()
@@ -174,13 +186,25 @@ class RequestChannel(MessageChannel):
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
         return message
 
+    def _admit(self, message: Message, deadline: Deadline | None) -> None:
+        """Ask the client, if the channel belongs to one, about a request that not every kernel understands."""
+        header = message.header
+        if self.admit is not None and ("subshell_id" in header or header["msg_type"] in OPTIONAL):
+            self.admit(message, deadline)
+
     def refuse_if_answering(self, subshell_id: str | None = None) -> None:
         """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
         if subshell_id is None and getcurrent() in self.answering:
             raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")
 
     def _route(self, message: Message) -> None:
+        msg_type = message.header["msg_type"]
+        observe = self.peer.observers.get(msg_type)
+        if observe is not None:
+            observe(message)
         slot = self.requests.route(message)
+        if self.peer.version_4 is not None and msg_type != "execute_reply":
+            self.requests.ledger.owed_idle.pop(message.parent_id or "", None)  # it may publish none
         if slot is None:
             self._arrived.wake()
         elif slot.on_settled is not None:

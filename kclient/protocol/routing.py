@@ -1,17 +1,18 @@
-"""Who gets a message: which waiter a reply, which execution an output; and what is still owed.
+"""Who gets a message: which waiter a reply, which execution an output.
 
 Nothing here waits or wakes anybody. A channel feeds messages in, and does what comes back.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import CommRoutes, Taker
 from kclient.protocol.inbox import Inbox
+from kclient.protocol.ledger import Ledger
 from kclient.protocol.messages import GETS_NO_REPLY, Message, reply_type
 
 MAX_UNCOLLECTED: Final = 10_000
@@ -52,49 +53,6 @@ class Slot:
 
     def is_pending(self) -> bool:
         return not self.is_settled
-
-
-class Ledger:
-    """Requests half answered: their reply has come but not their idle status, or the other way round.
-
-    Shared by the channels of a client; `tracking` is on while iopub runs. Idle statuses of what others have sent, and
-    of messages that get no reply, are none of its business.
-    """
-
-    def __init__(self) -> None:
-        self.tracking = False
-        self.unanswered: set[str] = set()
-        self.owed_idle: OrderedDict[str, float] = OrderedDict()
-        self.owed_reply: OrderedDict[str, float] = OrderedDict()
-        self._waived: frozenset[str] = frozenset()
-
-    @property
-    def awaits_idle(self) -> bool:
-        """True if an idle status is owed that was not waived."""
-        return not self._waived.issuperset(self.owed_idle)
-
-    def waive(self) -> None:
-        """Await none of the idle statuses that are owed now, which may have been lost."""
-        self._waived = frozenset(self.owed_idle)
-
-    def note_reply(self, msg_id: str, now: float) -> None:
-        self.unanswered.discard(msg_id)
-        if self.owed_reply.pop(msg_id, None) is None and self.tracking:
-            _remember(self.owed_idle, msg_id, now)
-
-    def note_idle(self, msg_id: str, now: float) -> None:
-        if self.owed_idle.pop(msg_id, None) is None and self.tracking and msg_id in self.unanswered:
-            _remember(self.owed_reply, msg_id, now)
-
-    def note_no_reply(self, msg_id: str) -> None:
-        """No reply will come, or none is wanted."""
-        self.unanswered.discard(msg_id)
-        self.owed_reply.pop(msg_id, None)
-
-    def forget(self) -> None:
-        self.owed_idle.clear()
-        self.owed_reply.clear()
-        self._waived = frozenset()
 
 
 class Requests:
@@ -261,6 +219,7 @@ class Outputs:
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
         self.subscribed = False
+        self.has_deleted_subshell = False
         self.kernels = 0
         self._kernel_session: object = None
         self._kept_session = 0
@@ -326,7 +285,7 @@ class Outputs:
     def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
         """Which code each shell is at: by the latest busy, since an idle may have been lost.
 
-        What control does meanwhile, an interrupt_request say, changes nothing of that.
+        What control does meanwhile, an interrupt_request say, changes nothing of that; it may delete a subshell.
         """
         subshell_id = parent.get("subshell_id")
         if not isinstance(subshell_id, str):
@@ -335,15 +294,11 @@ class Outputs:
             self.executing[subshell_id] = parent_id
         elif state == "idle" and self.executing.get(subshell_id) == parent_id:
             del self.executing[subshell_id]
+        elif state == "idle" and parent.get("msg_type") == "delete_subshell_request":
+            self.has_deleted_subshell = True
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
         """An update may concern what another execution displayed."""
         for msg_id, sink in self.executions.items():
             if msg_id != parent_id:
                 sink.update_display(message)
-
-
-def _remember(entries: OrderedDict[str, float], msg_id: str, now: float) -> None:
-    entries[msg_id] = now
-    if len(entries) > MAX_UNCOLLECTED:
-        entries.popitem(last=False)

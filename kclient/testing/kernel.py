@@ -19,8 +19,9 @@ from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
-from kclient.protocol.messages import GETS_NO_REPLY, Message
+from kclient.protocol.messages import GETS_NO_REPLY, Message, check_code
 from kclient.protocol.session import Session
+from kclient.testing import version4
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
 from kclient.testing.thread import HubThread
 
@@ -41,7 +42,8 @@ class FakeKernel:
     `script` maps code to what it publishes: steps made by `stream`, `result`, `display` and `error`, or a function that
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
     a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
-    returns True for messages that get lost.
+    returns True for messages that get lost. `protocol_version` and `supported_features` are what kernel_info tells; one
+    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
@@ -55,6 +57,8 @@ class FakeKernel:
         key: str | None = None,
         thread: bool = False,
         welcome: bool = True,
+        protocol_version: str = "5.5",
+        supported_features: Sequence[str] = (),
     ) -> None:
         if transport not in ("tcp", "ipc"):
             raise InvalidArgument(f"transport must be 'tcp' or 'ipc', not {transport!r}")
@@ -64,6 +68,8 @@ class FakeKernel:
         self.lose: Callable[[str, Message], bool] | None = None
         self.was_shut_down = False
         self.session = Session(secrets.token_hex(16) if key is None else key, username="fake")
+        self.protocol_version = check_code(protocol_version, "protocol_version")
+        self.supported_features = list(supported_features)
         self._transport = transport
         self._welcomes = welcome
         self._thread = HubThread(self.open, self.close) if thread else None
@@ -116,8 +122,9 @@ class FakeKernel:
 
     def send(self, channel: str, message: Message, identities: Sequence[bytes]) -> None:
         """Send a message to the client with those identities; on iopub they are its topic."""
-        if self.lose is None or not self.lose(channel, message):
-            self.send_frames(channel, [*identities, *self.session.serialize(message)])
+        sent = version4.spoken(message) if self.protocol_version.startswith("4") else message
+        if sent is not None and (self.lose is None or not self.lose(channel, sent)):
+            self.send_frames(channel, [*identities, *self.session.serialize(sent)])
 
     def send_frames(self, channel: str, frames: Sequence[bytes]) -> None:
         """Send just these frames, whatever they are; from any thread."""
@@ -167,7 +174,9 @@ class FakeKernel:
         else:
             message = self.session.deserialize(frames)
             self.requests.append(message)
-            port.queue.put(Request(self, port.name, message, frames[: frames.index(DELIMITER)]))
+            understood = version4.understood(message) if self.protocol_version.startswith("4") else message
+            if understood is not None:
+                port.queue.put(Request(self, port.name, understood, frames[: frames.index(DELIMITER)]))
 
     def _take_answer(self, message: Message) -> None:
         if self._answers:

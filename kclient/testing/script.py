@@ -89,16 +89,17 @@ def _execute(request: Request) -> None:
 
 
 def _kernel_info(request: Request) -> None:
+    kernel = request.kernel
     language = {"name": "none", "version": "0", "mimetype": "text/plain", "file_extension": ".txt"}
     request.reply(
         {
-            "protocol_version": "5.5",
+            "protocol_version": kernel.protocol_version,
             "implementation": "fake",
             "implementation_version": "0",
             "language_info": language,
             "banner": "a fake kernel",
             "help_links": [],
-            "supported_features": [],
+            "supported_features": kernel.supported_features,
         }
     )
 

@@ -24,7 +24,7 @@ Client = kclient.KernelClient
 @pytest.fixture
 def fake() -> Iterator[FakeKernel]:
     """A kernel that accepts every comm, and sends back what comes over it."""
-    with FakeKernel({"6 * 7": [result("42")]}) as fake:
+    with FakeKernel({"6 * 7": [result("42")]}, supported_features=["kernel subshells"]) as fake:
         fake.on("comm_open", lambda request: None)
         fake.on("comm_msg", echo)
         yield fake

@@ -23,6 +23,7 @@ def test_restart_keeps_ports_file_key_and_client(kernel_manager):
     channels = [getattr(manager, f"{name}_channel") for name in NAMES]
     identity = manager.session.identity
     manager.run("before = 1", check=True)
+    subshell_id = manager.create_subshell(timeout=WAIT).content["subshell_id"]
     manager.restart_kernel(timeout=WAIT)
     assert manager.process.pid != pid
     assert manager.is_alive()
@@ -33,6 +34,8 @@ def test_restart_keeps_ports_file_key_and_client(kernel_manager):
     assert all(channel.is_alive() for channel in channels)
     assert manager.session.identity == identity
     assert manager.run("before").error.ename == "NameError"
+    with pytest.raises(kclient.InvalidArgument, match="no subshell"):
+        manager.run("1", subshell_id=subshell_id)
     for channel in (manager.shell_channel, manager.control_channel):
         assert channel.kernel_info(timeout=WAIT).content["status"] == "ok"
     assert manager.run("input()", on_input=lambda prompt, password: "and stdin").text == "'and stdin'"

@@ -1,5 +1,7 @@
 import math
 import time
+from contextlib import suppress
+from time import perf_counter
 
 import pytest
 
@@ -218,18 +220,45 @@ def test_debug_request_is_answered(client):
     assert content["body"]["isStarted"] is False
 
 
-def test_subshell_runs_code_while_the_main_shell_is_busy(client, gate):
+def test_kernel_is_known(kernel, client):
+    info = client.kernel
+    assert kernel.kernel.language_info == info.language_info
+    assert (info.implementation, info.language, info.status) == ("ipython", "python", "ok")
+    assert info.protocol_version_info >= (5, 3)
+    assert info.supported_features >= {"kernel subshells", "debugger"}
+    assert client.kernel_info(timeout=WAIT).content == client.kernel.content
+
+
+def test_subshell_runs_code_while_the_main_shell_is_busy(client, gate, figures):
     subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
     assert client.list_subshells(timeout=WAIT).content["subshell_id"] == [subshell_id]
     execution = client.submit(f"print('on'); {gate.code}")
     next(iter(execution))
+    start = perf_counter()
     result = client.run("print('beside'); 1 + 1", subshell_id=subshell_id)
+    figures.note("an answer from a subshell beside a busy main shell", perf_counter() - start, "s", at_most=0.2)
     assert (result.stdout, result.text) == ("beside\n", "2")
     assert not execution.done()
     gate.open()
     assert execution.result().ok
     assert client.delete_subshell(subshell_id, timeout=WAIT).content["status"] == "ok"
     assert client.list_subshells(timeout=WAIT).content["subshell_id"] == []
+
+
+def test_code_in_a_subshell_that_is_deleted_ends_and_so_does_what_waits_behind_it(client, gate):
+    """ipykernel lets the code end, and drops its reply and what is queued, unless both were quicker."""
+    subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
+    executions = [client.submit(f"print('on'); {gate.code}", subshell_id=subshell_id)]
+    next(iter(executions[0]))
+    executions.append(client.submit("1", subshell_id=subshell_id))
+    deletion = client.control_channel.send("delete_subshell_request", {"subshell_id": subshell_id})
+    gate.open()
+    assert client.control_channel.get_reply(deletion, timeout=WAIT).content["status"] == "ok"
+    for execution in executions:
+        with suppress(kclient.NoReply):
+            assert execution.result(WAIT).ok
+    with pytest.raises(kclient.InvalidArgument, match=subshell_id):
+        client.run("1", subshell_id=subshell_id)
 
 
 @pytest.mark.parametrize("channel", ["shell_channel", "control_channel"])

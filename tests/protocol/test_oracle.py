@@ -1,16 +1,20 @@
 """jupyter_client reads what kclient writes, and kclient reads what jupyter_client writes."""
 
+import copy
 import json
 from datetime import datetime, timedelta, timezone
 
 import jupyter_client.session
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyter_client.adapter import adapt
 
 from kclient.errors import BadMessage
+from kclient.protocol import messages
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
 from kclient.protocol.session import REPLAY_HISTORY, Session
+from kclient.protocol.version4 import Version4
 
 KEY = b"the-shared-key"
 SCHEMES = ["hmac-sha256", "hmac-sha512", "hmac-md5", "hmac-sha3_256", "hmac-blake2b"]
@@ -246,3 +250,50 @@ def test_message_read_from_jupyter_client_works_as_its_dict_does():
         assert received.get(name) == theirs[name]
         assert name in received
     assert set(dict(received)) == {*theirs, "buffers"} - {"tracker"}
+
+
+REQUESTS = {
+    "execute_request": messages.execute("6 * 7", user_expressions={"x": "1"}),
+    "complete_request": messages.complete("x = 1\nx.re", 10),
+    "inspect_request": messages.inspect("len(x", 3, 1),
+    "kernel_info_request": {},
+}
+
+FROM_PROTOCOL_4 = {
+    "pyin": {"code": "1", "execution_count": 1},
+    "pyout": {"data": {"text/plain": "1"}, "metadata": {}, "execution_count": 1},
+    "pyerr": {"ename": "E", "evalue": "", "traceback": []},
+    "stream": {"name": "stdout", "data": "hi"},
+    "display_data": {"source": "x", "data": {"application/json": "[1]"}, "metadata": {}},
+    "input_request": {"prompt": "?"},
+    "execute_reply": {
+        "status": "ok",
+        "user_variables": {},
+        "user_expressions": {},
+        "payload": [{"source": "page", "text": "?"}],
+    },
+}
+
+
+def test_request_to_a_kernel_of_protocol_4_is_that_of_jupyter_client():
+    ours, adapter = Session(), Version4()
+    for msg_type, content in REQUESTS.items():
+        request = ours.msg(msg_type, content)
+        theirs = adapt(copy.deepcopy(dict(request)), 4)
+        sent = adapter.outgoing(request)
+        assert sent.msg_type == theirs["header"]["msg_type"]
+        expected = theirs["content"]
+        if "block" in expected:  # which they leave out
+            expected["block"] = content["code"]
+        assert sent.content == expected
+
+
+def test_message_from_a_kernel_of_protocol_4_becomes_that_of_jupyter_client():
+    ours, adapter = Session(), Version4()
+    for msg_type, content in FROM_PROTOCOL_4.items():
+        received = ours.msg(msg_type, copy.deepcopy(content))
+        del received.header["version"]
+        theirs = adapt(copy.deepcopy(dict(received)), 5)
+        adapter.incoming(received)
+        assert received.msg_type == theirs["header"]["msg_type"]
+        assert received.content == theirs["content"]

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kclient.errors import ChannelClosed, KernelRestarted, LocalProtocolError
+from kclient.protocol import ledger as ledgers
 from kclient.protocol import routing
 from kclient.protocol.inbox import Inbox
+from kclient.protocol.ledger import Ledger
 from kclient.protocol.messages import Message
-from kclient.protocol.routing import OUTPUT_TYPES, Ledger, Outputs, Requests
+from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
 from kclient.protocol.session import Session
 
 BOUND = 4
@@ -24,6 +26,7 @@ def requests():
 @pytest.fixture
 def small_bounds(monkeypatch):
     monkeypatch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
+    monkeypatch.setattr(ledgers, "MAX_OWED", BOUND)
 
 
 def ask(msg_type="execute_request"):
@@ -762,6 +765,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
+        self.patch.setattr(ledgers, "MAX_OWED", BOUND)
         self.requests = Requests()
         self.requests.inbox = Inbox(BOUND, self.MAX_BYTES)
         self.session = Session()

@@ -30,12 +30,17 @@ class HoldingKernel(FakeKernel):
         def ask(request: Request) -> None:
             request.publish(*stream(request.ask("name? ")))
 
-        super().__init__({"6 * 7": [stream("hi\n"), result("42")], "ask": ask})
+        super().__init__(
+            {"6 * 7": [stream("hi\n"), result("42")], "ask": ask}, supported_features=["debugger", "kernel subshells"]
+        )
         self.go = gevent.event.Event()
         self.go.set()
         self.replies_first = False
-        names = ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
-        for name, handler in {**dict.fromkeys(names, Request.reply), **DEFAULT_HANDLERS}.items():
+        answers: dict[str, Callable[[Request], object]] = {
+            **dict.fromkeys(["debug_request", "create_subshell_request", "delete_subshell_request"], Request.reply),
+            "list_subshell_request": lambda request: request.reply({"subshell_id": ["a"]}),
+        }
+        for name, handler in {**answers, **DEFAULT_HANDLERS}.items():
             self.on(name, lambda request, handler=handler: self._answer_later(request, handler))
 
     def _answer_later(self, request: Request, handler: Callable[[Request], object]) -> None:

@@ -1,0 +1,98 @@
+"""The kernel at the other end, as far as it has told: what it can, and how to talk to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from kclient.errors import InvalidState, UnsupportedFeature
+from kclient.protocol.kernel_info import DEBUGGER, SUBSHELLS, KernelInfo
+from kclient.protocol.messages import Message
+
+if TYPE_CHECKING:
+    from kclient.protocol.version4 import Version4
+
+FEATURE_OF: Final = {
+    "debug_request": DEBUGGER,
+    "create_subshell_request": SUBSHELLS,
+    "delete_subshell_request": SUBSHELLS,
+    "list_subshell_request": SUBSHELLS,
+}
+"""What a kernel must have to answer a request; without it some are silent for ever."""
+
+_UNKNOWN_TO_4: Final = {"is_complete_request": "5.0", "comm_info_request": "5.1", "interrupt_request": "5.3"}
+"""Requests that kernels of protocol 4 do not know, and the version that brought them."""
+
+OPTIONAL: Final = frozenset([*FEATURE_OF, *_UNKNOWN_TO_4])
+"""Requests that not every kernel knows."""
+
+_ABORTED: Final = frozenset(["aborted", "abort"])
+"""Statuses of a reply to a request that the kernel skipped."""
+
+
+class Peer:
+    """What is known of the kernel, by its latest kernel_info reply; the channels of a client share one.
+
+    `version_4` adapts messages, if the kernel speaks protocol 4. `observers` are shown the replies of their type.
+    """
+
+    def __init__(self) -> None:
+        self.info: KernelInfo | None = None
+        self.version_4: Version4 | None = None
+        self.observers: dict[str, Callable[[Message], None]] = {"kernel_info_reply": self.meet}
+
+    def meet(self, reply: Message) -> None:
+        """Take in a kernel_info_reply, and give it the shape of protocol 5; an error tells nothing new."""
+        info = KernelInfo.of(reply.content)
+        if info.status in _ABORTED or (info.status == "error" and self.info is not None):
+            return
+        self.info = info
+        if not info.speaks_version_4:
+            self.version_4 = None
+            return
+        from kclient.protocol.version4 import Version4  # which few kernels need
+
+        self.version_4 = self.version_4 or Version4()
+        reply.content = {
+            "status": info.status,
+            "implementation": info.implementation,
+            "implementation_version": info.implementation_version,
+            "banner": info.banner,
+            "help_links": [],
+            **info.content,
+            "protocol_version": info.protocol_version,
+            "language_info": info.language_info,
+        }
+
+    def forget(self) -> None:
+        """Another kernel takes its place."""
+        self.info = self.version_4 = None
+
+    def known(self) -> KernelInfo:
+        """What the kernel said of itself; raises InvalidState before its first kernel_info reply."""
+        if self.info is None:
+            raise InvalidState("the kernel has not told what it is; wait_for_ready() and kernel_info() ask it")
+        return self.info
+
+    def check(self, header: dict[str, Any]) -> None:
+        """Raise UnsupportedFeature for a request that the kernel is known not to understand."""
+        info, msg_type = self.info, header["msg_type"]
+        if info is None:
+            return
+        feature = feature_of(header)
+        if feature is not None and info.lacks(feature):
+            raise UnsupportedFeature(
+                f"the kernel ({info}) does not support {feature!r}: it is not in its supported_features",
+                feature=feature,
+            )
+        if info.speaks_version_4 and msg_type in _UNKNOWN_TO_4:
+            raise UnsupportedFeature(
+                f"the kernel ({info}) speaks protocol {info.protocol_version}; "
+                f"{msg_type} came with {_UNKNOWN_TO_4[msg_type]}",
+                feature=msg_type,
+            )
+
+
+def feature_of(header: dict[str, Any]) -> str | None:
+    """The optional feature that a request with this header needs."""
+    return SUBSHELLS if header.get("subshell_id") is not None else FEATURE_OF.get(header["msg_type"])
