@@ -20,6 +20,7 @@ from kclient.protocol.routing import Ledger, Outputs
 from kclient.watch import Watchdog
 
 if TYPE_CHECKING:
+    from kclient.protocol.connection import ConnectionInfo
     from kclient.protocol.session import Session
 
 RECONNECT_IVL_MAX: Final = 200
@@ -230,6 +231,11 @@ class Link:
         self.failure = self._last_words = None
         for channel in self.running():
             channel.reopen()
+
+    def move(self, connection: ConnectionInfo) -> None:
+        """Connect to a kernel that listens elsewhere; what was sent and not delivered is dropped."""
+        for name, channel in self._channels.items():
+            channel.move(connection.address(name))
 
     def wait_until_usable(self, deadline: Deadline) -> None:
         """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""

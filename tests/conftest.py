@@ -33,7 +33,7 @@ from fixtures import (
     start_script,
 )
 
-from kclient.channels.wire import context
+from kclient.context import context
 from kclient.hub import Deadline, Owner, Parking
 
 if TYPE_CHECKING:
