@@ -62,6 +62,7 @@ class Endpoint:
         self._folder: PrivateFolder | None = None
         self._reservation: PortReservation | None = None
         self._registrar: Registrar | None = None
+        self._registration_path: str | None = None
         self._kernel_chose_ports = False
 
     def load(self, path: str) -> None:
@@ -111,7 +112,9 @@ class Endpoint:
             check_replaceable(self.path)
         self._is_written = True  # from here on ours to remove
         self.info = self._without_ports()
-        self._registrar = Registrar(self.info)
+        if self._registration_path is None:
+            self._registration_path = new_connection_file("registration")
+        self._registrar = Registrar(self.info, self._registration_path)
         return self._registrar
 
     def register(self, ports: Sequence[int]) -> None:
@@ -168,17 +171,19 @@ class Endpoint:
             files = [f"d{self._folder.path}"]
         else:
             files = [f"s{path}" for path in self.info.ipc_paths() if self._is_for_our_kernel]
-        paths = [self.path] if self._is_written and self.path is not None else []
-        paths += [self._registrar.path] if self._registrar is not None else []
-        for path in paths:
-            files.append(f"f{os.path.abspath(path)}")
-            files += [f"d{folder}" for folder in folders_made_for(path)]
+        for path in (self.path if self._is_written else None, self._registration_path):
+            if path is not None:
+                files.append(f"f{os.path.abspath(path)}")
+                files += [f"d{folder}" for folder in folders_made_for(path)]
         return files
 
     def remove(self) -> None:
         """Remove every trace, and forget the ports that were chosen here."""
         self.let_go_of_ports()
         self.end_registration()
+        if self._registration_path is not None:  # where a kernel may have written where it listens
+            remove_connection_file(self._registration_path)
+            self._registration_path = None
         self.remove_ipc_files()
         self._is_for_our_kernel = False
         self.remove_connection_file()

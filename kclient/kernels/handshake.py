@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ import zmq
 from kclient.context import context
 from kclient.errors import BadMessage, LaunchError
 from kclient.hub import Deadline, Owner, Parking
-from kclient.kernels.files import new_connection_file, remove_connection_file, write_private
+from kclient.kernels.files import write_private
 from kclient.kernels.ports import numeric_address
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.connection import ConnectionInfo
@@ -39,19 +40,19 @@ _READABLE: Final = 1
 
 
 class Registrar:
-    """Awaits the report of one kernel, at one start of it, and leads the kernel there by the file at `path`.
+    """Awaits the report of one kernel, at one start of it, and leads the kernel there by a file that it puts at `path`.
 
     It listens where the kernel is to listen itself, on a port of its own. Raises LaunchError if it cannot, and
     ConnectionFileError.
     """
 
-    def __init__(self, info: ConnectionInfo) -> None:
+    def __init__(self, info: ConnectionInfo, path: str) -> None:
+        self.path = path
         self.dropped: Counter[str] = Counter()
         self._owner = Owner()
         host = numeric_address(info.ip)
         with ExitStack() as undo:
-            self.path = new_connection_file("registration")
-            undo.callback(remove_connection_file, self.path)
+            undo.callback(_remove, path)
             try:
                 self._socket: zmq.Socket[bytes] = undo.enter_context(zmq.Socket(context(), zmq.ROUTER))
                 port = _listen(self._socket, host)
@@ -60,7 +61,7 @@ class Registrar:
                     f"cannot start the kernel: no socket at {host!r} for its registration: {exc}"
                 ) from exc
             self.registration = Registration(info, uuid.uuid4().hex, host, port)
-            write_private(self.registration.to_dict(), self.path)
+            write_private(self.registration.to_dict(), path)
             self._undo = undo.pop_all()
 
     def wait(self, process: KernelProcess, deadline: Deadline) -> list[int] | None:
@@ -111,6 +112,11 @@ class Registrar:
     def close(self) -> None:
         """Stop listening, and remove the file; once is enough."""
         self._undo.close()
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _listen(socket: zmq.Socket[bytes], host: str) -> int:
