@@ -25,7 +25,7 @@ with FakeKernel({"6 * 7": [result("42")]}, registration_file=sys.argv[-1]) as fa
 """
 """The program of a kernel that registers, and ends when it is told to."""
 
-IDLE = {"argv": ["sleep", "60", "{connection_file}"], "kernel_protocol_version": "5.6"}
+IDLE = {"argv": ["sh", "-c", "exec sleep 60", "{connection_file}"], "kernel_protocol_version": "5.6"}
 """The spec of a process that does nothing: what it would do is done in the test."""
 
 PORTS = dict(zip([f"{channel}_port" for channel in CHANNELS], range(50001, 50006), strict=True))

@@ -32,8 +32,8 @@ LINGER: Final = 1000
 TURN: Final = 0.001
 """Seconds for which the socket may be read before the loop must turn, whoever floods it."""
 
-NEXT_TURN: Final = 1e-6
-"""A timer of this length fires after the loop has really turned."""
+PAUSE: Final = 0.001
+"""Seconds that the loop, and with it every other greenlet, then has for itself."""
 
 _READABLE: Final = 1
 """The event mask of libev, and of the loops that stand in for it."""
@@ -81,7 +81,7 @@ class Registrar:
                 is_empty, ports = self._take_in()
                 if ports is not None or deadline.is_over or process.exited.is_set() or not process.is_alive():
                     return ports
-                parking.wait(deadline if is_empty else deadline.at_most(NEXT_TURN))
+                parking.wait(deadline if is_empty else deadline.at_most(PAUSE))
         finally:
             process.exited.unlink(parking.wake)
             watcher.stop()
@@ -90,7 +90,7 @@ class Registrar:
     def _take_in(self) -> tuple[bool, list[int] | None]:
         """Read what is there, for one turn at most: whether the socket is empty, and the kernel's ports."""
         until = monotonic() + TURN
-        while monotonic() < until:
+        while True:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
@@ -100,10 +100,11 @@ class Registrar:
             except BadMessage as exc:
                 self.dropped[exc.reason] += 1
                 log_soon(log(), WARNING, "dropped a registration of a kernel: %s", exc)
+                if monotonic() >= until:
+                    return False, None
                 continue
             self._socket.send_multipart(self.registration.receipt(identities), zmq.DONTWAIT)
             return False, ports
-        return False, None
 
     def clues(self) -> list[str]:
         """What to say, in an error, of what was dropped."""
