@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.channels.base import Channel
-from kclient.channels.wire import context
+from kclient.context import context
 from kclient.deathwatch import DeathWatch
 from kclient.errors import ConnectionFileError
 from kclient.hub import Owner, Timeout, as_deadline
@@ -93,6 +93,12 @@ class KernelClient(Runner):
     def close(self) -> None:
         """The same as `stop_channels`."""
         self.stop_channels()
+
+    def move(self, connection: ConnectionInfo) -> None:
+        """Go on with the same kernel, which listens elsewhere since it was restarted; its keys are the same."""
+        self.connection = connection
+        with self._owner.call():
+            self.link.move(connection)
 
     def is_alive(self) -> bool:
         """True unless the process has ended or, for a kernel that nobody here started, its heartbeat fails.

@@ -32,7 +32,7 @@ class ConnectionFileMixin(ABC):
 
     @abstractmethod
     def _fit_client(self) -> None:
-        """Drop a client that was made for other ports."""
+        """Let a client that was made for other ports go on with those of now."""
 
     @abstractmethod
     def _drop_client(self) -> None: ...

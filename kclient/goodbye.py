@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kclient.channels.shell import ControlChannel
-from kclient.channels.wire import context
+from kclient.context import context
 from kclient.errors import KClientError
 from kclient.link import Link
 from kclient.log import log

@@ -24,6 +24,7 @@ from kclient.watch import Watchdog
 
 if TYPE_CHECKING:
     from kclient.comms import Comms
+    from kclient.protocol.connection import ConnectionInfo
     from kclient.protocol.session import Session
 
 RECONNECT_IVL_MAX: Final = 200
@@ -268,6 +269,11 @@ class Link:
         self.support.forget()
         for channel in self.running():
             channel.reopen()
+
+    def move(self, connection: ConnectionInfo) -> None:
+        """Connect to a kernel that listens elsewhere; what was sent and not delivered is dropped."""
+        for name, channel in self._channels.items():
+            channel.move(connection.address(name))
 
     def wait_until_usable(self, deadline: Deadline) -> None:
         """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""

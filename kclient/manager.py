@@ -15,7 +15,7 @@ from kclient.client import KernelClient
 from kclient.connection_file import ConnectionFileMixin
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout
 from kclient.goodbye import ask_to_exit
-from kclient.hub import Deadline, Owner, Timeout, check_spin, weakly
+from kclient.hub import Deadline, Owner, Timeout, as_deadline, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.owned import Launch, OwnedKernel
 from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
@@ -32,7 +32,7 @@ class KernelManager(ConnectionFileMixin, Runner):
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `spin` and `orphan_guard` are those of `kclient.connect` and `start_kernel`.
+    directory. `launcher` runs the process. `spin`, `orphan_guard` and `handshake` are those of `kclient.start_kernel`.
     Raises NoSuchKernel when the kernel spec is first needed.
     """
 
@@ -49,12 +49,15 @@ class KernelManager(ConnectionFileMixin, Runner):
         launcher: Launcher | None = None,
         spin: float = 0.0,
         orphan_guard: bool = False,
+        handshake: str = "auto",
     ) -> None:
         self.kernel_name = kernel_name
         self._owner = Owner()
         self._spin = check_spin(spin)
         self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
-        self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard)
+        self._kernel = OwnedKernel(
+            kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard, handshake=handshake
+        )
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
         self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
@@ -158,8 +161,12 @@ class KernelManager(ConnectionFileMixin, Runner):
         env: Mapping[str, str] | None = None,
         stdout: Output = None,
         stderr: Output = None,
+        timeout: Timeout = 60,
     ) -> None:
         """Write the connection file and start the process; `wait_for_ready` waits until it answers.
+
+        A kernel that chooses its ports itself has `timeout` seconds to report them; then the connection file is there.
+        Raises KernelTimeout if it does not, and RemoteProtocolError if nobody can connect to them; it is killed then.
 
         `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
         end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, and InvalidState, a
@@ -172,7 +179,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             if self._client is not None and self._client.link.failure is not None:  # of the kernel before
                 self._client.link.reopen()
             try:
-                self._launch(Launch(extra_arguments, cwd, env, stdout, stderr))
+                self._launch(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
             except BaseException:
                 self._kernel.abandon()
                 self._drop_client()
@@ -221,7 +228,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             self._end_process(deadline.half(), now=now, restart=True)
             link.reopen()
             self._endpoint.remove_ipc_files()
-            self._launch(launch)
+            self._launch(launch, deadline)
             if link.runs("shell"):
                 self.wait_for_ready(deadline)
         except BaseException:
@@ -261,17 +268,17 @@ class KernelManager(ConnectionFileMixin, Runner):
             return self._kernel.is_alive()
         return self._client is not None and self.channels_running and self._client.is_alive()
 
-    def _launch(self, launch: Launch) -> None:
+    def _launch(self, launch: Launch, deadline: Deadline) -> None:
         self._was_ready = self._expects_exit = False
-        self._kernel.start(launch, weakly(self._on_exit))
+        self._kernel.start(launch, weakly(self._on_exit), deadline)
         self._fit_client()
         if self._client is not None:
             self._client.link.kernel = self._kernel
 
     def _fit_client(self) -> None:
-        """Drop a client that was made for other ports."""
+        """Let a client that was made for other ports go on with those of now."""
         if self._client is not None and self._client.connection != self._endpoint.info:
-            self._drop_client()
+            self._client.move(self._endpoint.info)
 
     def _drop_client(self) -> None:
         if self._client is not None:

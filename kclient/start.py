@@ -37,12 +37,17 @@ def start_kernel(
     launcher: Launcher | None = None,
     spin: float = 0.0,
     orphan_guard: bool = False,
+    handshake: str = "auto",
 ) -> KernelManager:
     """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
 
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
     LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
     is left behind.
+
+    With `handshake="auto"` a kernel whose spec says protocol 5.6 or newer chooses its tcp ports itself, so that nobody
+    can take them first, and reports them; others, and all with ``"off"``, are given theirs. ``"required"`` refuses
+    those others, with InvalidArgument, before anything starts.
 
     A kernel ends with the program that started it, unless this is killed (SIGKILL) and the kernel does not watch its
     parent, as ipykernel does. `orphan_guard=True` is for those: a small process of its own, one for all kernels of the
@@ -61,10 +66,13 @@ def start_kernel(
             launcher=launcher,
             spin=spin,
             orphan_guard=orphan_guard,
+            handshake=handshake,
         )
         try:
             with Owner().call():
-                manager.start_kernel(extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+                manager.start_kernel(
+                    extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr, timeout=deadline
+                )
                 manager.start_channels()
                 manager.wait_for_ready(deadline)
             return manager

@@ -34,7 +34,7 @@ from fixtures import (
 )
 from places import places
 
-from kclient.channels.wire import context
+from kclient.context import context
 from kclient.hub import Deadline, Owner, Parking
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ import zmq
 from gevent import socket
 from gevent.event import Event
 
-from kclient.channels.wire import Wire, context
+from kclient.channels.wire import Wire
 from kclient.client import as_connection_info
+from kclient.context import context
 from kclient.errors import ChannelClosed
 from kclient.hub import Owner
 from kclient.protocol.connection import CHANNELS, ConnectionInfo

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kclient"
 MAX_LINES = 350
 """A longer module is two modules."""
 
-BOTTOM = {"errors", "hub", "log", "protocol"}
+BOTTOM = {"context", "errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
 CLIENT |= {"comm", "comms", "link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file"}
@@ -25,6 +25,7 @@ LAYERS = {
     "errors": set(),
     "sigint": set(),
     "log": set(),
+    "context": set(),
     "hub": {"errors", "sigint"},
     "protocol": {"errors"},
     "channels": BOTTOM | {"sigint"},
@@ -59,6 +60,7 @@ PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
     "log": {"gevent"},
+    "context": {"zmq"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
     "channels": {"attrs", "gevent", "zmq"},
@@ -86,7 +88,10 @@ PACKAGES = {
     "bench": {"attrs", "hdrh", "matplotlib", "rich", "zmq"},
     "cli": {"attrs", "click", "gevent", "rich"},
 }
-"""What each layer may import from outside the standard library: only `channels` may know what a ZeroMQ socket is."""
+"""What each layer may import from outside the standard library.
+
+Only `channels`, and `kernels` for the handshake, may know what a ZeroMQ socket is.
+"""
 
 IMPURE = {
     *("asyncio", "concurrent", "fcntl", "glob", "http", "io", "mmap", "multiprocessing", "os", "pathlib", "queue"),

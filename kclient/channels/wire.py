@@ -8,7 +8,6 @@ just woken him, leaves it to the pump, which looks again when he waits.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,7 +17,6 @@ from typing import Any, Final, Protocol
 
 import zmq
 import zmq.backend
-import zmq.green
 from gevent.hub import Waiter
 
 from kclient import sigint
@@ -50,19 +48,6 @@ _EVENTS: Final = int(zmq.EVENTS)
 @lru_cache(maxsize=64)
 def _send_flags(count: int) -> tuple[int, ...]:
     return (*[_MORE] * (count - 1), _DONTWAIT)
-
-
-_contexts: dict[int, zmq.green.Context[Any]] = {}
-
-
-def context() -> zmq.green.Context[Any]:
-    """The ZeroMQ context of this process, made when first needed: one from before a fork is of no use."""
-    pid = os.getpid()
-    if pid not in _contexts:
-        made = zmq.green.Context()
-        made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
-        return _contexts.setdefault(pid, made)
-    return _contexts[pid]
 
 
 class Receiver(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from itertools import count, islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -25,6 +26,9 @@ from kclient.kernels.ports import PortReservation, is_local, local_addresses
 from kclient.kernels.taken import describe, is_taken, taken_ports
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, check_host
 from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.kernels.handshake import Registrar
 
 TRANSPORTS: Final = ("tcp", "ipc")
 
@@ -57,6 +61,9 @@ class Endpoint:
         self._is_for_our_kernel = False
         self._folder: PrivateFolder | None = None
         self._reservation: PortReservation | None = None
+        self._registrar: Registrar | None = None
+        self._registration_path: str | None = None
+        self._kernel_chose_ports = False
 
     def load(self, path: str) -> None:
         """Take the values of an existing connection file, which stays its owner's."""
@@ -66,6 +73,12 @@ class Endpoint:
         self.info = info
         self.path = path
         self._wants_fresh_path = self._wants_fresh_ports = self._is_written = self._is_for_our_kernel = False
+        self._kernel_chose_ports = False
+
+    @property
+    def are_ports_given(self) -> bool:
+        """True if the ports were chosen before the kernel's start, so that it must take those."""
+        return self.info.shell_port != 0 and not self._kernel_chose_ports
 
     def prepare(self) -> str:
         """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
@@ -77,17 +90,45 @@ class Endpoint:
         if info.transport == "ipc" and info.shell_port and (taken := taken_ports(info)):
             # libzmq would take it away from that program
             raise LaunchError(f"cannot start the kernel: {describe(info, taken)}", taken_ports=taken)
-        if info.transport == "tcp" and not is_local(info.ip):
-            raise InvalidState(
-                f"a kernel can only be started on an address of this machine, and {info.ip!r} is none; "
-                f"choose one of {', '.join(local_addresses())}"
-            )
+        self._check_ip()
         if info.shell_port == 0:
             self._choose()
         elif info.transport == "tcp" and self._reservation is None:
             self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
         self._is_for_our_kernel = True
         return self.write()
+
+    def expect_registration(self) -> Registrar:
+        """In place of `prepare`, where the kernel chooses: write a registration file, and await its ports.
+
+        `register` or `end_registration` has to follow. Raises what `prepare` raises.
+        """
+        from kclient.kernels.handshake import Registrar  # few kernels need it
+
+        self._check_ip()
+        if self.path is None:
+            self.path = new_connection_file()
+        elif not self._is_written:
+            check_replaceable(self.path)
+        self._is_written = True  # from here on ours to remove
+        self.info = self._without_ports()
+        if self._registration_path is None:
+            self._registration_path = new_connection_file("registration")
+        self._registrar = Registrar(self.info, self._registration_path)
+        return self._registrar
+
+    def register(self, ports: Sequence[int]) -> None:
+        """The kernel listens on `ports`, in the order of CHANNELS: write the connection file, for whoever wants it."""
+        self.info = self.info.with_ports(self.info.ip, ports)
+        self._kernel_chose_ports = True
+        if self.path is not None:
+            write_connection_file(self.info, self.path)
+
+    def end_registration(self) -> None:
+        """Nothing more will be registered; once is enough."""
+        if self._registrar is not None:
+            self._registrar.close()
+            self._registrar = None
 
     def write(self) -> str:
         """Write the connection file, unless it is there, and return its path; ports are chosen if they are not."""
@@ -130,14 +171,19 @@ class Endpoint:
             files = [f"d{self._folder.path}"]
         else:
             files = [f"s{path}" for path in self.info.ipc_paths() if self._is_for_our_kernel]
-        if self._is_written and self.path is not None:
-            files.append(f"f{os.path.abspath(self.path)}")
-            files += [f"d{folder}" for folder in folders_made_for(self.path)]
+        for path in (self.path if self._is_written else None, self._registration_path):
+            if path is not None:
+                files.append(f"f{os.path.abspath(path)}")
+                files += [f"d{folder}" for folder in folders_made_for(path)]
         return files
 
     def remove(self) -> None:
         """Remove every trace, and forget the ports that were chosen here."""
         self.let_go_of_ports()
+        self.end_registration()
+        if self._registration_path is not None:  # where a kernel may have written where it listens
+            remove_connection_file(self._registration_path)
+            self._registration_path = None
         self.remove_ipc_files()
         self._is_for_our_kernel = False
         self.remove_connection_file()
@@ -147,6 +193,14 @@ class Endpoint:
                 self._folder = None
                 self.info = attrs.evolve(self.info, ip="")
             self.info = self._without_ports()
+            self._kernel_chose_ports = False
+
+    def _check_ip(self) -> None:
+        if self.info.transport == "tcp" and not is_local(self.info.ip):
+            raise InvalidState(
+                f"a kernel can only be started on an address of this machine, and {self.info.ip!r} is none; "
+                f"choose one of {', '.join(local_addresses())}"
+            )
 
     def _without_ports(self) -> ConnectionInfo:
         return attrs.evolve(self.info, shell_port=0, iopub_port=0, stdin_port=0, control_port=0, hb_port=0)

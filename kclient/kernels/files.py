@@ -11,10 +11,10 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from posix import close  # after monkey.patch_all() that of os closes some time later
-from typing import Final
+from typing import Any, Final
 
 from kclient.errors import ConnectionFileError
 from kclient.protocol.connection import MAX_IPC_PATH, ConnectionInfo
@@ -57,7 +57,7 @@ _folders: dict[str, PrivateFolder] = {}
 """By path: what `new_connection_file` had to make, so that `remove_connection_file` can tell it from a user's."""
 
 
-def new_connection_file() -> str:
+def new_connection_file(stem: str = "kernel") -> str:
     """A fresh path ``kernel-<uuid>.json`` in Jupyter's runtime directory; nothing is written yet.
 
     Where that directory cannot be used, or others may write to it, a private temporary one takes its place.
@@ -68,7 +68,7 @@ def new_connection_file() -> str:
         folder = _new_folder("a connection file", [tempfile.gettempdir], fits=lambda folder: True)
         directory = folder.path
         _folders[directory] = folder
-    return os.path.join(directory, f"kernel-{uuid.uuid4()}.json")
+    return os.path.join(directory, f"{stem}-{uuid.uuid4()}.json")
 
 
 def remove_connection_file(path: str) -> None:
@@ -87,11 +87,16 @@ def folders_made_for(path: str) -> list[str]:
 
 
 def write_connection_file(info: ConnectionInfo, path: str) -> None:
-    """Write `info` to `path` so that readers see all of it or nothing, and nobody else may read it.
+    """Write `info` to `path` as `write_private` does."""
+    write_private(info.to_dict(), path)
+
+
+def write_private(values: Mapping[str, Any], path: str) -> None:
+    """Write `values` to `path` so that readers see all of them or nothing, and nobody else may read them.
 
     A missing directory is made. Raises ConnectionFileError, which names `path`.
     """
-    text = json.dumps(info.to_dict(), indent=2) + "\n"
+    text = json.dumps(values, indent=2) + "\n"
     with _explained("written", path):
         directory, name = os.path.split(os.path.abspath(path))
         os.makedirs(directory, mode=_PRIVATE, exist_ok=True)

@@ -6,11 +6,18 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KernelTimeout, LaunchError
+from kclient.errors import (
+    DeadKernelError,
+    InvalidArgument,
+    InvalidState,
+    KernelTimeout,
+    LaunchError,
+    RemoteProtocolError,
+)
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
@@ -18,6 +25,9 @@ from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, Outpu
 from kclient.kernels.search import find_kernel_spec
 from kclient.kernels.spec import KernelSpec
 from kclient.kernels.taken import describe, taken_ports
+
+if TYPE_CHECKING:
+    from kclient.kernels.handshake import Registrar
 
 TERM_WAIT: Final = 2.0
 """Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
@@ -66,13 +76,26 @@ class Launch:
             raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
 
 
+HANDSHAKES: Final = ("auto", "off", "required")
+"""Whether the kernel chooses its own ports: where its spec says that it can, never, or else it is not started."""
+
 _NO_MARKS: Final[Mapping[str, str]] = {}
 
 
 class OwnedKernel:
     """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
 
-    def __init__(self, kernel_name: str, endpoint: Endpoint, launcher: Launcher, *, orphan_guard: bool = False) -> None:
+    def __init__(
+        self,
+        kernel_name: str,
+        endpoint: Endpoint,
+        launcher: Launcher,
+        *,
+        orphan_guard: bool = False,
+        handshake: str = "auto",
+    ) -> None:
+        if handshake not in HANDSHAKES:
+            raise InvalidArgument(f"handshake must be 'auto', 'off' or 'required', not {handshake!r}")
         if not callable(getattr(launcher, "start", None)):
             raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
         self.kernel_name = kernel_name
@@ -84,6 +107,7 @@ class OwnedKernel:
         self._owner = Owner()
         self._spec: KernelSpec | None = None
         self._wants_guard = orphan_guard
+        self._handshake = handshake
         self._ward: Ward | None = None
 
     @property
@@ -93,9 +117,24 @@ class OwnedKernel:
             self._spec = find_kernel_spec(self.kernel_name)
         return self._spec
 
-    def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
-        """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
-        self.argv = self.spec.command(self.endpoint.prepare(), launch.extra_arguments)
+    def start(self, launch: Launch, on_exit: Callable[[], None], deadline: Deadline) -> None:
+        """Start the process and, if it chooses its ports itself, wait until it has reported them.
+
+        Raises NoSuchKernel, LaunchError, InvalidArgument, InvalidState and ConnectionFileError; then KernelTimeout, and
+        RemoteProtocolError for ports that cannot be used.
+        """
+        try:
+            if self._will_handshake():
+                registrar = self.endpoint.expect_registration()
+                self._start_process(launch, on_exit, registrar.path)
+                self._await_registration(registrar, deadline)
+            else:
+                self._start_process(launch, on_exit, self.endpoint.prepare())
+        finally:
+            self.endpoint.end_registration()
+
+    def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str) -> None:
+        self.argv = self.spec.command(path, launch.extra_arguments)
         with self._owner.call():  # a Ctrl-C between the launch and the note of it would leave an orphan
             if self._wants_guard:
                 process = self._start_guarded(launch, Ward(self.endpoint.traces()))
@@ -104,6 +143,46 @@ class OwnedKernel:
             self.process = process
             self.launch = launch
             process.exited.rawlink(lambda exited: self._on_exit(process, on_exit))
+
+    def _will_handshake(self) -> bool:
+        """Whether the kernel is to choose its ports; raises InvalidArgument if it has to, and cannot."""
+        if self._handshake == "off":
+            return False
+        if not self.spec.handshakes:
+            version = self.spec.kernel_protocol_version
+            obstacle = f"its spec says kernel_protocol_version {version!r}, and the handshake came with 5.6"
+        elif self.endpoint.info.transport != "tcp":
+            obstacle = "the protocol has it for tcp only"
+        elif self.endpoint.are_ports_given:
+            obstacle = "its ports are chosen already, by a connection file"
+        else:
+            return True
+        if self._handshake == "required":
+            raise InvalidArgument(
+                f"handshake='required', but the kernel {self.kernel_name!r} cannot choose its own ports: {obstacle}; "
+                "handshake='auto' starts it all the same"
+            )
+        return False
+
+    def _await_registration(self, registrar: Registrar, deadline: Deadline) -> None:
+        """Wait until the kernel has reported its ports; one that does not, or reports nonsense, is killed."""
+        try:
+            self.endpoint.register(self._reported_ports(registrar, deadline))
+        except BaseException:
+            self.kill()
+            raise
+
+    def _reported_ports(self, registrar: Registrar, deadline: Deadline) -> list[int]:
+        try:
+            ports = registrar.wait(self.require(), deadline)
+        except RemoteProtocolError as exc:
+            raise RemoteProtocolError(f"the kernel {self.kernel_name!r} {exc}; {self._story()}") from None
+        if ports is not None:
+            return ports
+        clues = [*registrar.clues(), "by its spec it chooses its ports; handshake='off' does that for it"]
+        if not self.is_alive():
+            raise self.never_came_up(self.death(), *clues)
+        raise self.never_answered(KernelTimeout("registration of the kernel's ports", deadline.timeout), *clues)
 
     def _on_exit(self, process: KernelProcess, on_exit: Callable[[], None]) -> None:
         if self.process is not process:
@@ -197,11 +276,11 @@ class OwnedKernel:
             stderr=process.stderr_tail(),
         )
 
-    def never_came_up(self, death: DeadKernelError) -> LaunchError:
+    def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
         """`death`, of a kernel that had never answered; names the ports that another program has."""
         taken = taken_ports(self.endpoint.info)
         story = [describe(self.endpoint.info, taken)] if taken else []
-        story.append(f"its command was {self.command_line()}")
+        story += [*clues, f"its command was {self.command_line()}"]
         return LaunchError(
             f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
@@ -210,13 +289,16 @@ class OwnedKernel:
             taken_ports=taken,
         )
 
-    def never_answered(self, timeout: KernelTimeout) -> KernelTimeout:
+    def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
         """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
-        output = self.process.stderr_tail().strip() if self.process is not None else ""
-        story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
+        story = [*clues, self._story()]
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
+
+    def _story(self) -> str:
+        output = self.process.stderr_tail().strip() if self.process is not None else ""
+        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
 
     def command_line(self) -> str:
         return shlex.join(self.argv)

@@ -40,6 +40,18 @@ def is_local(ip: str) -> bool:
     return True
 
 
+def numeric_address(ip: str) -> str:
+    """Where somebody on this machine reaches what listens on `ip`, in digits; raises InvalidArgument if it is not ours.
+
+    libzmq looks up no host name to listen on.
+    """
+    try:
+        _, (host, *_) = _resolve(ip)
+    except (OSError, ValueError) as exc:
+        raise _not_local(ip) from exc
+    return "127.0.0.1" if host == "0.0.0.0" else str(host)
+
+
 def can_bind(ip: str, port: int) -> bool:
     """True unless another program has that port; what is no address of this machine counts as free."""
     try:

@@ -19,7 +19,11 @@ from kclient.errors import InvalidArgument
 
 SPEC_FILE: Final = "kernel.json"
 
+HANDSHAKE: Final = (5, 6)
+"""The protocol version since which a kernel can choose its own ports and report them."""
+
 _ARGV_TEMPLATE = re.compile(r"\{(connection_file|resource_dir|prefix)\}")
+_VERSION = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.\d+)*", re.ASCII)
 _BARE_PYTHON = frozenset({"python", "python3", "python{}.{}".format(*sys.version_info)})
 
 
@@ -41,6 +45,12 @@ class KernelSpec:
     interrupt_mode: str = attrs.field(default="signal", validator=_check_interrupt_mode)
     metadata: dict[str, Any] = attrs.field(factory=dict)
     kernel_protocol_version: str = ""
+
+    @property
+    def handshakes(self) -> bool:
+        """True if the kernel can choose its ports and report them: its protocol is 5.6 or newer."""
+        version = _VERSION.fullmatch(self.kernel_protocol_version.strip())
+        return version is not None and (int(version[1]), int(version[2] or 0)) >= HANDSHAKE
 
     def command(self, connection_file: str, extra_arguments: Iterable[str] = ()) -> list[str]:
         """The command line: templates filled in, a bare ``python`` made this interpreter, the extra arguments last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -9,10 +10,11 @@ from typing import Any, Final, TypeVar
 
 import gevent
 import zmq
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.queue import Queue
 
-from kclient.channels.wire import Wire, context
+from kclient.channels.wire import Wire
+from kclient.context import context
 from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
@@ -22,6 +24,7 @@ from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import GETS_NO_REPLY, Message, check_code
 from kclient.protocol.session import Session
 from kclient.testing import version4
+from kclient.testing.registering import read_registration, register
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
 from kclient.testing.thread import HubThread
 
@@ -47,6 +50,10 @@ class FakeKernel:
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
+
+    In a process of its own it can be a kernel of protocol 5.6, which is started with a `registration_file`: its key is
+    from there, it registers its ports as soon as it listens, and `serve` waits for the end. Raises InvalidArgument for
+    another file, and KernelTimeout if nobody takes note of the registration.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FakeKernel:
         welcome: bool = True,
         protocol_version: str = "5.5",
         supported_features: Sequence[str] = (),
+        registration_file: str | os.PathLike[str] | None = None,
     ) -> None:
         if transport not in ("tcp", "ipc"):
             raise InvalidArgument(f"transport must be 'tcp' or 'ipc', not {transport!r}")
@@ -66,8 +74,14 @@ class FakeKernel:
         self.requests: list[Message] = []
         self.execution_count = 0
         self.lose: Callable[[str, Message], bool] | None = None
-        self.was_shut_down = False
-        self.session = Session(secrets.token_hex(16) if key is None else key, username="fake")
+        self._registration = None if registration_file is None else read_registration(registration_file)
+        self._unbound = ConnectionInfo(
+            transport, key=secrets.token_hex(16).encode() if key is None else key.encode(), kernel_name="fake"
+        )
+        if self._registration is not None:
+            self._unbound = self._registration.info
+        self.session = Session(self._unbound.key, signature_scheme=self._unbound.signature_scheme, username="fake")
+        self._shut_down = Event()
         self.protocol_version = check_code(protocol_version, "protocol_version")
         self.supported_features = list(supported_features)
         self._transport = transport
@@ -146,11 +160,29 @@ class FakeKernel:
         self._owner = owner = Owner()
         self._folder = new_ipc_folder() if self._transport == "ipc" else None
         self._ports = {name: _Port(self, name, owner) for name in CHANNELS}
-        ip = "127.0.0.1" if self._folder is None else self._folder.ip
+        ip = self._unbound.ip if self._folder is None else self._folder.ip
         ports = [self._ports[name].bind(ip, number) for number, name in enumerate(CHANNELS, 1)]
-        unbound = ConnectionInfo(self._transport, key=self.session.key, kernel_name="fake")
-        self._info = unbound.with_ports(ip, ports)
+        self._info = self._unbound.with_ports(ip, ports)
         self._workers = [gevent.spawn(self._work, self._ports[name].queue) for name in ("shell", "control")]
+        if self._registration is not None:
+            try:
+                register(owner, self._registration, self._info)
+            except BaseException:
+                self.close()
+                raise
+
+    def shut_down(self) -> None:
+        """Let `serve` return."""
+        self._shut_down.set()
+
+    @property
+    def was_shut_down(self) -> bool:
+        """True after a shutdown_request."""
+        return self._shut_down.is_set()
+
+    def serve(self) -> None:
+        """Return after a shutdown_request: what a process does that is nothing but this kernel."""
+        self._shut_down.wait()
 
     def close(self) -> None:
         """Stop listening, as a kernel that dies would."""

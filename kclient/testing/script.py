@@ -110,10 +110,10 @@ def _complete(request: Request) -> None:
 
 
 def _shutdown(request: Request) -> None:
-    request.kernel.was_shut_down = True
     content = {"restart": request.content.get("restart", False)}
     request.reply(content)
     request.publish("shutdown_reply", {"status": "ok", **content})
+    request.kernel.shut_down()
 
 
 DEFAULT_HANDLERS: Final[dict[str, Handler]] = {

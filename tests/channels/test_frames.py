@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kclient.channels.frames import FrameReader, MessageReader
-from kclient.channels.wire import context
+from kclient.context import context
 from kclient.errors import BadMessage
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session

@@ -19,7 +19,8 @@ import zmq.green
 import kclient
 from kclient.channels import frames as frames_module
 from kclient.channels import wire as wire_module
-from kclient.channels.wire import TURN, Wire, context
+from kclient.channels.wire import TURN, Wire
+from kclient.context import context
 from kclient.hub import Deadline, Owner, Parking
 from kclient.testing import FakeKernel, result, stream
 

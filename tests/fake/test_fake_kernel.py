@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 
 import kclient
-from kclient.testing import FakeKernel, Request, display, error, result, stream
+from kclient.protocol.registration import Registration
+from kclient.testing import FakeKernel, Request, display, error, registering, result, stream
 
 CODE = {
     "print('hi'); 6 * 7": [stream("hi\n"), result("42")],
@@ -206,3 +210,21 @@ def test_handler_that_raises_answers_with_its_error_and_the_kernel_goes_on() -> 
         assert error is not None
         assert (error.ename, error.evalue) == ("ValueError", "the script is wrong")
         assert client.run("good", timeout=20).ok
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"shell_port": 1})])
+def test_file_that_is_no_registration_file_is_refused(folder: Path, text: str) -> None:
+    (folder / "file.json").write_text(text)
+    with pytest.raises(kclient.InvalidArgument, match="registration file"):
+        FakeKernel(registration_file=folder / "file.json")
+    with pytest.raises(kclient.InvalidArgument, match="No such file"):
+        FakeKernel(registration_file=folder / "none.json")
+
+
+def test_kernel_of_whose_registration_nobody_takes_note_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registering, "RECEIPT_WAIT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        registration = Registration(kclient.ConnectionInfo(key=b"k"), "id", "127.0.0.1", deaf.getsockname()[1])
+        (folder / "file.json").write_text(json.dumps(registration.to_dict()))
+        with pytest.raises(kclient.KernelTimeout, match="no receipt of the registration"):
+            FakeKernel(registration_file=folder / "file.json").open()

@@ -438,3 +438,16 @@ def test_kernel_that_does_not_say_curve_cannot(metadata):
 
 def test_installed_python3_is_found():
     assert "{connection_file}" in find_kernel_spec("python3").argv
+
+
+@pytest.mark.parametrize("version", ["5.6", " 5.6 ", "5.6.1", "5.10", "6", "6.0", "10.0"])
+def test_kernel_of_protocol_5_6_or_newer_can_choose_its_ports(version):
+    assert KernelSpec("k", ["k"], kernel_protocol_version=version).handshakes
+
+
+TOO_OLD = ["", "5", "5.5", "5.5.9", "4.99", "v5.6", "5.6rc1", "5.6.", "5,6", "٥.٦", pytest.param("9" * 5000, id="huge")]
+
+
+@pytest.mark.parametrize("version", TOO_OLD)
+def test_kernel_of_another_protocol_cannot(version):
+    assert not KernelSpec("k", ["k"], kernel_protocol_version=version).handshakes

@@ -1,0 +1,69 @@
+"""The kernel's side of the handshake: read a registration file, and report one's ports."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Final
+
+import zmq
+
+from kclient.channels.wire import Wire
+from kclient.context import context
+from kclient.errors import BadMessage, InvalidArgument, KernelTimeout
+from kclient.hub import Deadline, Owner, Parking
+from kclient.log import log
+from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.registration import Registration
+
+RECEIPT_WAIT: Final = 5.0
+"""Seconds for the launcher to take note of the kernel; without that a kernel should end, says JEP 66."""
+
+
+def read_registration(path: str | os.PathLike[str]) -> Registration:
+    """What a registration file says; raises InvalidArgument."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError) as exc:
+        raise InvalidArgument(f"cannot read a registration file: {exc}") from exc
+    return Registration.from_dict(values)
+
+
+def register(owner: Owner, registration: Registration, info: ConnectionInfo) -> None:
+    """Report the ports of `info`, and return when the receipt is in; raises KernelTimeout."""
+    receipts = _Receipts(owner, registration)
+    socket = context().socket(zmq.DEALER)
+    socket.connect(registration.address)
+    wire = Wire(owner, socket, receipts)
+    try:
+        wire.send(registration.report(info))
+        receipts.wait(Deadline(RECEIPT_WAIT))
+    finally:
+        wire.close()
+
+
+class _Receipts:
+    """What comes back."""
+
+    def __init__(self, owner: Owner, registration: Registration) -> None:
+        self._registration = registration
+        self._came = Parking(owner)
+        self._is_in = False
+
+    def receive(self, frames: list[bytes]) -> None:
+        try:
+            self._registration.read_receipt(frames)
+        except BadMessage as exc:
+            log().info("the fake kernel dropped a receipt: %s", exc)
+            return
+        self._is_in = True
+        self._came.wake()
+
+    def stop(self) -> None:
+        """Somebody closed the context."""
+
+    def wait(self, deadline: Deadline) -> None:
+        while not self._is_in:
+            if not self._came.wait(deadline) and deadline.is_over:
+                raise KernelTimeout("receipt of the registration", deadline.timeout)
