@@ -135,7 +135,9 @@ class KernelClient(Runner):
             "stdin": self.stdin_channel_class,
             "hb": self.hb_channel_class,
         }
-        return classes[name](context(), self.session, self.connection.address(name))
+        channel = classes[name](context(), self.session, self.connection.address(name))
+        channel.server_key = self.connection.curve_publickey
+        return channel
 
 
 def as_connection_info(connection: Connection) -> ConnectionInfo:

@@ -12,6 +12,7 @@ from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.files import find_connection_file
 
 if TYPE_CHECKING:
+    from kclient.kernels.spec import KernelSpec
     from kclient.protocol.session import Session
 
 
@@ -25,6 +26,10 @@ class ConnectionFileMixin(ABC):
     @property
     @abstractmethod
     def has_kernel(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def kernel_spec(self) -> KernelSpec: ...
 
     @property
     @abstractmethod
@@ -43,12 +48,13 @@ class ConnectionFileMixin(ABC):
         return self._endpoint.path
 
     def get_connection_info(self) -> dict[str, Any]:
-        """What the connection file holds, the key included."""
+        """What the connection file holds, keys included."""
         return self._endpoint.info.to_dict()
 
     def write_connection_file(self) -> None:
-        """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
+        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone."""
         self._owner.check()
+        self._endpoint.encrypt(self.kernel_spec)
         self._endpoint.write()
         self._fit_client()
 

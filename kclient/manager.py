@@ -33,8 +33,8 @@ class KernelManager(ConnectionFileMixin, Runner):
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `spin` and `orphan_guard` are those of `kclient.connect` and `start_kernel`.
-    Raises NoSuchKernel when the kernel spec is first needed.
+    directory. `launcher` runs the process. `encryption` and `orphan_guard` are those of `start_kernel`, `spin` is
+    that of `kclient.connect`. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
     shutdown_wait_time: float = 5.0
@@ -47,6 +47,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         transport: str = "tcp",
         ip: str | None = None,
         connection_file: str | os.PathLike[str] | None = None,
+        encryption: str = "auto",
         launcher: Launcher | None = None,
         spin: float = 0.0,
         orphan_guard: bool = False,
@@ -54,7 +55,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         self.kernel_name = kernel_name
         self._owner = Owner()
         self._spin = check_spin(spin)
-        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
+        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file, encryption)
         self._kernel = OwnedKernel(kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard)
         self._finalizer = weakref.finalize(self, self._kernel.abandon)
         self._session = self._endpoint.new_session()
@@ -141,6 +142,8 @@ class KernelManager(ConnectionFileMixin, Runner):
         try:
             self.client.wait_for_ready(timeout)
         except KernelTimeout as exc:
+            if not self.has_kernel:
+                raise
             raise self._kernel.never_answered(exc) from None
         except DeadKernelError as exc:
             if self._was_ready or not self.has_kernel:
@@ -297,7 +300,7 @@ class KernelManager(ConnectionFileMixin, Runner):
                 self._kernel.kill()
             elif self._kernel.is_alive():
                 wait = partial(self._kernel.wait_for_exit, deadline.at_most(self.shutdown_wait_time))
-                ask_to_exit(self.link, self._endpoint.info.address("control"), wait, restart=restart)
+                ask_to_exit(self.link, self._endpoint.info, wait, restart=restart)
                 self._kernel.end(deadline)
         except BaseException:  # given up half-way: the kernel may have been told, and end at any time
             self._expects_exit = False

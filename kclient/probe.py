@@ -31,6 +31,16 @@ SILENCE: Final = 0.3
 """Seconds without a message on iopub after which nothing that was published before is under way any more."""
 
 
+HEARD_NOTHING: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
+    "for which the connection file has curve_publickey and curve_secretkey"
+)
+HEARD_NOTHING_ENCRYPTED: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
+    "encrypted connection, or not encrypt at all"
+)
+
+
 class Probe:
     """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
 
@@ -82,7 +92,14 @@ class Prober:
     def wait_for_ready(self, deadline: Deadline) -> None:
         """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
         link = self._link
-        if not self._subscribe(link.shell, deadline):
+        try:
+            is_subscribed = self._subscribe(link.shell, deadline)
+        except KernelTimeout as exc:
+            if self.kernel_session is not None:
+                raise
+            hint = HEARD_NOTHING_ENCRYPTED if link.shell.server_key else HEARD_NOTHING
+            raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
+        if not is_subscribed:
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
         self.meet(self._latest.kernel_session)
         if link.runs("stdin"):
@@ -161,6 +178,7 @@ class Prober:
         """Ask kernel_info over a connection of its own, and return when the reply is in."""
         link = self._link
         channel = ShellChannel(link.shell.context, link.session, link.shell.address)
+        channel.server_key = link.shell.server_key
         channel.identity = link.renew_identity()
         channel.start()
         try:

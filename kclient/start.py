@@ -32,6 +32,7 @@ def start_kernel(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     extra_arguments: Sequence[str] = (),
+    encryption: str = "auto",
     stdout: Output = None,
     stderr: Output = None,
     launcher: Launcher | None = None,
@@ -43,6 +44,9 @@ def start_kernel(
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
     LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
     is left behind.
+
+    `encryption` (CurveZMQ, of all five sockets) is "auto", for kernels whose spec declares that they can, "required",
+    which refuses others by an InvalidArgument before anything starts, or "off".
 
     A kernel ends with the program that started it, unless this is killed (SIGKILL) and the kernel does not watch its
     parent, as ipykernel does. `orphan_guard=True` is for those: a small process of its own, one for all kernels of the
@@ -58,6 +62,7 @@ def start_kernel(
             transport=transport,
             ip=ip,
             connection_file=connection_file,
+            encryption=encryption,
             launcher=launcher,
             spin=spin,
             orphan_guard=orphan_guard,

@@ -15,6 +15,7 @@ import gevent
 import zmq
 from gevent import get_hub, getcurrent
 
+from kclient.channels.curve import encrypt
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
@@ -45,7 +46,8 @@ def copies_of(error: Exception) -> Failure:
 class Channel(ABC):
     """A socket connected to `address`, served in the hub that made the channel.
 
-    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. A subclass may override
+    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. `server_key`, set before start, is
+    the public key of a kernel that encrypts (`ConnectionInfo.curve_publickey`). A subclass may override
     `call_handlers`, which sees every message once, in a greenlet of its own.
     """
 
@@ -55,6 +57,7 @@ class Channel(ABC):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         self.context = context
         self.session = session
+        self.server_key = b""
         self.dropped: Counter[str] = Counter()
         self._address = make_address(address)
         self._owner = Owner()
@@ -172,6 +175,8 @@ class Channel(ABC):
             socket.reconnect_ivl = RECONNECT_IVL
             socket.reconnect_ivl_max = self.reconnect_ivl_max
             socket.ipv6 = "[" in self._address
+            if self.server_key:
+                encrypt(socket, self.server_key)
             self._configure(socket)
             socket.connect(self._address)
         except zmq.ZMQError as exc:

@@ -93,7 +93,8 @@ class OwnedKernel:
         return self._spec
 
     def start(self, launch: Launch, on_exit: Callable[[], None]) -> None:
-        """Start the process; raises NoSuchKernel, LaunchError, InvalidState and ConnectionFileError."""
+        """Start the process; raises NoSuchKernel, InvalidArgument, InvalidState, LaunchError, ConnectionFileError."""
+        self.endpoint.encrypt(self.spec)
         self.argv = self.spec.command(self.endpoint.prepare(), launch.extra_arguments)
         with self._owner.call():  # a Ctrl-C between the launch and the note of it would leave an orphan
             if self._wants_guard:
@@ -213,6 +214,12 @@ class OwnedKernel:
         """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
         output = self.process.stderr_tail().strip() if self.process is not None else ""
         story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
+        if self.endpoint.info.curve_publickey:
+            story.insert(
+                0,
+                "the connection is encrypted, and it may be that the kernel does not encrypt, although its "
+                "spec says so: encryption='off' starts it without",
+            )
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))

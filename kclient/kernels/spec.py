@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 NATIVE_KERNEL: Final = "python3"
 """The kernel of this interpreter, which needs no spec file if ipykernel is installed."""
 
+CURVE_IN_IPYKERNEL: Final = (7, 3)
+"""The first version of ipykernel that can encrypt."""
+
 _SPEC_FILE = "kernel.json"
 _VALID_NAME = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _ARGV_TEMPLATE = re.compile(r"\{(connection_file|resource_dir|prefix)\}")
@@ -47,6 +50,13 @@ class KernelSpec:
     interrupt_mode: str = attrs.field(default="signal", validator=_check_interrupt_mode)
     metadata: dict[str, Any] = attrs.field(factory=dict)
     kernel_protocol_version: str = ""
+
+    @property
+    def supports_curve(self) -> bool:
+        """True if `metadata.supported_encryption`, a name or a list of them, says that the kernel can do CurveZMQ."""
+        schemes = self.metadata.get("supported_encryption")
+        names = schemes if isinstance(schemes, list) else [schemes]
+        return any(isinstance(name, str) and name.strip().lower() == "curve" for name in names)
 
     def command(self, connection_file: str, extra_arguments: Iterable[str] = ()) -> list[str]:
         """The command line: templates filled in, a bare ``python`` made this interpreter, the extra arguments last."""
@@ -190,8 +200,20 @@ def _native_spec() -> KernelSpec | None:
         display_name="Python 3 (ipykernel)",
         language="python",
         resource_dir=os.path.join(os.path.dirname(found.origin or ""), "resources"),
-        metadata={"debugger": True},
+        metadata={"debugger": True, **_encryption_of_ipykernel()},
     )
+
+
+def _encryption_of_ipykernel() -> dict[str, Any]:
+    """What the spec file that ipykernel installs says of encryption."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        numbers = version("ipykernel").split(".")
+        has_curve = (int(numbers[0]), int(numbers[1])) >= CURVE_IN_IPYKERNEL
+    except (PackageNotFoundError, ValueError, IndexError):  # a source tree, say
+        return {}
+    return {"supported_encryption": ["curve"]} if has_curve else {}
 
 
 def _check_arguments(arguments: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from gevent.queue import Queue
 from kclient.channels.wire import Wire, context
 from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
+from kclient.kernels.encryption import new_keys
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
@@ -41,7 +42,7 @@ class FakeKernel:
     `script` maps code to what it publishes: steps made by `stream`, `result`, `display` and `error`, or a function that
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
     a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
-    returns True for messages that get lost.
+    returns True for messages that get lost. With `curve=True` it encrypts.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
@@ -53,6 +54,7 @@ class FakeKernel:
         *,
         transport: str = "tcp",
         key: str | None = None,
+        curve: bool = False,
         thread: bool = False,
         welcome: bool = True,
     ) -> None:
@@ -65,6 +67,7 @@ class FakeKernel:
         self.was_shut_down = False
         self.session = Session(secrets.token_hex(16) if key is None else key, username="fake")
         self._transport = transport
+        self._curve_keys = new_keys() if curve else (b"", b"")
         self._welcomes = welcome
         self._thread = HubThread(self.open, self.close) if thread else None
         self._handlers: dict[str, Handler] = dict(DEFAULT_HANDLERS)
@@ -138,10 +141,17 @@ class FakeKernel:
         """Bind, in this hub."""
         self._owner = owner = Owner()
         self._folder = new_ipc_folder() if self._transport == "ipc" else None
-        self._ports = {name: _Port(self, name, owner) for name in CHANNELS}
+        self._ports = {name: _Port(self, name, owner, self._curve_keys) for name in CHANNELS}
         ip = "127.0.0.1" if self._folder is None else self._folder.ip
         ports = [self._ports[name].bind(ip, number) for number, name in enumerate(CHANNELS, 1)]
-        unbound = ConnectionInfo(self._transport, key=self.session.key, kernel_name="fake")
+        public, secret = self._curve_keys
+        unbound = ConnectionInfo(
+            self._transport,
+            key=self.session.key,
+            kernel_name="fake",
+            curve_publickey=public,
+            curve_secretkey=secret,
+        )
         self._info = unbound.with_ports(ip, ports)
         self._workers = [gevent.spawn(self._work, self._ports[name].queue) for name in ("shell", "control")]
 
@@ -197,13 +207,16 @@ class FakeKernel:
 class _Port:
     """One socket of the fake kernel."""
 
-    def __init__(self, kernel: FakeKernel, name: str, owner: Owner) -> None:
+    def __init__(self, kernel: FakeKernel, name: str, owner: Owner, curve_keys: tuple[bytes, bytes]) -> None:
         self.name = name
         self.queue: Queue[Request] = Queue()
         self._kernel = kernel
         socket = context().socket(_SOCKET_TYPES[name])
         socket.linger = 0
         socket.rcvhwm = socket.sndhwm = 0
+        if any(curve_keys):
+            socket.curve_publickey, socket.curve_secretkey = curve_keys
+            socket.curve_server = True
         if name == "iopub":
             socket.xpub_verbose = True
         self.wire = Wire(owner, socket, self)
