@@ -262,5 +262,41 @@ def test_search_path_is_that_of_jupyter_and_of_ipython(monkeypatch, tmp_path):
     assert {"one", "two"} <= list_kernel_specs().keys()
 
 
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("curve", True),
+        (["curve"], True),
+        (["tls", " Curve "], True),
+        ("curves", False),
+        ([], False),
+        ([["curve"], None, 7], False),
+        ({"curve": True}, False),
+        (True, False),
+    ],
+)
+def test_encryption_is_declared_by_a_name_or_a_list_of_names(declared, expected):
+    assert KernelSpec("k", ["p"], metadata={"supported_encryption": declared}).supports_curve is expected
+
+
+def test_kernel_that_declares_nothing_is_not_taken_for_one_that_encrypts():
+    assert not KernelSpec("k", ["p"]).supports_curve
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("7.2.0", False), ("7.3.0a1", True), ("7.10", True), ("8.0", True), ("odd", False)]
+)
+def test_built_in_python3_encrypts_if_its_ipykernel_can(monkeypatch, tmp_path, version, expected):
+    monkeypatch.setattr(spec_module, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    assert find_kernel_spec("python3").supports_curve is expected
+
+
+def test_built_in_python3_declares_the_encryption_that_its_spec_file_declares(monkeypatch, tmp_path):
+    installed = find_kernel_spec("python3")
+    monkeypatch.setattr(spec_module, "_search_path", lambda: [str(tmp_path)])
+    assert find_kernel_spec("python3").supports_curve is installed.supports_curve
+
+
 def test_installed_python3_is_found():
     assert "{connection_file}" in find_kernel_spec("python3").argv
