@@ -33,10 +33,10 @@ def is_wanted(encryption: str, spec: KernelSpec) -> bool:
     if spec.supports_curve and zmq.has("curve"):
         return True
     if encryption == "required":
-        lack = f"its spec does not declare it, by 'curve' in metadata.supported_encryption of {spec.name!r}"
+        lack = _NO_CURVE if spec.supports_curve else "its spec has no 'curve' in metadata.supported_encryption"
         raise InvalidArgument(
-            f"the kernel {spec.name!r} cannot be encrypted: {_NO_CURVE if spec.supports_curve else lack}; "
-            "choose another kernel, or encryption='auto' to start it without"
+            f"the kernel {spec.name!r} cannot be encrypted: {lack}; "
+            "choose another, or encryption='auto', which starts it without"
         )
     if spec.supports_curve:
         log().warning("the kernel %r is started without encryption: %s", spec.name, _NO_CURVE)

@@ -215,11 +215,7 @@ class OwnedKernel:
         output = self.process.stderr_tail().strip() if self.process is not None else ""
         story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
         if self.endpoint.info.curve_publickey:
-            story.insert(
-                0,
-                "the connection is encrypted, and it may be that the kernel does not encrypt, although its "
-                "spec says so: encryption='off' starts it without",
-            )
+            story.insert(1, "the connection is encrypted; if the kernel can't, encryption='off' starts it without")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
