@@ -45,6 +45,7 @@ class KernelClient(Runner):
 
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
+        self.session.server_key = self.connection.curve_publickey
         self._owner = Owner()
         self._death_watch: DeathWatch | None = None
         self._link = Link(self._owner, self.session, self._make_channel, kernel, spin)
@@ -135,9 +136,7 @@ class KernelClient(Runner):
             "stdin": self.stdin_channel_class,
             "hb": self.hb_channel_class,
         }
-        channel = classes[name](context(), self.session, self.connection.address(name))
-        channel.server_key = self.connection.curve_publickey
-        return channel
+        return classes[name](context(), self.session, self.connection.address(name))
 
 
 def as_connection_info(connection: Connection) -> ConnectionInfo:

@@ -37,7 +37,7 @@ class ConnectionFileMixin(ABC):
 
     @abstractmethod
     def _fit_client(self) -> None:
-        """Drop a client that was made for other ports."""
+        """Fit session and client to what was chosen."""
 
     @abstractmethod
     def _drop_client(self) -> None: ...

@@ -9,17 +9,14 @@ from kclient.channels.wire import context
 from kclient.errors import KClientError
 from kclient.link import Link
 from kclient.log import log
-from kclient.protocol.connection import ConnectionInfo
 
 
-def ask_to_exit(link: Link, info: ConnectionInfo, wait_for_exit: Callable[[], object], *, restart: bool) -> None:
+def ask_to_exit(link: Link, control_address: str, wait_for_exit: Callable[[], object], *, restart: bool) -> None:
     """Send a shutdown_request, on a control channel of its own if none runs, and wait.
 
     A kernel that cannot be asked is not waited for.
     """
-    own = None if link.runs("control") else ControlChannel(context(), link.session, info.address("control"))
-    if own is not None:
-        own.server_key = info.curve_publickey
+    own = None if link.runs("control") else ControlChannel(context(), link.session, control_address)
     control = own or link.control
     try:
         control.start()

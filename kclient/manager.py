@@ -273,7 +273,8 @@ class KernelManager(ConnectionFileMixin, Runner):
             self._client.link.kernel = self._kernel
 
     def _fit_client(self) -> None:
-        """Drop a client that was made for other ports."""
+        """Tell the session of the key that was chosen, and drop a client that was made for other ports."""
+        self._session.server_key = self._endpoint.info.curve_publickey
         if self._client is not None and self._client.connection != self._endpoint.info:
             self._drop_client()
 
@@ -300,7 +301,7 @@ class KernelManager(ConnectionFileMixin, Runner):
                 self._kernel.kill()
             elif self._kernel.is_alive():
                 wait = partial(self._kernel.wait_for_exit, deadline.at_most(self.shutdown_wait_time))
-                ask_to_exit(self.link, self._endpoint.info, wait, restart=restart)
+                ask_to_exit(self.link, self._endpoint.info.address("control"), wait, restart=restart)
                 self._kernel.end(deadline)
         except BaseException:  # given up half-way: the kernel may have been told, and end at any time
             self._expects_exit = False

@@ -97,7 +97,7 @@ class Prober:
         except KernelTimeout as exc:
             if self.kernel_session is not None:
                 raise
-            hint = HEARD_NOTHING_ENCRYPTED if link.shell.server_key else HEARD_NOTHING
+            hint = HEARD_NOTHING_ENCRYPTED if link.session.server_key else HEARD_NOTHING
             raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
         if not is_subscribed:
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
@@ -178,7 +178,6 @@ class Prober:
         """Ask kernel_info over a connection of its own, and return when the reply is in."""
         link = self._link
         channel = ShellChannel(link.shell.context, link.session, link.shell.address)
-        channel.server_key = link.shell.server_key
         channel.identity = link.renew_identity()
         channel.start()
         try:

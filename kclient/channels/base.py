@@ -46,9 +46,8 @@ def copies_of(error: Exception) -> Failure:
 class Channel(ABC):
     """A socket connected to `address`, served in the hub that made the channel.
 
-    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. `server_key`, set before start, is
-    the public key of a kernel that encrypts (`ConnectionInfo.curve_publickey`). A subclass may override
-    `call_handlers`, which sees every message once, in a greenlet of its own.
+    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. It is encrypted if the session has
+    a server_key. A subclass may override `call_handlers`, which sees every message once, in a greenlet of its own.
     """
 
     name: ClassVar[str]
@@ -57,7 +56,6 @@ class Channel(ABC):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         self.context = context
         self.session = session
-        self.server_key = b""
         self.dropped: Counter[str] = Counter()
         self._address = make_address(address)
         self._owner = Owner()
@@ -175,8 +173,8 @@ class Channel(ABC):
             socket.reconnect_ivl = RECONNECT_IVL
             socket.reconnect_ivl_max = self.reconnect_ivl_max
             socket.ipv6 = "[" in self._address
-            if self.server_key:
-                encrypt(socket, self.server_key)
+            if self.session.server_key:
+                encrypt(socket, self.session.server_key)
             self._configure(socket)
             socket.connect(self._address)
         except zmq.ZMQError as exc:

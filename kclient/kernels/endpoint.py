@@ -128,7 +128,8 @@ class Endpoint:
 
     def new_session(self) -> Session:
         """A conversation with the kernel that listens here."""
-        return Session(self.info.key, signature_scheme=self.info.signature_scheme)
+        info = self.info
+        return Session(info.key, signature_scheme=info.signature_scheme, server_key=info.curve_publickey)
 
     def let_go_of_ports(self) -> None:
         """The kernel has its ports, or will never have them."""

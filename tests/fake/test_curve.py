@@ -133,6 +133,14 @@ def test_what_goes_over_the_wire_can_be_read_only_without_encryption(curve: bool
     assert b"CURVE" in seen if curve else b"NULL" in seen
 
 
+def test_session_of_the_callers_own_is_told_of_the_key(fake: FakeKernel) -> None:
+    info = fake.connection_info
+    with kclient.KernelClient(info, session=kclient.Session(info.key)) as client:
+        client.start_channels()
+        client.wait_for_ready(WAIT)
+        assert client.run("6 * 7", timeout=WAIT).text == "42"
+
+
 def test_knock_over_a_connection_of_its_own_is_encrypted_too(fake: FakeKernel) -> None:
     with kclient.connect(fake.connection_info, timeout=WAIT) as client:
         asked = len(fake.requests)

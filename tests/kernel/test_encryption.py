@@ -16,6 +16,7 @@ import zmq
 from fixtures import WAIT
 
 import kclient
+from kclient.channels.wire import context
 
 pytestmark = pytest.mark.skipif(
     not kclient.find_kernel_spec("python3").supports_curve, reason="ipykernel encrypts since 7.3"
@@ -45,6 +46,17 @@ def test_kernel_that_declares_it_is_encrypted_on_every_channel(kernel: kclient.K
 
 def info_keys(kernel: kclient.KernelManager) -> list[str]:
     return [kernel.get_connection_info()[name] for name in ("key", *CURVE)]
+
+
+def test_channel_made_by_hand_is_encrypted_if_its_session_is_that_of_the_kernel(
+    start_kernel: Callable[..., kclient.KernelManager],
+) -> None:
+    kernel = start_kernel(encryption="required")
+    assert kernel.client.connection.curve_publickey
+    channel = kclient.ShellChannel(context(), kernel.session, kernel.client.connection.address("control"))
+    channel.start()
+    assert channel.kernel_info(timeout=WAIT).content["status"] == "ok"
+    channel.stop()
 
 
 @pytest.mark.parametrize("key", ["none", "another"])
@@ -116,12 +128,6 @@ def test_encryption_can_be_switched_off(start_kernel: Callable[..., kclient.Kern
     kernel = start_kernel(encryption="off")
     assert not set(CURVE) & kernel.get_connection_info().keys()
     assert kernel.client.connection.curve_publickey == b""
-    assert kernel.run("6 * 7", timeout=WAIT).text == "42"
-
-
-def test_required_encryption_is_had(start_kernel: Callable[..., kclient.KernelManager]) -> None:
-    kernel = start_kernel(encryption="required")
-    assert kernel.client.connection.curve_publickey
     assert kernel.run("6 * 7", timeout=WAIT).text == "42"
 
 
