@@ -48,15 +48,15 @@ def info_keys(kernel: kclient.KernelManager) -> list[str]:
     return [kernel.get_connection_info()[name] for name in ("key", *CURVE)]
 
 
-def test_channel_made_by_hand_is_encrypted_if_its_session_is_that_of_the_kernel(
-    start_kernel: Callable[..., kclient.KernelManager],
-) -> None:
-    kernel = start_kernel(encryption="required")
-    assert kernel.client.connection.curve_publickey
-    channel = kclient.ShellChannel(context(), kernel.session, kernel.client.connection.address("control"))
-    channel.start()
-    assert channel.kernel_info(timeout=WAIT).content["status"] == "ok"
-    channel.stop()
+def test_channel_made_by_hand_with_the_session_of_a_manager_is_encrypted() -> None:
+    with kclient.KernelManager(encryption="required") as manager:
+        manager.start_kernel()
+        info = kclient.ConnectionInfo.from_dict(manager.get_connection_info())
+        channel = kclient.ShellChannel(context(), manager.session, info.address("shell"))
+        channel.start()
+        assert channel.kernel_info(timeout=WAIT).content["status"] == "ok"
+        assert manager.session.server_key == info.curve_publickey != b""
+        channel.stop()
 
 
 @pytest.mark.parametrize("key", ["none", "another"])
