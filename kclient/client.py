@@ -45,6 +45,7 @@ class KernelClient(Runner):
 
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
+        self.session.server_key = self.connection.curve_publickey
         self._owner = Owner()
         self._death_watch: DeathWatch | None = None
         self._link = Link(self._owner, self.session, self._make_channel, kernel, spin)

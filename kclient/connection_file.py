@@ -12,6 +12,7 @@ from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.files import find_connection_file
 
 if TYPE_CHECKING:
+    from kclient.kernels.spec import KernelSpec
     from kclient.protocol.session import Session
 
 
@@ -28,11 +29,15 @@ class ConnectionFileMixin(ABC):
 
     @property
     @abstractmethod
+    def kernel_spec(self) -> KernelSpec: ...
+
+    @property
+    @abstractmethod
     def channels_running(self) -> bool: ...
 
     @abstractmethod
     def _fit_client(self) -> None:
-        """Let a client that was made for other ports go on with those of now."""
+        """Let session and client go on with the keys and the ports of now."""
 
     @abstractmethod
     def _drop_client(self) -> None: ...
@@ -43,12 +48,13 @@ class ConnectionFileMixin(ABC):
         return self._endpoint.path
 
     def get_connection_info(self) -> dict[str, Any]:
-        """What the connection file holds, the key included."""
+        """What the connection file holds, keys included."""
         return self._endpoint.info.to_dict()
 
     def write_connection_file(self) -> None:
-        """Choose ports and path, if that is still to be done, and write the file, readable by this user alone."""
+        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone."""
         self._owner.check()
+        self._endpoint.encrypt(self.kernel_spec)
         self._endpoint.write()
         self._fit_client()
 

@@ -32,8 +32,8 @@ class KernelManager(ConnectionFileMixin, Runner):
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `spin`, `orphan_guard` and `handshake` are those of `kclient.start_kernel`.
-    Raises NoSuchKernel when the kernel spec is first needed.
+    directory. `launcher` runs the process. `encryption`, `handshake`, `orphan_guard` and `spin` are those of
+    `kclient.start_kernel`. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
     shutdown_wait_time: float = 5.0
@@ -46,6 +46,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         transport: str = "tcp",
         ip: str | None = None,
         connection_file: str | os.PathLike[str] | None = None,
+        encryption: str = "auto",
         launcher: Launcher | None = None,
         spin: float = 0.0,
         orphan_guard: bool = False,
@@ -54,7 +55,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         self.kernel_name = kernel_name
         self._owner = Owner()
         self._spin = check_spin(spin)
-        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file)
+        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file, encryption)
         self._kernel = OwnedKernel(
             kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard, handshake=handshake
         )
@@ -143,6 +144,8 @@ class KernelManager(ConnectionFileMixin, Runner):
         try:
             self.client.wait_for_ready(timeout)
         except KernelTimeout as exc:
+            if not self.has_kernel:
+                raise
             raise self._kernel.never_answered(exc) from None
         except DeadKernelError as exc:
             if self._was_ready or not self.has_kernel:
@@ -276,7 +279,8 @@ class KernelManager(ConnectionFileMixin, Runner):
             self._client.link.kernel = self._kernel
 
     def _fit_client(self) -> None:
-        """Let a client that was made for other ports go on with those of now."""
+        """Let session and client go on with the keys and the ports of now."""
+        self._session.server_key = self._endpoint.info.curve_publickey
         if self._client is not None and self._client.connection != self._endpoint.info:
             self._client.move(self._endpoint.info)
 

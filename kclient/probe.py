@@ -38,6 +38,16 @@ NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_his
 """To run nothing: a question that every kernel publishes statuses about."""
 
 
+HEARD_NOTHING: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
+    "for which the connection file has curve_publickey and curve_secretkey"
+)
+HEARD_NOTHING_ENCRYPTED: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
+    "encrypted connection, or not encrypt at all"
+)
+
+
 class Probe:
     """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
 
@@ -90,7 +100,14 @@ class Prober:
     def wait_for_ready(self, deadline: Deadline) -> None:
         """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
         link = self._link
-        if not self._subscribe(link.shell, deadline):
+        try:
+            is_subscribed = self._subscribe(link.shell, deadline)
+        except KernelTimeout as exc:
+            if self.kernel_session is not None:
+                raise
+            hint = HEARD_NOTHING_ENCRYPTED if link.session.server_key else HEARD_NOTHING
+            raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
+        if not is_subscribed:
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
         self.meet(self._latest.kernel_session)
         if link.runs("stdin"):

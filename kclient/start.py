@@ -32,6 +32,7 @@ def start_kernel(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     extra_arguments: Sequence[str] = (),
+    encryption: str = "auto",
     stdout: Output = None,
     stderr: Output = None,
     launcher: Launcher | None = None,
@@ -44,6 +45,9 @@ def start_kernel(
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
     LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
     is left behind.
+
+    `encryption` (CurveZMQ, of all five sockets) is "auto", for kernels whose spec declares that they can, "required",
+    which refuses others by an InvalidArgument before anything starts, or "off".
 
     With `handshake="auto"` a kernel whose spec says protocol 5.6 or newer chooses its tcp ports itself, so that nobody
     can take them first, and reports them; others, and all with ``"off"``, are given theirs. ``"required"`` refuses
@@ -63,6 +67,7 @@ def start_kernel(
             transport=transport,
             ip=ip,
             connection_file=connection_file,
+            encryption=encryption,
             launcher=launcher,
             spin=spin,
             orphan_guard=orphan_guard,

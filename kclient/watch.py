@@ -95,7 +95,7 @@ class Watchdog:
         self._alarm = Alarm(link.owner.hub, self._look_next_turn)
         self._turn = Alarm(link.owner.hub, self._look)
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
-        self._knocked = 0.0
+        self._knocked = -1.0
         self._known: object = None
         self._unnoticed: Unnoticed | None = None
 
@@ -251,10 +251,15 @@ class Watchdog:
                     yield _overdue_reply(channel, slot, since, no_reply)
 
     def _unheard(self) -> list[Overdue]:
-        """What was sent on the main shell, if the kernel has been idle since it was knocked at."""
+        """What was sent on the main shell, if the kernel has been idle since it was knocked at.
+
+        Or if it has told no state since we listen: to knock at a busy one does no harm.
+        """
         link = self._link
         outputs = link.outputs
-        if outputs is None or outputs.execution_state != "idle" or outputs.executing or not link.runs("shell"):
+        if outputs is None or outputs.executing or not link.runs("shell"):
+            return []
+        if outputs.execution_state not in ("idle", "unknown"):
             return []
         if outputs.state_since <= self._knocked:  # once in each time of rest
             return []

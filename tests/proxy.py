@@ -20,6 +20,7 @@ import zmq
 from gevent import socket
 from gevent.event import Event
 
+from kclient.channels.curve import encrypt
 from kclient.channels.wire import Wire
 from kclient.client import as_connection_info
 from kclient.context import context
@@ -114,7 +115,7 @@ Rule = Callable[[Passing], Fate | None]
 
 
 class Relay(Proxy):
-    """Forwards messages one by one, each as `rule` decides.
+    """Forwards messages one by one, each as `rule` decides; to the client without encryption.
 
     `inject` adds what no kernel sent.
     """
@@ -135,6 +136,8 @@ class Relay(Proxy):
             back.wire.socket.routing_id = self._identity
         front = _End(self, name, KERNEL, front_type, self._owner)
         self._ends[CLIENT, name], self._ends[KERNEL, name] = front, back
+        if self.kernel.curve_publickey:
+            encrypt(back.wire.socket, self.kernel.curve_publickey)
         back.wire.socket.connect(self.kernel.address(name))
         return int(front.wire.socket.bind_to_random_port("tcp://127.0.0.1"))
 
@@ -143,6 +146,11 @@ class Relay(Proxy):
         for end in self._ends.values():
             end.wire.close()
         self._ends.clear()
+
+    def __enter__(self) -> Relay:
+        super().__enter__()
+        self.connection_info = attrs.evolve(self.connection_info, curve_publickey=b"", curve_secretkey=b"")
+        return self
 
     def inject(self, channel: str, frames: Frames) -> None:
         """Send those frames to the client that came first; on iopub to every client, behind a topic."""
@@ -263,17 +271,23 @@ class On:
 
 
 class Line(Proxy):
-    """Forwards the bytes of connections, which can be cut, stalled, and cut after a number of bytes."""
+    """Forwards the bytes of connections, which can be cut, stalled, and cut after a number of bytes.
 
-    def __init__(self, connection: ConnectionInfo | Mapping[str, Any]) -> None:
+    `tap` gets to see them.
+    """
+
+    def __init__(
+        self, connection: ConnectionInfo | Mapping[str, Any], tap: Callable[[bytes], object] | None = None
+    ) -> None:
         super().__init__(connection)
+        self._tap = tap
         self.accepted = 0
         self._doors: dict[str, _Door] = {}
         self._flows = Event()
         self._flows.set()
 
     def open(self, name: str) -> int:
-        self._doors[name] = door = _Door(self.kernel.address(name), self._flows)
+        self._doors[name] = door = _Door(self.kernel.address(name), self._flows, self._tap)
         door.listen()
         return door.port
 
@@ -310,12 +324,13 @@ class Line(Proxy):
 class _Door:
     """The port of one channel, and the connections through it."""
 
-    def __init__(self, address: str, flows: Event) -> None:
+    def __init__(self, address: str, flows: Event, tap: Callable[[bytes], object] | None) -> None:
         self.port = 0
         self.left: int | None = None
         self.is_used_up = Event()
         self._address = address
         self._flows = flows
+        self._tap = tap
         self._socket = self._bind()
         self.port = self._socket.getsockname()[1]
         self._acceptor: gevent.Greenlet[..., Any] | None = None
@@ -388,6 +403,8 @@ class _Door:
         with suppress(OSError):
             while self.left != 0 and (data := source.recv(65536)):
                 self._flows.wait()
+                if self._tap is not None:
+                    self._tap(data)
                 target.sendall(what_may_pass(data))
 
     def _what_may_pass(self, data: bytes) -> bytes:

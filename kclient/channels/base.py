@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import zmq
 from gevent import get_hub, getcurrent
 
+from kclient.channels.curve import encrypt
 from kclient.channels.delivery import Deliverer
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
@@ -46,8 +47,8 @@ def copies_of(error: Exception) -> Failure:
 class Channel(ABC):
     """A socket connected to `address`, served in the hub that made the channel.
 
-    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. A subclass may override
-    `call_handlers`, which sees every message once, in a greenlet of its own.
+    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. It is encrypted if the session has
+    a server_key. A subclass may override `call_handlers`, which sees every message once, in a greenlet of its own.
     """
 
     name: ClassVar[str]
@@ -177,6 +178,8 @@ class Channel(ABC):
             socket.reconnect_ivl = RECONNECT_IVL
             socket.reconnect_ivl_max = self.reconnect_ivl_max
             socket.ipv6 = "[" in self._address
+            if self.session.server_key:
+                encrypt(socket, self.session.server_key)
             self._configure(socket)
             socket.connect(self._address)
         except zmq.ZMQError as exc:

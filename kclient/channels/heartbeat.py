@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
 from kclient.channels.base import Channel, Failure
-from kclient.errors import KClientError
+from kclient.errors import InvalidState, KClientError
 from kclient.hub import Alarm, check_seconds
 from kclient.log import log
 
@@ -104,7 +105,8 @@ class HBChannel(Channel):
         self._schedule(self._silent_since + self.time_to_dead)
         if not self._awaits_pong:
             self._awaits_pong = True
-            self._wire.send([b"", b"ping"])
+            with suppress(InvalidState):  # the kernel turns us away, perhaps since it encrypts: no answer will come
+                self._wire.send([b"", b"ping"])
 
     def _excuse(self, since: float) -> None:
         """The ping is very late, since the loop stood still: what the kernel was not asked, it could not answer."""

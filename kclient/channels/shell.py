@@ -13,6 +13,7 @@ from kclient.channels.base import Failure, MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Parking, Timeout, as_deadline
+from kclient.log import log
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.peer import OPTIONAL
@@ -123,6 +124,8 @@ class RequestChannel(MessageChannel):
         slot.sent = perf_counter()
         try:
             wire.send(frames)
+        except InvalidState:
+            log().debug("the kernel turns us away, perhaps since it encrypts; lost, as all before: %s", message.msg_id)
         except BaseException:
             self.requests.discard(slot)
             raise

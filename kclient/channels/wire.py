@@ -104,7 +104,7 @@ class Wire:
             list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
             if not self._is_pumping and self._has_input():
                 self.drain()
-        except zmq.Again as exc:  # only where nothing may be sent to a peer that is not there
+        except zmq.Again as exc:  # to a peer that is not there yet, with ZMQ_IMMEDIATE, or that has turned us away
             raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
         except zmq.ZMQError as exc:
             self._lose()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kclient.errors import InvalidArgument, InvalidState, LaunchError
+from kclient.errors import ConnectionFileError, InvalidArgument, InvalidState, LaunchError
+from kclient.kernels.encryption import check_encryption, is_wanted, new_keys
 from kclient.kernels.files import (
     PrivateFolder,
     check_replaceable,
@@ -23,6 +24,7 @@ from kclient.kernels.files import (
     write_connection_file,
 )
 from kclient.kernels.ports import PortReservation, is_local, local_addresses
+from kclient.kernels.spec import KernelSpec
 from kclient.kernels.taken import describe, is_taken, taken_ports
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, check_host
 from kclient.protocol.session import Session
@@ -39,7 +41,14 @@ class Endpoint:
     Ports of 0 are chosen by `prepare`. Files are removed only if they were written here.
     """
 
-    def __init__(self, kernel_name: str, transport: str, ip: str | None, path: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        kernel_name: str,
+        transport: str,
+        ip: str | None,
+        path: str | os.PathLike[str] | None,
+        encryption: str = "auto",
+    ) -> None:
         if transport not in TRANSPORTS:
             raise InvalidArgument(f"transport must be 'tcp' or 'ipc', not {transport!r}")
         if ip is not None:
@@ -48,6 +57,7 @@ class Endpoint:
             check_host(ip)
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise InvalidArgument(f"connection_file must be a path, not {path!r}")
+        self.encryption = check_encryption(encryption)
         self.path: str | None = None if path is None else os.fspath(path)
         self.info = ConnectionInfo(
             transport=transport,
@@ -66,8 +76,17 @@ class Endpoint:
         self._kernel_chose_ports = False
 
     def load(self, path: str) -> None:
-        """Take the values of an existing connection file, which stays its owner's."""
+        """Take the values of an existing connection file, which stays its owner's.
+
+        That decides on encryption, too; raises ConnectionFileError if it has no keys and they are required.
+        """
         info = read_connection_file(path)
+        if self.encryption == "required" and not info.curve_publickey:
+            raise ConnectionFileError(
+                f"connection file {path}: it has no curve_publickey, and encryption is required; "
+                "encryption='auto' would connect without",
+                path=path,
+            )
         if not (self._is_written and self.path is not None and os.path.samefile(path, self.path)):
             self.remove()
         self.info = info
@@ -79,6 +98,12 @@ class Endpoint:
     def are_ports_given(self) -> bool:
         """True if the ports were chosen before the kernel's start, so that it must take those."""
         return self.info.shell_port != 0 and not self._kernel_chose_ports
+
+    def encrypt(self, spec: KernelSpec) -> None:
+        """Choose keys, once, if a kernel of that spec gets any; raises InvalidArgument if it must, and cannot."""
+        if is_wanted(self.encryption, spec) and self.info.shell_port == 0 and not self.info.curve_publickey:
+            public, secret = new_keys()
+            self.info = attrs.evolve(self.info, curve_publickey=public, curve_secretkey=secret)
 
     def prepare(self) -> str:
         """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
@@ -144,7 +169,8 @@ class Endpoint:
 
     def new_session(self) -> Session:
         """A conversation with the kernel that listens here."""
-        return Session(self.info.key, signature_scheme=self.info.signature_scheme)
+        info = self.info
+        return Session(info.key, signature_scheme=info.signature_scheme, server_key=info.curve_publickey)
 
     def let_go_of_ports(self) -> None:
         """The kernel has its ports, or will never have them."""

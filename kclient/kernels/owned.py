@@ -123,6 +123,7 @@ class OwnedKernel:
         Raises NoSuchKernel, LaunchError, InvalidArgument, InvalidState and ConnectionFileError; then KernelTimeout, and
         RemoteProtocolError for ports that cannot be used.
         """
+        self.endpoint.encrypt(self.spec)
         try:
             if self._will_handshake():
                 registrar = self.endpoint.expect_registration()
@@ -292,6 +293,8 @@ class OwnedKernel:
     def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
         """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
         story = [*clues, self._story()]
+        if self.endpoint.info.curve_publickey:
+            story.append("the connection is encrypted; if the kernel can't, encryption='off' starts it without")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))

@@ -6,7 +6,9 @@ The keys are those of the page "Connection files" in jupyter_client's documentat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Final
 
 import attrs
@@ -19,17 +21,27 @@ CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
 MAX_IPC_PATH: Final = 107
 """Bytes of an ipc path: sockaddr_un has 108, one of them the final NUL (unix(7))."""
 
+CURVE_KEYS: Final = ("curve_publickey", "curve_secretkey")
+"""The key pair of a kernel that encrypts its sockets with CurveZMQ, in Z85 (rfc.zeromq.org/spec/32)."""
+
+_Z85: Final = string.digits + string.ascii_letters + ".-:+=^!/*?&<>()[]{}@%$#"
+
 _KNOWN: Final = frozenset(
-    [f"{channel}_port" for channel in CHANNELS] + ["transport", "ip", "key", "signature_scheme", "kernel_name"]
+    [
+        *(f"{channel}_port" for channel in CHANNELS),
+        *("transport", "ip", "key", "signature_scheme", "kernel_name"),
+        *CURVE_KEYS,
+    ]
 )
 
 
 @attrs.frozen
 class ConnectionInfo:
-    """Addresses and key of one kernel. A port of 0 means: not chosen yet, or the kernel has no such channel.
+    """Addresses and keys of one kernel. A port of 0 means: not chosen yet, or the kernel has no such channel.
 
-    `ip` is a host for tcp and a path prefix for ipc; `extra` keeps the keys of a connection file that
-    kclient does not know, so that writing it again loses nothing.
+    `ip` is a host for tcp and a path prefix for ipc. The curve keys are empty unless the kernel encrypts; a client
+    needs the public one only. `extra` keeps the keys of a connection file that kclient does not know, so that writing
+    it again loses nothing.
     """
 
     transport: str = "tcp"
@@ -42,6 +54,8 @@ class ConnectionInfo:
     key: bytes = attrs.field(default=b"", repr=False)
     signature_scheme: str = "hmac-sha256"
     kernel_name: str = ""
+    curve_publickey: bytes = attrs.field(default=b"", repr=False)
+    curve_secretkey: bytes = attrs.field(default=b"", repr=False)
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     @classmethod
@@ -82,8 +96,7 @@ class ConnectionInfo:
             key = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
         except UnicodeEncodeError:
             raise wrong("key is not valid Unicode") from None
-        if values.get("curve_publickey"):
-            raise wrong("the kernel asks for CurveZMQ encryption, which this version of kclient cannot do yet")
+        public, secret = _curve_keys(values, wrong)
         return cls(
             transport=transport,
             ip=ip,
@@ -91,6 +104,8 @@ class ConnectionInfo:
             key=key,
             signature_scheme=scheme,
             kernel_name=str(values.get("kernel_name") or ""),
+            curve_publickey=public,
+            curve_secretkey=secret,
             extra={name: value for name, value in values.items() if name not in _KNOWN},
         )
 
@@ -107,7 +122,7 @@ class ConnectionInfo:
         return cls.from_dict(values, path=path)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a connection file holds; the key as a string."""
+        """What a connection file holds; keys as strings, those of the curve only if there are any."""
         values: dict[str, Any] = {f"{channel}_port": self.port(channel) for channel in CHANNELS}
         values |= {
             "transport": self.transport,
@@ -116,6 +131,8 @@ class ConnectionInfo:
             "signature_scheme": self.signature_scheme,
             "kernel_name": self.kernel_name,
         }
+        if self.curve_publickey:
+            values |= {name: getattr(self, name).decode() for name in CURVE_KEYS}
         return values | dict(self.extra)
 
     def with_ports(self, ip: str, ports: Sequence[int]) -> ConnectionInfo:
@@ -137,6 +154,32 @@ class ConnectionInfo:
         if self.transport != "ipc":
             return []
         return [f"{self.ip}-{self.port(channel)}" for channel in CHANNELS if self.port(channel)]
+
+
+def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFileError]) -> tuple[bytes, bytes]:
+    """The public and the secret key, empty where there are none; one alone is a mistake (enhancement proposal 145)."""
+    given = {name: values[name] for name in CURVE_KEYS if values.get(name) not in (None, "", b"")}
+    missing = [name for name in CURVE_KEYS if name not in given]
+    if given and missing:
+        raise wrong(f"{missing[0]} is missing, and without it the kernel cannot encrypt")
+    keys = []
+    for name, key in given.items():
+        text = key.decode("latin-1") if isinstance(key, bytes) else key
+        if not isinstance(text, str) or not _is_z85_key(text):
+            raise wrong(f"{name} must be a key of CurveZMQ: 40 characters that are Z85 for 32 bytes")
+        keys.append(text.encode())
+    public, secret = keys or (b"", b"")
+    return public, secret
+
+
+def _is_z85_key(text: str) -> bool:
+    if len(text) != 40 or not set(text) <= set(_Z85):
+        return False
+    digits = [_Z85.index(char) for char in text]
+    numbers = (
+        reduce(lambda number, digit: number * 85 + digit, digits[start : start + 5]) for start in range(0, 40, 5)
+    )
+    return max(numbers) < 2**32  # five characters stand for four bytes
 
 
 def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> str:

@@ -45,7 +45,10 @@ _BIGGEST_EXACT = 2.0**63
 
 
 class Session:
-    """One conversation with a kernel: who we are, the key, and what was seen already."""
+    """One conversation with a kernel: who we are, the keys, and what was seen already.
+
+    `server_key` is the public key of a kernel that encrypts, `ConnectionInfo.curve_publickey`; empty for others.
+    """
 
     def __init__(
         self,
@@ -54,10 +57,12 @@ class Session:
         signature_scheme: str = "hmac-sha256",
         username: str = "kclient",
         replay_history: int = REPLAY_HISTORY,
+        server_key: bytes = b"",
     ) -> None:
         self.session = uuid.uuid4().hex
         self.username = username
         self.key = key.encode() if isinstance(key, str) else key
+        self.server_key = server_key
         digest = digest_of(signature_scheme)
         if digest is None:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")

@@ -17,6 +17,7 @@ from kclient.channels.wire import Wire
 from kclient.context import context
 from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
+from kclient.kernels.encryption import new_keys
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
@@ -46,7 +47,7 @@ class FakeKernel:
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
     a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
     returns True for messages that get lost. `protocol_version` and `supported_features` are what kernel_info tells; one
-    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5.
+    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5. With `curve=True` it encrypts.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
@@ -62,6 +63,7 @@ class FakeKernel:
         *,
         transport: str = "tcp",
         key: str | None = None,
+        curve: bool = False,
         thread: bool = False,
         welcome: bool = True,
         protocol_version: str = "5.5",
@@ -75,8 +77,13 @@ class FakeKernel:
         self.execution_count = 0
         self.lose: Callable[[str, Message], bool] | None = None
         self._registration = None if registration_file is None else read_registration(registration_file)
+        public, secret = new_keys() if curve else (b"", b"")
         self._unbound = ConnectionInfo(
-            transport, key=secrets.token_hex(16).encode() if key is None else key.encode(), kernel_name="fake"
+            transport,
+            key=secrets.token_hex(16).encode() if key is None else key.encode(),
+            kernel_name="fake",
+            curve_publickey=public,
+            curve_secretkey=secret,
         )
         if self._registration is not None:
             self._unbound = self._registration.info
@@ -159,7 +166,7 @@ class FakeKernel:
         """Bind, in this hub."""
         self._owner = owner = Owner()
         self._folder = new_ipc_folder() if self._transport == "ipc" else None
-        self._ports = {name: _Port(self, name, owner) for name in CHANNELS}
+        self._ports = {name: _Port(self, name, owner, self._unbound) for name in CHANNELS}
         ip = self._unbound.ip if self._folder is None else self._folder.ip
         ports = [self._ports[name].bind(ip, number) for number, name in enumerate(CHANNELS, 1)]
         self._info = self._unbound.with_ports(ip, ports)
@@ -238,13 +245,16 @@ class FakeKernel:
 class _Port:
     """One socket of the fake kernel."""
 
-    def __init__(self, kernel: FakeKernel, name: str, owner: Owner) -> None:
+    def __init__(self, kernel: FakeKernel, name: str, owner: Owner, info: ConnectionInfo) -> None:
         self.name = name
         self.queue: Queue[Request] = Queue()
         self._kernel = kernel
         socket = context().socket(_SOCKET_TYPES[name])
         socket.linger = 0
         socket.rcvhwm = socket.sndhwm = 0
+        if info.curve_publickey:
+            socket.curve_publickey, socket.curve_secretkey = info.curve_publickey, info.curve_secretkey
+            socket.curve_server = True
         if name == "iopub":
             socket.xpub_verbose = True
         self.wire = Wire(owner, socket, self)

@@ -202,6 +202,18 @@ def test_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: Fak
     assert client.iopub_channel.flush() == [], "it knocks unseen"
 
 
+@pytest.mark.usefixtures("impatient")
+def test_first_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel) -> None:
+    """Of a kernel that says on iopub that it welcomes us, and not yet that it is idle."""
+    fake.lose = lambda channel, message: message.msg_type == "status"
+    with kclient.connect(fake.connection_info, timeout=20) as client:
+        fake.lose = None
+        assert client.iopub_channel.outputs.execution_state == "unknown"
+        held = overlook(fake)
+        assert client.run("6 * 7", timeout=20).text == "42"
+        assert len(held) == 2
+
+
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_that_has_ended(
     fake: FakeKernel, client: Client

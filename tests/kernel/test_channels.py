@@ -34,7 +34,8 @@ def make_channel(kernel):
 
     def make(name):
         info = kclient.ConnectionInfo.from_dict(kernel.get_connection_info())
-        made.append(CLASSES[name](context(), kclient.Session(info.key), info.address(name)))
+        session = kclient.Session(info.key, server_key=info.curve_publickey)
+        made.append(CLASSES[name](context(), session, info.address(name)))
         return made[-1]
 
     yield make

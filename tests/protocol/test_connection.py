@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jupyter_client.connect import write_connection_file
+from zmq.utils import z85
 
 from kclient.errors import ConnectionFileError, InvalidPortNumber, KClientError
 from kclient.protocol.connection import CHANNELS, MAX_IPC_PATH, ConnectionInfo, make_address
@@ -21,6 +22,11 @@ VALUES = {
     "kernel_name": "python3",
 }
 PATH = "/somewhere/kernel-1.json"
+CURVE = {
+    "curve_publickey": "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID",
+    "curve_secretkey": "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs",
+}
+"""A key pair of zmq_curve(7)."""
 
 
 @pytest.fixture
@@ -209,7 +215,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*VALUES, "curve_publickey"]), json_values, max_size=4))
+@given(st.dictionaries(st.sampled_from([*VALUES, *CURVE]), json_values, max_size=4))
 @example({"transport": "ipc", "ip": "/tmp/\udce9"})  # a directory whose name is no UTF-8
 def test_no_values_raise_anything_but_errors_of_kclient(values):
     for given_values in (values, VALUES | values):
@@ -226,28 +232,52 @@ def test_refusal_without_a_path_speaks_of_connection_info():
     assert caught.value.path is None
 
 
-def test_curve_keys_are_refused_clearly():
-    message = refusal(VALUES | {"curve_publickey": "p" * 40, "curve_secretkey": "s" * 40})
-    assert "CurveZMQ" in message
-    assert "p" * 40 not in message
-    assert "s" * 40 not in message
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_empty_curve_keys_mean_no_encryption(nothing):
+    info = ConnectionInfo.from_dict(VALUES | dict.fromkeys(CURVE, nothing))
+    assert (info.curve_publickey, info.curve_secretkey) == (b"", b"")
+    assert info.to_dict() == VALUES, "a kernel may take an empty key for one"
 
 
-def test_empty_curve_keys_mean_no_encryption():
-    assert (
-        ConnectionInfo.from_dict(VALUES | {"curve_publickey": None, "curve_secretkey": None}).key
-        == b"a-very-secret-key"
-    )
+def test_curve_keys_are_read_kept_and_written():
+    info = ConnectionInfo.from_dict(VALUES | CURVE)
+    assert [info.curve_publickey.decode(), info.curve_secretkey.decode()] == list(CURVE.values())
+    assert info.to_dict() == VALUES | CURVE
+    assert info.with_ports("127.0.0.2", [1, 2, 3, 4, 5]).curve_publickey == info.curve_publickey
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_every_key_of_libzmq_is_taken(key):
+    text = z85.encode(key).decode()
+    assert ConnectionInfo.from_dict(VALUES | CURVE | {"curve_publickey": text}).curve_publickey == text.encode()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["p", "p" * 39, "p" * 41, "p" * 39 + "~", "p" * 39 + "\xfc", "#" * 40, 7, ["p"], False]
+)
+@pytest.mark.parametrize("name", CURVE)
+def test_curve_key_that_is_none_is_refused_by_its_name(name, wrong):
+    message = refusal(VALUES | CURVE | {name: wrong})
+    assert f"{name} must be a key of CurveZMQ: 40 characters" in message
+    assert not [value for value in (str(wrong), *CURVE.values()) if len(value) > 5 and value in message]
+
+
+@pytest.mark.parametrize("name", CURVE)
+def test_one_curve_key_without_the_other_is_refused(name):
+    for nothing in ({}, {name: None}, {name: ""}):
+        others = {other: key for other, key in CURVE.items() if other != name}
+        assert f"{name} is missing" in refusal(VALUES | others | nothing)
 
 
 def test_key_is_in_no_repr_and_no_error():
-    info = ConnectionInfo.from_dict(VALUES | {"curve_secretkey": "of-the-curve"})
+    info = ConnectionInfo.from_dict(VALUES | CURVE)
     shown = [repr(info), str(info), repr(info.with_ports("127.0.0.1", [1, 2, 3, 4, 5])), repr([info])]
-    shown += [refusal(VALUES | {name: wrong[0]}) for name, wrong in WRONG.items() if name != "key"]
+    shown += [refusal(VALUES | CURVE | {name: wrong[0]}) for name, wrong in WRONG.items() if name != "key"]
+    shown += [refusal(VALUES | CURVE | {name: wrong}) for name in CURVE for wrong in (None, CURVE[name] + "x")]
     with pytest.raises(ConnectionFileError) as caught:
-        ConnectionInfo.from_json(json.dumps(VALUES)[:-1])
+        ConnectionInfo.from_json(json.dumps(VALUES | CURVE)[:-1])
     shown.append(repr(caught.value))
-    assert not [text for text in shown if "a-very-secret-key" in text or "of-the-curve" in text]
+    assert not [text for text in shown for key in ("a-very-secret-key", *CURVE.values()) if key in text]
 
 
 # Addresses
