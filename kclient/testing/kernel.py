@@ -47,7 +47,8 @@ class FakeKernel:
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
     a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
     returns True for messages that get lost. `protocol_version` and `supported_features` are what kernel_info tells; one
-    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5. With `curve=True` it encrypts.
+    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5. With
+    `curve=True` it encrypts.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.

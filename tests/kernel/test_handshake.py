@@ -42,6 +42,16 @@ def test_kernel_that_chooses_its_ports(
     check(start_kernel("odd", handshake="required", orphan_guard=orphan_guard), "6 * 7", "42")
 
 
+def test_kernel_that_chooses_its_ports_is_encrypted_if_it_can(
+    install_kernel: Callable[..., str], start_kernel: Callable[..., kclient.KernelManager]
+) -> None:
+    """The registration file brings it the keys, which it keeps when it is restarted."""
+    install_kernel(KERNEL, kernel_protocol_version="5.6", metadata={"supported_encryption": "curve"})
+    manager = start_kernel("odd", handshake="required", encryption="required")
+    assert len(manager.get_connection_info()["curve_publickey"]) == 40
+    check(manager, "6 * 7", "42")
+
+
 @pytest.mark.skipif(find_spec("xpython") is None, reason="xeus-python is not installed")
 def test_xeus_python_chooses_its_ports(
     install_kernel: Callable[..., str], start_kernel: Callable[..., kclient.KernelManager]

@@ -15,7 +15,13 @@ from kclient.errors import BadMessage, InvalidArgument, RemoteProtocolError
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.registration import Registration
 
-INFO = ConnectionInfo(key=b"secret", kernel_name="python3", extra={"curve_publickey": "", "of_later": 1})
+INFO = ConnectionInfo(
+    key=b"secret",
+    kernel_name="python3",
+    curve_publickey=b"p" * 40,
+    curve_secretkey=b"s" * 40,
+    extra={"of_later": 1},
+)
 REGISTRATION = Registration(INFO, "id-1", "127.0.0.1", 51587)
 PORTS = [65535, 1, 50003, 50004, 50005]
 LISTENING = INFO.with_ports("127.0.0.1", PORTS)
@@ -66,7 +72,9 @@ def test_registration_file_says_all_but_the_ports() -> None:
         "key": "secret",
         "signature_scheme": "hmac-sha256",
         "kernel_name": "python3",
-        **INFO.extra,
+        "curve_publickey": "p" * 40,
+        "curve_secretkey": "s" * 40,
+        "of_later": 1,
     }
     assert Registration.from_dict(values) == REGISTRATION
     assert Registration.from_dict(values | {"registration_port": 51587}) == REGISTRATION
