@@ -211,3 +211,15 @@ class ControlChannel(RequestChannel, ControlRequests):
     """Requests that a kernel answers while it runs code: shutdown, interrupt, debug."""
 
     name = "control"
+
+    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+        super().__init__(context, session, address)
+        self._debug_seq = 0
+
+    def next_debug_seq(self) -> int:
+        self._debug_seq += 1
+        return self._debug_seq
+
+    def reopen(self) -> None:
+        self._debug_seq = 0  # another kernel, and another debugger
+        super().reopen()

@@ -194,16 +194,22 @@ def shutdown(restart: bool = False) -> Content:
     return {"restart": bool(restart)}
 
 
-def debug(command: str, arguments: Mapping[str, Any] | None, seq: int) -> Content:
-    """Content of a debug_request: a request of the Debug Adapter Protocol."""
+def debug(command: str, arguments: Mapping[str, Any] | None = None) -> Content:
+    """Content of a debug_request: a request of the Debug Adapter Protocol, to which the sender adds its `seq`."""
+    if not check_code(command, "command"):
+        raise InvalidArgument("command must name a request of the Debug Adapter Protocol")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise InvalidArgument(f"arguments must be a dict, not {type(arguments).__name__}")
     return {
         "type": "request",
-        "seq": seq,
-        "command": check_code(command, "command"),
+        "command": command,
         "arguments": dict(arguments or {}),
     }
+
+
+def is_debug_event(message: Message, event: str | None = None) -> bool:
+    """True for an event of the debugger and, if `event` is given, of that name."""
+    return message.header["msg_type"] == "debug_event" and event in (None, message.content.get("event"))
 
 
 def subshell(subshell_id: str) -> Content:

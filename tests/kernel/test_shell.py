@@ -212,12 +212,6 @@ def test_control_is_answered_while_the_kernel_is_busy(client, gate):
     assert execution.result().ok
 
 
-def test_debug_request_is_answered(client):
-    content = client.debug("debugInfo", timeout=WAIT).content
-    assert content["success"]
-    assert content["body"]["isStarted"] is False
-
-
 def test_subshell_runs_code_while_the_main_shell_is_busy(client, gate):
     subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
     assert client.list_subshells(timeout=WAIT).content["subshell_id"] == [subshell_id]
@@ -381,7 +375,10 @@ BAD_CALLS = {
     "is_complete: no string": lambda client: client.is_complete(None),
     "comm_info: no string": lambda client: client.comm_info(1),
     "debug: no command": lambda client: client.debug(None),
+    "debug: empty command": lambda client: client.debug(""),
     "debug: no arguments": lambda client: client.debug("threads", ["all"]),
+    "debug: not JSON": lambda client: client.debug("threads", {"all": {1, 2}}),
+    "wait_for_debug_event: no string": lambda client: client.wait_for_debug_event(5),
     "delete_subshell: no string": lambda client: client.delete_subshell(None),
     "send: no type": lambda client: client.shell_channel.send(None),
     "send: content is a list": lambda client: client.shell_channel.send("x_request", [1]),
