@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import subprocess
 import sys
 import textwrap
@@ -131,6 +132,21 @@ def test_a_blocking_jupyter_client_can_talk_to_it() -> None:
 def test_a_client_finds_out_about_a_kernel_that_sends_no_welcome(transport: str) -> None:
     with FakeKernel(CODE, transport=transport, welcome=False) as fake, kclient.connect(fake.connection_info) as client:
         assert client.run("print('hi'); 6 * 7", timeout=20).stdout == "hi\n"
+
+
+def test_buffers_of_any_size_and_kind_go_both_ways(transport: str) -> None:
+    kinds = [bytearray(b"ab"), memoryview(b"xcdx")[1:3], array.array("B", b"ef"), b"g" * 1_000_000, b""]
+    sent = [bytes(kind) for kind in kinds]
+    with FakeKernel(transport=transport) as fake, kclient.connect(fake.connection_info) as client:
+        fake.on("echo_request", lambda request: request.publish("echo", {}, buffers=request.message.buffers))
+        client.iopub_channel.flush()
+        client.shell_channel.get_reply(client.shell_channel.send("echo_request", buffers=kinds), timeout=20)
+        assert fake.requests[-1].buffers == sent
+        while client.iopub_channel.inbox.nbytes < 1_000_000:
+            client.iopub_channel.changed.wait(kclient.hub.Deadline(20))
+        (message,) = [message for message in client.iopub_channel.flush() if message.msg_type == "echo"]
+        assert [bytes(buffer) for buffer in message.buffers] == sent
+        assert message.nbytes == 2 + sum(map(len, sent))
 
 
 def test_remembers_what_it_was_asked() -> None:

@@ -1,5 +1,8 @@
 """The content of each request, as the messaging spec wants it, and the arguments that are refused."""
 
+import copy
+import pickle
+
 import jupyter_client.client
 import jupyter_client.session
 import pytest
@@ -273,6 +276,14 @@ def test_messages_are_equal_only_to_themselves():
     assert one == one
     assert one != other
     assert len({one, other}) == 2
+
+
+def test_message_can_be_copied_and_pickled_whatever_its_buffers_are():
+    parts = ({"msg_id": "1", "msg_type": "a"}, {"msg_id": "0"}, {"m": 1}, {"c": [1]})
+    message = Message(*parts, [b"x", memoryview(b"view")], 2.0, 7)
+    for again in (pickle.loads(pickle.dumps(message)), copy.copy(message), copy.deepcopy(message)):
+        assert (again.header, again.parent_header, again.metadata, again.content) == parts
+        assert (again.buffers, again.received, again.nbytes) == ([b"x", b"view"], 2.0, 7)
 
 
 def test_new_messages_share_no_dicts():
