@@ -164,6 +164,13 @@ def test_a_handler_can_answer_what_no_kernel_knows() -> None:
         assert (reply.msg_type, reply.content["milk"]) == ("tea_reply", True)
 
 
+@pytest.mark.parametrize("status", ["complete", "incomplete", "invalid", "unknown"])
+def test_answer_of_is_complete_is_not_taken_for_an_error(status: str) -> None:
+    with FakeKernel() as fake, kclient.connect(fake.connection_info) as client:
+        fake.on("is_complete_request", lambda request: request.reply({"status": status, "indent": "  "}))
+        assert client.is_complete("x").content == {"status": status, "indent": "  "}
+
+
 def test_runs_in_a_thread_of_its_own_as_well_as_in_this_hub(transport: str) -> None:
     with (
         FakeKernel(CODE, transport=transport, thread=True) as fake,
