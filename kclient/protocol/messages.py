@@ -99,6 +99,10 @@ GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 """Messages on shell that the spec answers with nothing."""
 
 
+DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
+"""Messages on iopub that may bear a display_id, and then change what is displayed under it already, as frontends have it."""
+
+
 @lru_cache(maxsize=256)
 def reply_type(msg_type: str) -> str | None:
     """The type of the reply to a request as the spec names it; None where the name does not tell."""
