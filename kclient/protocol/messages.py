@@ -100,7 +100,7 @@ GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 
 
 DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
-"""Messages on iopub that may bear a display_id, and then change what is displayed under it already, as frontends have it."""
+"""Messages on iopub that may bear a display_id, and then change what is displayed under it, as frontends have it."""
 
 
 @lru_cache(maxsize=256)

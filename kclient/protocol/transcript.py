@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from kclient.errors import InvalidArgument
-from kclient.protocol.messages import DISPLAY_TYPES, Message
+from kclient.protocol.messages import Message
 from kclient.protocol.routing import OUTPUT_TYPES
 
 MAX_OUTPUT_BYTES: Final = 256 * 2**20
@@ -114,7 +114,7 @@ class Transcript:
             return True
         if msg_type == "update_display_data":
             return self.update_display(message)
-        growth = self._growth(message) if msg_type in DISPLAY_TYPES else 0
+        growth = self._growth(message) if self._displays else 0
         if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes + growth)):
             self._is_cut = True
             return False
