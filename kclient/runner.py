@@ -104,6 +104,7 @@ class Runner(ShellRequests, ControlRequests):
         return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
 
     def next_debug_seq(self) -> int:
+        self.link.owner.check()
         return self.link.control.next_debug_seq()
 
     def answers_input(self) -> bool:
