@@ -93,6 +93,21 @@ class Result:
         """The text/plain of the execute_result, None if there is none."""
         return self.data.get("text/plain")
 
+    @property
+    def payload(self) -> list[dict[str, Any]]:
+        """What the kernel asks a frontend to do: dicts whose `source` is page, set_next_input, edit_magic or ask_exit.
+
+        Deprecated in the messaging spec, and still what IPython's `?`, `%load`, `%edit` and `exit` send.
+        """
+        payload = self._replied("payload", list)
+        return [entry for entry in payload if isinstance(entry, dict)]
+
+    @property
+    def user_expressions(self) -> dict[str, Any]:
+        """By name, the mime bundle of each expression (`status` "ok" and `data`), or its error (`status` "error")."""
+        expressions: dict[str, Any] = self._replied("user_expressions", dict)
+        return expressions
+
     def raise_for_error(self) -> None:
         """Raise ExecutionError if the code raised, ExecutionAborted if the kernel skipped it."""
         error = self.error
@@ -102,6 +117,11 @@ class Result:
             raise ExecutionAborted("Aborted", "an earlier request failed with stop_on_error", result=self)
         if not self.ok:
             raise ExecutionError("Error", f"the kernel replied with status {self.status!r}", result=self)
+
+    def _replied(self, name: str, kind: type) -> Any:
+        """That part of the reply; an empty one if the kernel has left it out, or sent something else."""
+        value = self.reply.content.get(name) if self.reply is not None else None
+        return value if isinstance(value, kind) else kind()
 
     def _stream(self, name: str) -> str:
         return "".join(

@@ -114,6 +114,14 @@ class Runner(ShellRequests, ControlRequests):
             channel = link.control
         return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
 
+    def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
+        """The next debug_event, or the next of the name `event`: `IOPubChannel.wait_for_debug_event`."""
+        return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
+
+    def next_debug_seq(self) -> int:
+        self.link.owner.check()
+        return self.link.control.next_debug_seq()
+
     def answers_input(self) -> bool:
         """True if someone would answer an input request of an execution that brings no on_input of its own."""
         return self.link.prompts.are_answered()

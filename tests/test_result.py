@@ -66,6 +66,21 @@ def test_streams_are_joined_by_name_in_order():
     assert (done.stdout, done.stderr) == ("ac", "bd")
 
 
+def test_payload_and_user_expressions_are_those_of_the_reply():
+    page = {"source": "page", "data": {"text/plain": "help"}, "start": 0}
+    exit_asked = {"source": "ask_exit", "keepkernel": False}
+    done = result(payload=[page, exit_asked], user_expressions={"a": {"status": "ok"}})
+    assert (done.payload, done.user_expressions) == ([page, exit_asked], {"a": {"status": "ok"}})
+
+
+@pytest.mark.parametrize("nonsense", [None, 5, "page", True, [], {}, ["page", None, 3]])
+def test_payload_and_user_expressions_that_are_none_are_empty(nonsense):
+    done = result(payload=nonsense, user_expressions=nonsense)
+    assert (done.payload, done.user_expressions) == ([], {})
+    for without in (result(), Result(None, []), result(status="aborted")):
+        assert (without.payload, without.user_expressions) == ([], {})
+
+
 # Errors
 
 
@@ -189,7 +204,7 @@ def test_result_never_changes():
     assert early.outputs == expected
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         early.complete = True
-    for name in ("status", "ok", "text", "data", "stdout", "error"):
+    for name in ("status", "ok", "text", "data", "stdout", "error", "payload", "user_expressions"):
         with pytest.raises(AttributeError):
             setattr(early, name, None)
 

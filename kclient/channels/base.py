@@ -281,18 +281,25 @@ class MessageChannel(Channel):
         """
         deadline = Deadline(timeout if block else 0)
         with self._owner.call():
-            self._check().drain()
-            failures = self._failures
-            while not self.inbox:
-                self._check()
-                self._check_failure()
-                if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
-                    raise self._last_failure(None)
-                if not self._arrived.wait(deadline):
-                    self._look_around(deadline)
-                    if deadline.is_over and not self.msg_ready() and self._failure is None:
-                        raise KernelTimeout(f"message on the {self.name} channel", deadline.timeout)
-        return self._next_unclaimed()
+            return self._wait_for(
+                lambda: self._next_unclaimed() if self.inbox else None, self._arrived, "message", deadline
+            )
+
+    def _wait_for(self, take: Callable[[], Message | None], arrived: Parking, what: str, deadline: Deadline) -> Message:
+        """The message that `take()` takes out of the inbox, which it may do whenever `arrived` wakes."""
+        self._check().drain()
+        failures, is_late = self._failures, False
+        while (message := take()) is None:
+            self._check()
+            self._check_failure()
+            if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
+                raise self._last_failure(None)
+            if is_late:
+                raise KernelTimeout(f"{what} on the {self.name} channel", deadline.timeout)
+            if not arrived.wait(deadline):
+                self._look_around(deadline)
+                is_late = deadline.is_over
+        return message
 
     def msg_ready(self) -> bool:
         """True if `get_msg` would return at once."""

@@ -13,6 +13,13 @@ from kclient.protocol.framing import DELIMITER, FRAMES, end_of_first
 # The method of libzmq's binding itself: a green socket's takes five times as long.
 _recv: Final = zmq.backend.Socket.recv
 
+VIEW_FROM: Final = 64 * 1024
+"""Bytes from which on a buffer of a message is not copied out of ZeroMQ's memory.
+
+A view takes 0.3 us. A copy of less takes 1 us at most, and bytes are handier; one of 1 MiB takes 22 us, 15 % of the
+time that it takes to get here over ipc, and more where the system has to find the memory first.
+"""
+
 # A plain number: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them.
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 
@@ -61,6 +68,7 @@ class MessageReader(FrameReader):
         if end == len(frames):
             self._ahead = []
             return frames
+        frames = list(map(bytes, frames))  # what was taken for a buffer may be the content of another message
         self._ahead = frames[end:]
         return frames[:end]
 
@@ -82,6 +90,15 @@ class MessageReader(FrameReader):
         """Add the frames after the delimiter; those of the message behind it, too, if they are too few."""
         try:
             frames += map(_recv, repeat(self._socket, FRAMES - 2), repeat(_DONTWAIT))
-            self._read_rest(frames)
+            frame = _recv(self._socket, _DONTWAIT, False)
+            frames.append(frame.bytes)
+            while frame.more:
+                frame = _recv(self._socket, _DONTWAIT, False)
+                frames.append(buffer_of(frame))
         except zmq.Again:  # they are too few, and nothing is behind them
             pass
+
+
+def buffer_of(frame: zmq.Frame) -> Any:
+    """What `frame` holds: bytes or, if that is much, a read-only view, which keeps the frame."""
+    return frame.bytes if len(frame) < VIEW_FROM else frame.buffer.toreadonly()

@@ -11,7 +11,7 @@ from kclient.channels.base import Failure, MessageChannel, last_look
 from kclient.hub import Deadline, Parking, in_callback
 from kclient.log import WARNING, log, log_soon
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.messages import Message
+from kclient.protocol.messages import Message, check_code, is_debug_event
 from kclient.protocol.routing import Outputs
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class IOPubChannel(MessageChannel):
         super().__init__(context, session, address)
         self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
         self.changed = Parking(self._owner)
+        self._debug_event_came = Parking(self._owner)
         self.on_unanswered: Callable[[], None] | None = None
         self.on_new_kernel: Callable[[], None] | None = None
         self.on_deleted_subshell: Callable[[], None] | None = None
@@ -63,6 +64,22 @@ class IOPubChannel(MessageChannel):
         self._check().drain()
         return self.outputs.inbox.pop_all()
 
+    def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
+        """The oldest debug_event in the inbox, or the oldest of the name `event`; waits for it, and takes it out.
+
+        Its content is an event of the Debug Adapter Protocol: `event`, such as "stopped", and `body`. It may be part of
+        any request, and is among the outputs of none. Raises KernelTimeout after `timeout` seconds.
+        """
+        if event is not None:
+            check_code(event, "event")
+        deadline = Deadline(timeout)
+
+        def take() -> Message | None:
+            return self.inbox.take(lambda message: is_debug_event(message, event))
+
+        with self._owner.call():
+            return self._wait_for(take, self._debug_event_came, f"debug_event {event or ''}".rstrip(), deadline)
+
     @property
     def inbox(self) -> Inbox:
         """The newest of what no execution claimed."""
@@ -75,6 +92,7 @@ class IOPubChannel(MessageChannel):
         if self.outputs.comms is not None:
             self.outputs.comms.fail(failure)
         self.changed.wake()
+        self._debug_event_came.wake()
 
     def stop(self) -> None:
         super().stop()
@@ -105,6 +123,8 @@ class IOPubChannel(MessageChannel):
             sink.feed(message)
         else:
             self._arrived.wake()
+            if message.header["msg_type"] == "debug_event":
+                self._debug_event_came.wake()
             if outputs.has_deleted_subshell:
                 outputs.has_deleted_subshell = False
                 if self.on_deleted_subshell is not None:

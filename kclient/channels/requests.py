@@ -119,6 +119,10 @@ class ControlRequests(ABC):
     ) -> Message:
         """Send a request and return its reply."""
 
+    @abstractmethod
+    def next_debug_seq(self) -> int:
+        """The `seq` of the next request to the debugger: 1 for the first of a connection."""
+
     def kernel_info(self, *, timeout: float | None = None) -> Message:
         """Language, protocol version and banner of the kernel."""
         return self.request("kernel_info_request", {}, timeout=timeout)
@@ -134,9 +138,15 @@ class ControlRequests(ABC):
     def debug(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> Message:
-        """A request of the Debug Adapter Protocol; raises UnsupportedFeature for a kernel without a debugger."""
-        self._debug_seq = getattr(self, "_debug_seq", 0) + 1
-        return self.request("debug_request", messages.debug(command, arguments, self._debug_seq), timeout=timeout)
+        """A request of the Debug Adapter Protocol, or one of Jupyter's additions to it: dumpCell, debugInfo and so on.
+
+        The reply's content is the response as the debugger gives it, also where its `success` is False; a kernel whose
+        debugger is not started (initialize, attach) may give an empty one. For events: `wait_for_debug_event`. Raises
+        UnsupportedFeature for a kernel without a debugger.
+        """
+        content = messages.debug(command, arguments)
+        content["seq"] = self.next_debug_seq()
+        return self.request("debug_request", content, timeout=timeout)
 
     def create_subshell(self, *, timeout: float | None = None) -> Message:
         """Start a subshell; the reply's content has its `subshell_id`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final
 
 from kclient.protocol.messages import Message
@@ -41,6 +42,13 @@ class Inbox:
         """The message that came first; raises KeyError if there is none."""
         _, message = self._messages.popitem(last=False)
         self.nbytes -= message.nbytes
+        return message
+
+    def take(self, is_wanted: Callable[[Message], bool]) -> Message | None:
+        """The oldest message that is wanted, taken out; None if there is none."""
+        message = next(filter(is_wanted, self._messages.values()), None)
+        if message is not None:
+            self.remove(message)
         return message
 
     def remove(self, message: Message) -> None:

@@ -26,7 +26,8 @@ class Message:
     """One message of the protocol. Its parts can be had as attributes and, as in a dict, by name.
 
     `received` is the `time.perf_counter()` of its arrival, 0 for a message built here; `nbytes` is the
-    size of its content and buffers as they came over the wire.
+    size of its content and buffers as they came over the wire. A buffer that arrived is bytes or, from 64 KiB on, a
+    read-only memoryview of ZeroMQ's own memory, which is freed when nobody holds the message or the view.
     """
 
     header: dict[str, Any]
@@ -40,6 +41,12 @@ class Message:
     def __repr__(self) -> str:
         text = repr(self.content)
         return f"<Message {self.header.get('msg_type')} {text if len(text) <= 200 else text[:200] + '...'}>"
+
+    def __reduce__(self) -> tuple[type[Message], tuple[Any, ...]]:
+        """For pickle and copy, which no memoryview can go through."""
+        buffers = [bytes(buffer) for buffer in self.buffers]
+        parts = (self.header, self.parent_header, self.metadata, self.content, buffers, self.received, self.nbytes)
+        return type(self), parts
 
     @property
     def msg_id(self) -> str:
@@ -83,13 +90,17 @@ def check_message(message: Message) -> Message:
 
 
 def check_buffers(buffers: Any) -> list[Any]:
-    if isinstance(buffers, (bytes, bytearray, str)) or not isinstance(buffers, Sequence):
-        raise InvalidArgument(f"buffers must be a list of bytes, not {type(buffers).__name__}")
+    if isinstance(buffers, (bytes, bytearray, memoryview, str)) or not isinstance(buffers, Sequence):
+        raise InvalidArgument(f"buffers must be a list of bytes-like objects, not {type(buffers).__name__}")
     return list(buffers)
 
 
 GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 """Messages on shell that the spec answers with nothing."""
+
+
+DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
+"""Messages on iopub that may bear a display_id, and then change what is displayed under it, as frontends have it."""
 
 
 @lru_cache(maxsize=256)
@@ -194,16 +205,22 @@ def shutdown(restart: bool = False) -> Content:
     return {"restart": bool(restart)}
 
 
-def debug(command: str, arguments: Mapping[str, Any] | None, seq: int) -> Content:
-    """Content of a debug_request: a request of the Debug Adapter Protocol."""
+def debug(command: str, arguments: Mapping[str, Any] | None = None) -> Content:
+    """Content of a debug_request: a request of the Debug Adapter Protocol, to which the sender adds its `seq`."""
+    if not check_code(command, "command"):
+        raise InvalidArgument("command must name a request of the Debug Adapter Protocol")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise InvalidArgument(f"arguments must be a dict, not {type(arguments).__name__}")
     return {
         "type": "request",
-        "seq": seq,
-        "command": check_code(command, "command"),
+        "command": command,
         "arguments": dict(arguments or {}),
     }
+
+
+def is_debug_event(message: Message, event: str | None = None) -> bool:
+    """True for an event of the debugger and, if `event` is given, of that name."""
+    return message.header["msg_type"] == "debug_event" and event in (None, message.content.get("event"))
 
 
 def subshell(subshell_id: str) -> Content:

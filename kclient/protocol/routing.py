@@ -13,7 +13,7 @@ from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import CommRoutes, Taker
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.ledger import Ledger
-from kclient.protocol.messages import GETS_NO_REPLY, Message, reply_type
+from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, reply_type
 
 MAX_UNCOLLECTED: Final = 10_000
 """Replies kept for a get_reply that may still come, and abandoned requests remembered."""
@@ -241,7 +241,7 @@ class Outputs:
             self._note_status(message, parent_id)
             if message.header.get("session") != self._kernel_session or self._kept_session < KEPT_SESSION:
                 self._note_session(message)
-        elif msg_type == "update_display_data":
+        elif msg_type in DISPLAY_TYPES and message.content.get("transient"):
             self._update_displays(message, parent_id)
         if parent_id is not None and msg_type in _OF_AN_EXECUTION:
             sink = self.executions.get(parent_id)
@@ -298,7 +298,7 @@ class Outputs:
             self.has_deleted_subshell = True
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
-        """An update may concern what another execution displayed."""
+        """A display_id may be that of what another execution displayed."""
         for msg_id, sink in self.executions.items():
             if msg_id != parent_id:
                 sink.update_display(message)

@@ -204,12 +204,17 @@ def _as_orjson_has_it(value: object) -> Any:
 
 
 def _check_buffer(buffer: Any) -> Any:
+    if isinstance(buffer, bytes):
+        return buffer
     try:
-        if isinstance(buffer, bytes) or memoryview(buffer).contiguous:
-            return buffer
-    except TypeError:
-        pass
-    raise InvalidArgument(f"a buffer must hold contiguous bytes, which a {type(buffer).__name__} does not")
+        is_contiguous = memoryview(buffer).c_contiguous
+    except (TypeError, ValueError, BufferError) as exc:  # ValueError: it was released
+        raise InvalidArgument(f"a buffer must be a bytes-like object, not {type(buffer).__name__}: {exc}") from None
+    if not is_contiguous:
+        raise InvalidArgument(
+            f"a buffer must be C-contiguous, which this {type(buffer).__name__} is not; send a copy, bytes() of it say"
+        )
+    return buffer
 
 
 def _with_care(values: list[Any], parts: Sequence[bytes]) -> list[dict[str, Any]]:

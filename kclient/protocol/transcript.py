@@ -1,7 +1,8 @@
 """What one execution has brought so far: its outputs in notebook format, its reply, its states.
 
 Outputs follow nbformat 4: streams of one name that come in a row are one output; clear_output and
-update_display_data are applied and are not outputs themselves.
+update_display_data are applied and are not outputs themselves. A display whose display_id was there before changes
+those before it, as in JupyterLab and nbclient.
 """
 
 from __future__ import annotations
@@ -82,16 +83,10 @@ class Transcript:
         return False
 
     def update_display(self, message: Message) -> bool:
-        """Apply an update_display_data to the displays of its display_id; False if there is no room for it."""
-        displays = self._displays.get(_display_id(message.content), [])
-        growth = sum(message.nbytes - display.nbytes for display in displays)
-        if not self._has_room(self._nbytes + growth):
+        """Apply an update_display_data, or another display, to those of its display_id; False if it has no room."""
+        if not self._has_room(self._nbytes + self._growth(message)):
             return False
-        self._nbytes += growth
-        for display in displays:
-            display.nbytes = message.nbytes
-            display.output["data"] = _mapping(message.content, "data")
-            display.output["metadata"] = _mapping(message.content, "metadata")
+        self._update_displays(message)
         return True
 
     def outputs(self) -> list[dict[str, Any]]:
@@ -119,7 +114,8 @@ class Transcript:
             return True
         if msg_type == "update_display_data":
             return self.update_display(message)
-        if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes)):
+        growth = self._growth(message) if self._displays else 0
+        if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes + growth)):
             self._is_cut = True
             return False
         if msg_type == "stream" and self._is_cut and not self._clear_next:  # a text ends where it was cut
@@ -130,6 +126,17 @@ class Transcript:
         self._nbytes += message.nbytes
         self._append(msg_type, message)
         return True
+
+    def _growth(self, message: Message) -> int:
+        """Bytes by which the displays grow that `message` changes."""
+        return sum(message.nbytes - display.nbytes for display in self._displays.get(_display_id(message.content), ()))
+
+    def _update_displays(self, message: Message) -> None:
+        self._nbytes += self._growth(message)
+        for display in self._displays.get(_display_id(message.content), ()):
+            display.nbytes = message.nbytes
+            display.output["data"] = _mapping(message.content, "data")
+            display.output["metadata"] = _mapping(message.content, "metadata")
 
     def _has_room(self, nbytes: int) -> bool:
         if self.max_output_bytes is None or nbytes <= self.max_output_bytes:
@@ -164,6 +171,7 @@ class Transcript:
         if msg_type == "execute_result":
             count = content.get("execution_count")
             output["execution_count"] = count if isinstance(count, int) else None
+        self._update_displays(message)
         self._outputs.append(output)
         display_id = _display_id(content)
         if display_id:

@@ -46,9 +46,10 @@ class FakeKernel:
     `script` maps code to what it publishes: steps made by `stream`, `result`, `display` and `error`, or a function that
     gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
     a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
-    returns True for messages that get lost. `protocol_version` and `supported_features` are what kernel_info tells; one
-    of protocol ``"4.1"`` has the messages of that on its wire, in `requests` too, and handlers those of protocol 5. With
-    `curve=True` it encrypts.
+    returns True for messages that get lost. With `curve=True` it encrypts.
+
+    `protocol_version` and `supported_features` are what kernel_info tells; one of protocol ``"4.1"`` has the messages
+    of that on its wire, in `requests` too, and handlers those of protocol 5.
 
     It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
     its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.

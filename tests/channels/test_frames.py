@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kclient.channels.frames import FrameReader, MessageReader
+from kclient.channels.frames import VIEW_FROM, FrameReader, MessageReader
 from kclient.context import context
 from kclient.errors import BadMessage
 from kclient.protocol.framing import DELIMITER
@@ -130,3 +132,63 @@ def test_messages_without_the_topic_that_iopub_has_are_read(pair: Pair) -> None:
     for frames in sent:
         socket.send_multipart(frames)
     assert all_of(MessageReader(receiver, 1)) == sent
+
+
+# Buffers
+
+
+def with_buffers(session: Session, *buffers: bytes, **content: object) -> list[bytes]:
+    message = session.msg("comm_msg", content)
+    message.buffers = list(buffers)
+    return session.serialize(message)
+
+
+def frames_alive() -> int:
+    return sum(isinstance(thing, zmq.Frame) for thing in gc.get_objects())
+
+
+def test_large_buffers_are_views_and_all_else_is_bytes(pair: Pair) -> None:
+    socket, receiver = pair
+    ours, theirs = Session(b"key"), Session(b"key")
+    buffers = [b"s" * (VIEW_FROM - 1), b"l" * VIEW_FROM, b"", b"L" * 10 * VIEW_FROM]
+    socket.send_multipart(with_buffers(ours, *buffers, text="x" * VIEW_FROM))
+    (frames,) = all_of(MessageReader(receiver, 0))
+    message = theirs.deserialize(frames)
+    assert [type(frame) for frame in frames[:6]] == [bytes] * 6
+    assert [type(buffer) for buffer in message.buffers] == [bytes, memoryview, bytes, memoryview]
+    assert [bytes(buffer) for buffer in message.buffers] == buffers
+    assert message.nbytes == len(frames[5]) + sum(map(len, buffers))
+    with pytest.raises(TypeError, match="read-only"):
+        message.buffers[1][0] = 0
+
+
+def test_memory_of_a_view_is_freed_with_the_last_who_holds_it(pair: Pair) -> None:
+    """At once, without the garbage collector."""
+    socket, receiver = pair
+    before = frames_alive()
+    gc.disable()
+    try:
+        socket.send_multipart(with_buffers(Session(b"key"), b"x" * VIEW_FROM))
+        (frames,) = all_of(MessageReader(receiver, 0))
+        message = Session(b"key").deserialize(frames)
+        part = message.buffers[0][10:20]
+        del frames, message
+        assert frames_alive() == before + 1
+        assert part == b"x" * 10
+        del part
+        assert frames_alive() == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("topics", [0, 1])
+def test_large_content_behind_a_message_that_is_too_short_is_bytes(pair: Pair, topics: int) -> None:
+    """NaN is what the fast parser refuses, and the other takes bytes only."""
+    socket, receiver = pair
+    ours, theirs = Session(b"key"), Session(b"key")
+    socket.send_multipart([b"topic"] * topics + [DELIMITER, b"x", b"{}"])
+    long = [b"topic"] * topics + with_buffers(ours, b"b" * VIEW_FROM, number=math.nan, text="x" * VIEW_FROM)
+    socket.send_multipart(long)
+    _, frames = all_of(MessageReader(receiver, topics))
+    message = theirs.deserialize(frames)
+    assert (len(message.content["text"]), message.buffers) == (VIEW_FROM, [b"b" * VIEW_FROM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import socket
 import subprocess
@@ -137,6 +138,21 @@ def test_a_client_finds_out_about_a_kernel_that_sends_no_welcome(transport: str)
         assert client.run("print('hi'); 6 * 7", timeout=20).stdout == "hi\n"
 
 
+def test_buffers_of_any_size_and_kind_go_both_ways(transport: str) -> None:
+    kinds = [bytearray(b"ab"), memoryview(b"xcdx")[1:3], array.array("B", b"ef"), b"g" * 1_000_000, b""]
+    sent = [bytes(kind) for kind in kinds]
+    with FakeKernel(transport=transport) as fake, kclient.connect(fake.connection_info) as client:
+        fake.on("echo_request", lambda request: request.publish("echo", {}, buffers=request.message.buffers))
+        client.iopub_channel.flush()
+        client.shell_channel.get_reply(client.shell_channel.send("echo_request", buffers=kinds), timeout=20)
+        assert fake.requests[-1].buffers == sent
+        while client.iopub_channel.inbox.nbytes < 1_000_000:
+            client.iopub_channel.changed.wait(kclient.hub.Deadline(20))
+        (message,) = [message for message in client.iopub_channel.flush() if message.msg_type == "echo"]
+        assert [bytes(buffer) for buffer in message.buffers] == sent
+        assert message.nbytes == 2 + sum(map(len, sent))
+
+
 def test_remembers_what_it_was_asked() -> None:
     with FakeKernel() as fake, kclient.connect(fake.connection_info) as client:
         client.complete("impor", 5)
@@ -150,6 +166,13 @@ def test_a_handler_can_answer_what_no_kernel_knows() -> None:
         message_id = client.shell_channel.send("tea_request", {"milk": True})
         reply = client.shell_channel.get_reply(message_id, timeout=20)
         assert (reply.msg_type, reply.content["milk"]) == ("tea_reply", True)
+
+
+@pytest.mark.parametrize("status", ["complete", "incomplete", "invalid", "unknown"])
+def test_answer_of_is_complete_is_not_taken_for_an_error(status: str) -> None:
+    with FakeKernel() as fake, kclient.connect(fake.connection_info) as client:
+        fake.on("is_complete_request", lambda request: request.reply({"status": status, "indent": "  "}))
+        assert client.is_complete("x").content == {"status": status, "indent": "  "}
 
 
 def test_runs_in_a_thread_of_its_own_as_well_as_in_this_hub(transport: str) -> None:

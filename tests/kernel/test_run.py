@@ -211,9 +211,24 @@ def test_code_that_is_not_to_be_stored_is_not_counted(client):
     assert client.run("0").execution_count == before + 1
 
 
-def test_user_expressions_are_in_the_reply(client):
+def test_payload_tells_what_a_frontend_is_asked_to_do(client, folder):
+    (folder / "some.py").write_text("loaded = 1")
+    result = client.run(f"print?\n%load {folder / 'some.py'}", check=True)
+    page, load = result.payload
+    assert page["source"] == "page"
+    assert "print(" in page["data"]["text/plain"].replace("\x1b[0m", "")
+    assert load["source"] == "set_next_input"
+    assert "loaded = 1" in load["text"]
+    (edit,) = client.run(f"%edit {folder / 'some.py'}").payload
+    assert (edit["source"], edit["filename"]) == ("edit_magic", str(folder / "some.py"))
+    (leave,) = client.run("exit(keep_kernel=True)").payload
+    assert (leave["source"], leave["keepkernel"]) == ("ask_exit", True)
+    assert client.run("1").payload == []
+
+
+def test_user_expressions_are_in_the_result(client):
     result = client.run("a = 20", user_expressions={"b": "a + 1", "broken": "nowhere"})
-    expressions = result.reply.content["user_expressions"]
+    expressions = result.user_expressions
     assert expressions["b"]["data"]["text/plain"] == "21"
     assert expressions["broken"]["ename"] == "NameError"
     assert result.ok

@@ -90,11 +90,23 @@ def test_stop_on_error_aborts_what_is_queued_behind(client, gate, stop_on_error,
 # Questions about code
 
 
+ODD_TEXT = "'𝕏 👩‍🚀 e\u0301'; "
+"""It has fewer code points than units of UTF-16, and more than characters that one sees."""
+
+
 def test_complete_counts_code_points(client):
-    code = "'𝕏𝕏'; impor + 1"
-    content = client.complete(code, len("'𝕏𝕏'; impor"), timeout=WAIT).content
+    code = f"{ODD_TEXT}impor + 1"
+    content = client.complete(code, len(f"{ODD_TEXT}impor"), timeout=WAIT).content
     assert "import" in content["matches"]
     assert code[content["cursor_start"] : content["cursor_end"]] == "impor"
+
+
+def test_inspect_counts_code_points(client):
+    code = f"{ODD_TEXT}id,len"
+    for name in ("id", "len"):
+        content = client.inspect(code, code.index(name), timeout=WAIT).content
+        assert content["found"]
+        assert f"{name}(" in plain(content["data"]["text/plain"])
 
 
 def test_complete_takes_the_end_of_the_code_for_the_cursor(client):
@@ -135,7 +147,9 @@ def plain(text):
     ("code", "status"), [("1 + 1", "complete"), ("for n in range(3):", "incomplete"), ("1 +* 1", "invalid")]
 )
 def test_is_complete_tells(client, code, status):
-    assert client.is_complete(code, timeout=WAIT).content["status"] == status
+    content = client.is_complete(code, timeout=WAIT).content
+    assert content["status"] == status
+    assert content.get("indent") == ("    " if status == "incomplete" else None)
 
 
 # History
@@ -146,6 +160,12 @@ def test_history_of_a_range_has_inputs_or_outputs_too(client):
     for output, entry in ((False, "'in' + 'put'"), (True, ["'in' + 'put'", "'input'"])):
         history = client.history(output=output, session=0, start=count, stop=count + 1, timeout=WAIT).content["history"]
         assert [line[1:] for line in history] == [[count, entry]]
+
+
+def test_history_is_raw_or_what_ipython_made_of_it(client):
+    client.execute("%who_ls", timeout=WAIT)
+    found = [client.history(raw, False, "tail", n=1, timeout=WAIT).content["history"][0][2] for raw in (True, False)]
+    assert found == ["%who_ls", "get_ipython().run_line_magic('who_ls', '')"]
 
 
 def test_history_tail_has_the_latest_lines(client):
@@ -159,13 +179,21 @@ def test_history_search_finds_a_pattern(client):
     for _ in range(2):
         client.execute("needle = 'hay'", timeout=WAIT)
     client.execute("hay = 'needle'", timeout=WAIT)
-    find = {"hist_access_type": "search", "pattern": "needle = *", "unique": True, "timeout": WAIT}
+    find = {"hist_access_type": "search", "pattern": "need?e = *", "unique": True, "timeout": WAIT}
     assert [code for _, _, code in client.history(**find).content["history"]] == ["needle = 'hay'"]
     everything = client.history(**{**find, "unique": False, "n": 2}).content["history"]
     assert [code for _, _, code in everything] == ["needle = 'hay'"] * 2
 
 
 # The kernel
+
+
+def test_request_that_has_no_method_of_its_own_is_sent_by_name(client, kernel):
+    reply = client.request("connect_request", timeout=WAIT)
+    assert reply.msg_type == "connect_reply"
+    ports = {name: port for name, port in reply.content.items() if name.endswith("_port")}
+    assert ports.items() <= kernel.get_connection_info().items()
+    assert "shell_port" in ports
 
 
 def test_kernel_info_on_shell_and_control(client):
@@ -212,12 +240,6 @@ def test_control_is_answered_while_the_kernel_is_busy(client, gate):
     assert not execution.done()
     gate.open()
     assert execution.result().ok
-
-
-def test_debug_request_is_answered(client):
-    content = client.debug("debugInfo", timeout=WAIT).content
-    assert content["success"]
-    assert content["body"]["isStarted"] is False
 
 
 def test_kernel_is_known(kernel, client):
@@ -410,7 +432,10 @@ BAD_CALLS = {
     "is_complete: no string": lambda client: client.is_complete(None),
     "comm_info: no string": lambda client: client.comm_info(1),
     "debug: no command": lambda client: client.debug(None),
+    "debug: empty command": lambda client: client.debug(""),
     "debug: no arguments": lambda client: client.debug("threads", ["all"]),
+    "debug: not JSON": lambda client: client.debug("threads", {"all": {1, 2}}),
+    "wait_for_debug_event: no string": lambda client: client.wait_for_debug_event(5),
     "delete_subshell: no string": lambda client: client.delete_subshell(None),
     "send: no type": lambda client: client.shell_channel.send(None),
     "send: content is a list": lambda client: client.shell_channel.send("x_request", [1]),

@@ -25,6 +25,17 @@ def test_messages_come_out_in_order_of_arrival():
     assert len(inbox) == inbox.nbytes == inbox.dropped == 0
 
 
+def test_message_that_is_wanted_is_taken_from_between_the_others():
+    inbox = Inbox(NO_BOUND, NO_BOUND)
+    messages = [message(nbytes) for nbytes in (1, 2, 3, 2)]
+    for each in messages:
+        inbox.append(each)
+    assert inbox.take(lambda each: each.nbytes == 2) is messages[1]
+    assert inbox.take(lambda each: each.nbytes == 9) is None
+    assert (inbox.nbytes, inbox.dropped) == (6, 0)
+    assert inbox.pop_all() == [messages[0], *messages[2:]]
+
+
 def test_empty_inbox_has_no_oldest():
     inbox = Inbox(NO_BOUND, NO_BOUND)
     assert inbox.pop_all() == []

@@ -1,5 +1,8 @@
 """The content of each request, as the messaging spec wants it, and the arguments that are refused."""
 
+import copy
+import pickle
+
 import jupyter_client.client
 import jupyter_client.session
 import pytest
@@ -104,7 +107,7 @@ def test_content_does_not_change_with_the_arguments_it_was_made_of():
     expressions["b"] = "2"
     assert content["user_expressions"] == {"a": "1"}
     arguments = {"a": 1}
-    content = messages.debug("evaluate", arguments, 1)
+    content = messages.debug("evaluate", arguments)
     arguments["b"] = 2
     assert content["arguments"] == {"a": 1}
 
@@ -218,20 +221,20 @@ def test_comm_info_of_the_empty_target_is_not_comm_info_of_all():
 
 
 def test_debug_request_is_one_of_the_debug_adapter_protocol():
-    assert messages.debug("evaluate", {"expression": "a"}, 7) == {
+    assert messages.debug("evaluate", {"expression": "a"}) == {
         "type": "request",
-        "seq": 7,
         "command": "evaluate",
         "arguments": {"expression": "a"},
     }
-    assert messages.debug("initialize", None, 1)["arguments"] == {}
+    assert messages.debug("initialize")["arguments"] == {}
+    assert "must name a request" in refused(messages.debug, "")
 
 
 def test_names_and_answers_that_are_no_text_are_refused():
     for value in NO_TEXT:
         assert "input" in refused(messages.input_reply, value)
         assert "subshell_id" in refused(messages.subshell, value)
-        assert "command" in refused(messages.debug, value, {}, 1)
+        assert "command" in refused(messages.debug, value)
         if value is not None:
             assert "target_name" in refused(messages.comm_info, value)
     assert messages.subshell("s") == {"subshell_id": "s"}
@@ -239,7 +242,7 @@ def test_names_and_answers_that_are_no_text_are_refused():
 
 def test_debug_arguments_that_are_no_dict_are_refused():
     for value in ([], "a", 5, [("a", 1)]):
-        assert "arguments" in refused(messages.debug, "evaluate", value, 1)
+        assert "arguments" in refused(messages.debug, "evaluate", value)
 
 
 # Replies and messages
@@ -273,6 +276,14 @@ def test_messages_are_equal_only_to_themselves():
     assert one == one
     assert one != other
     assert len({one, other}) == 2
+
+
+def test_message_can_be_copied_and_pickled_whatever_its_buffers_are():
+    parts = ({"msg_id": "1", "msg_type": "a"}, {"msg_id": "0"}, {"m": 1}, {"c": [1]})
+    message = Message(*parts, [b"x", memoryview(b"view")], 2.0, 7)
+    for again in (pickle.loads(pickle.dumps(message)), copy.copy(message), copy.deepcopy(message)):
+        assert (again.header, again.parent_header, again.metadata, again.content) == parts
+        assert (again.buffers, again.received, again.nbytes) == ([b"x", b"view"], 2.0, 7)
 
 
 def test_new_messages_share_no_dicts():

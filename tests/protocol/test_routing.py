@@ -726,9 +726,20 @@ def test_update_of_a_display_reaches_every_other_execution_once(outputs):
     assert [execution.updates for execution in executions] == [[update], [], [update]]
 
 
+def test_display_of_another_execution_reaches_those_that_may_have_one_of_its_id(outputs):
+    executions = [Execution(outputs) for _ in range(2)]
+    for msg_type in ("display_data", "execute_result"):
+        outputs.route(iopub(msg_type, executions[0].request, {"data": {}, "transient": {}}))
+        named = iopub(msg_type, executions[0].request, {"data": {}, "transient": {"display_id": "d"}})
+        assert outputs.route(named) is executions[0]
+        assert (executions[0].updates, executions[1].updates.pop()) == ([], named)
+    assert executions[1].updates == []
+
+
 def test_update_that_belongs_to_no_execution_reaches_all_and_the_inbox(outputs):
     executions = [Execution(outputs) for _ in range(2)]
-    updates = [iopub("update_display_data", ask()), iopub("update_display_data")]
+    content = {"transient": {"display_id": "d"}}
+    updates = [iopub("update_display_data", ask(), content), iopub("update_display_data", content=content)]
     assert [outputs.route(update) for update in updates] == [None, None]
     assert [execution.updates for execution in executions] == [updates, updates]
     assert outputs.inbox.pop_all() == updates

@@ -1,5 +1,6 @@
 """The wire format: what is written, what is read, and what is refused before it does harm."""
 
+import array
 import enum
 import hashlib
 import hmac
@@ -10,6 +11,7 @@ import uuid
 from datetime import datetime, timedelta, timezone
 from time import perf_counter
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -302,15 +304,26 @@ def test_message_type_that_is_no_name_is_an_invalid_argument(session):
 
 def test_buffers_may_be_anything_with_contiguous_bytes(session):
     message = session.msg("comm_msg")
-    message.buffers = [bytearray(b"ab"), memoryview(b"cd"), b"ef"]
-    assert [bytes(frame) for frame in session.serialize(message)[6:]] == [b"ab", b"cd", b"ef"]
+    numbers = array.array("i", [1, 2])
+    table = np.arange(6, dtype="u1").reshape(2, 3)
+    message.buffers = [bytearray(b"ab"), memoryview(b"cd"), b"ef", numbers, table, b"", memoryview(b"ghij")[1:3]]
+    expected = [b"ab", b"cd", b"ef", numbers.tobytes(), b"\0\1\2\3\4\5", b"", b"hi"]
+    assert [bytes(frame) for frame in session.serialize(message)[6:]] == expected
 
 
 def test_buffer_that_cannot_be_sent_is_refused_before_half_a_message_is_sent(session):
-    for buffer in (5, "text", None, [b"x"], memoryview(b"abcdef")[::2]):
+    released = memoryview(b"x")
+    released.release()
+    for buffer in (5, "text", None, [b"x"], released):
         message = session.msg("comm_msg")
         message.buffers = [b"fine", buffer]
-        with pytest.raises(InvalidArgument, match="buffer"):
+        with pytest.raises(InvalidArgument, match="must be a bytes-like object"):
+            session.serialize(message)
+    columns = np.asfortranarray([[1, 2], [3, 4]])
+    for buffer in (memoryview(b"abcdef")[::2], columns, columns[0]):
+        message = session.msg("comm_msg")
+        message.buffers = [b"fine", buffer]
+        with pytest.raises(InvalidArgument, match="must be C-contiguous.* send a copy"):
             session.serialize(message)
 
 

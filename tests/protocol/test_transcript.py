@@ -190,6 +190,22 @@ def test_update_changes_every_display_of_its_id_and_no_other():
     validate(transcript.outputs())
 
 
+def test_display_of_an_id_that_was_there_before_changes_those_before_it():
+    transcript = fed(display("a", "1"), display("b"), display("c", "1"))
+    assert shown(transcript) == ["c", "b", "c"]
+    transcript.take(display("d", "1", msg_type="execute_result"))
+    assert shown(transcript) == ["d", "b", "d", "d"]
+    validate(transcript.outputs())
+
+
+def test_display_that_changes_those_before_it_keeps_to_the_bound():
+    displays = [display("a", "1", nbytes=10), display("b", "1", nbytes=10), display("x" * 50, "1", nbytes=50)]
+    transcript = fed(*displays, max_output_bytes=100)
+    assert (shown(transcript), transcript.dropped) == (["b", "b"], 1)
+    transcript = fed(display("a", "1", nbytes=60), clear(wait=True), display("b", "1", nbytes=90), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["b"], False)
+
+
 def test_update_changes_a_result_as_well():
     transcript = fed(display("a", "1", msg_type="execute_result"), update("new", "1"))
     assert shown(transcript) == ["new"]
