@@ -200,7 +200,7 @@ class OwnedKernel:
         """`death`, of a kernel that had never answered; names the ports that another program has."""
         taken = taken_ports(self.endpoint.info)
         story = [describe(self.endpoint.info, taken)] if taken else []
-        story.append(f"its command was {self.command_line()}")
+        story += [*self._lacks_ipc(), f"its command was {self.command_line()}"]
         return LaunchError(
             f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
@@ -212,10 +212,21 @@ class OwnedKernel:
     def never_answered(self, timeout: KernelTimeout) -> KernelTimeout:
         """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
         output = self.process.stderr_tail().strip() if self.process is not None else ""
-        story = [f"the command was {self.command_line()}", f"the end of its output: {output or 'it printed none'}"]
+        story = [
+            *self._lacks_ipc(),
+            f"the command was {self.command_line()}",
+            f"the end of its output: {output or 'it printed none'}",
+        ]
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
+
+    def _lacks_ipc(self) -> list[str]:
+        """What to tell of a kernel that has not bound all of its ipc addresses: about half of all kernels cannot."""
+        for path in self.endpoint.info.ipc_paths():
+            if not os.path.lexists(path):
+                return [f"it never listened at ipc://{path}; if it can do tcp only, pass transport='tcp'"]
+        return []
 
     def command_line(self) -> str:
         return shlex.join(self.argv)
