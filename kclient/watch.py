@@ -30,8 +30,8 @@ KNOCK_WAIT: Final = 10.0
 """Seconds that a kernel which is idle has to answer; then it has another reason not to."""
 
 PATIENCE: Final = 30.0
-"""Seconds for which an idle kernel may keep silent about a request that is no code: a Kotlin kernel is not busy while it
-looks for completions, which takes it seconds. Where code begins, every kernel says so."""
+"""Seconds for which an idle kernel may be silent about a request that is no code: one for Kotlin is not busy while it
+looks for completions, which takes it seconds. Of the beginning of code every kernel tells."""
 
 BACKLOG: Final = 60.0
 """Seconds that iopub may lag behind shell: a flood is not read in the time that it takes to reply."""
@@ -150,10 +150,12 @@ class Watchdog:
     def _knock(self, unheard: Sequence[Overdue]) -> None:
         """Wake the kernel; code that it does not begin then, it never got."""
         self._link.prober.knock(Deadline(KNOCK_WAIT))
+        code = [overdue for overdue in unheard if overdue.is_code]
         for overdue in unheard:
             if not overdue.is_code:
                 self._spawn(("silent", overdue.msg_id), self._wait_for_silent, overdue)
-        self._watch([overdue for overdue in unheard if overdue.is_code])
+        if code:
+            self._watch(code)
 
     def _wait_for_silent(self, overdue: Overdue) -> None:
         """Let the kernel answer in its own time."""

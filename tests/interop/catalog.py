@@ -24,7 +24,6 @@ PYTHON = {
     "stdin": "print('hello ' + input('name? '))",
 }
 
-
 WANTED = {
     "kernel_info": "complete",
     "stream": "hi",
@@ -54,7 +53,7 @@ class Gap:
 
 @attrs.frozen
 class IpcGap:
-    """What a kernel prints that cannot listen over ipc, or not at an address in so long a `folder`, and `why` it can't."""
+    """What a kernel prints that cannot listen over ipc, or not in so long a `folder`, and `why` it cannot."""
 
     prints: str
     why: str
@@ -84,7 +83,7 @@ class Row:
         return ("tcp",) if self.ipc_gap is not None and not self.ipc_gap.folder else ("tcp", "ipc")
 
     def wanted(self, feature: str) -> str:
-        """What a kernel without a gap shows."""
+        """What is seen of a feature where all is well."""
         own = {"error": self.ename, "history": str([self.code["result"]])}
         return own.get(feature) or WANTED[feature]
 
@@ -140,8 +139,8 @@ ROWS = [
         ordinary=("ipc",),
         ipc_gap=IpcGap(
             "RuntimeError: Invalid argument",
-            "an address of more than 31 characters, `ipc://` and the number among them, ends it at its start; those that "
-            "kclient chooses in /tmp have 31, in a longer TMPDIR more: pass a short `ip`",
+            "an address of more than 31 characters, `ipc://` and the number among them, ends it at its start; those "
+            "that kclient chooses in /tmp have 31, in a longer TMPDIR more: pass a short `ip`",
             folder="a-folder-with-a-long-name",
         ),
         gaps={

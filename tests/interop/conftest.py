@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def prepare(request: pytest.FixtureRequest, session_folder: Path) -> Iterator[Callable[[Row], None]]:
-    """See that the spec of a kernel is found, if it is installed; else the test is skipped, or fails if it is required."""
+    """See that the spec of a kernel is found; the test of one that is not installed is skipped, or fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(session_folder / "interop"))
 
