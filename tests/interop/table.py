@@ -8,8 +8,6 @@ from pathlib import Path
 
 from catalog import ROWS, WANTED, Row
 
-BEGIN, END = "<!-- table: tox -e interop -->\n", "<!-- end of table -->\n"
-
 Seen = dict[tuple[str, str, str], dict[str, str]]
 """What the report says of a kernel, a transport and a feature."""
 
@@ -25,8 +23,7 @@ def render(seen: Seen) -> str:
     head = ["", *(f"{row.package} {facts(seen, row)['version']}" for row in ROWS)]
     lines = [head, ["---"] * len(head), ["protocol", *(facts(seen, row)["protocol"] for row in ROWS)]]
     lines.append(["transports", *(transports(seen, row, notes) for row in ROWS)])
-    for feature in WANTED:
-        lines.append([feature, *(cell(seen, row, feature, notes) for row in ROWS)])
+    lines += ([feature, *(cell(seen, row, feature, notes) for row in ROWS)] for feature in WANTED)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + "\n" + "".join(f"{number}. {note}\n" for number, note in enumerate(notes, 1))
 
@@ -57,12 +54,16 @@ def note(notes: list[str], text: str) -> str:
     return f"<sup>{notes.index(text) + 1}</sup>"
 
 
+def put(document: Path, mark: str, table: str) -> None:
+    """Put `table` between the comment that is `mark` and the next one."""
+    before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _old, end, after = rest.partition("<!-- end")
+    document.write_text(f"{before}{begin}{table}{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     report, document = map(Path, sys.argv[1:])
-    text = document.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    document.write_text(f"{before}{BEGIN}{render(read(report))}{END}{after}", encoding="utf-8")
+    put(document, "table: tox -e interop", render(read(report)))
 
 
 if __name__ == "__main__":
