@@ -86,7 +86,7 @@ def stdin(kernel: kclient.KernelManager, row: Row) -> str:
         return "Ada"
 
     stdout = run(kernel, row.code["stdin"], on_input=answer).stdout
-    return f"{prompts[0].strip()} {stdout.strip()}" if prompts else "not asked"
+    return f"{prompts[0]}{stdout.strip()}" if prompts else "not asked"
 
 
 def interrupt(kernel: kclient.KernelManager, row: Row) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalog import ROWS, WANTED, Row
+from catalog import WANTED, Row
 from features import LOOK
 from fixtures import WAIT
 
@@ -41,11 +41,3 @@ def test_kernel_that_cannot_listen_there_over_ipc_ends_in_an_error_that_tells_wh
     assert gap.prints in caught.value.stderr, "mended, perhaps: then take the gap away"
     assert gap.folder or "pass transport='tcp'" in str(caught.value)
     report(refuser, "ipc", "ipc", "refused")
-
-
-def test_document_tells_of_every_kernel_and_every_gap() -> None:
-    document = (Path(__file__).resolve().parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
-    for row in ROWS:
-        gaps = [row.ipc_gap] if row.ipc_gap is not None else []
-        for text in (row.package, *(gap.why for gap in (*gaps, *row.gaps.values()))):
-            assert text in document, "tox -e interop writes the table"

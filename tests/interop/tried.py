@@ -61,7 +61,7 @@ JAVA = {
     "complete": ("System.ou", "out"),
     "inspect": ("String", "String"),
     "is_complete": ("6 * 7", "for (int i = 0; i < 3; i++) {"),
-    "sleep": 'System.out.println("ready"); Thread.sleep(60000);',
+    "sleep": 'for (int i = 0; i < 600; i++) { if (i == 0) System.out.println("ready"); Thread.sleep(100); }',
     "stdin": 'System.out.print("name? "); System.out.println("hello " + new java.util.Scanner(System.in).nextLine());',
 }
 KOTLIN = {
@@ -73,17 +73,17 @@ KOTLIN = {
     "inspect": ("println", "println"),
     "is_complete": ("6 * 7", "for (i in 1..3) {"),
     "sleep": 'println("ready"); Thread.sleep(60000)',
-    "stdin": 'print("name? "); println("hello " + readLine())',
+    "stdin": 'println("hello " + readLine())',
 }
 JAVASCRIPT = {
-    "stream": "const {log} = require('console'); log('hi')",
-    "order": "for (let i = 0; i < 500; i++) require('console').log(i)",
+    "stream": "globalThis.console.log('hi')",
+    "order": "for (let i = 0; i < 500; i++) globalThis.console.log(i)",
     "result": "6 * 7",
     "error": "throw new TypeError('no')",
     "complete": ("Math.ab", "abs"),
     "inspect": ("Math.abs", "abs"),
     "is_complete": ("6 * 7", "for (const i of [1, 2]) {"),
-    "sleep": "require('console').log('ready'); while (true) {}",
+    "sleep": "globalThis.console.log('ready'); while (true) {}",
     "stdin": "prompt('name? ')",
 }
 
