@@ -50,6 +50,7 @@ class Execution:
     ) -> None:
         self.msg_id = ""
         self.subshell_id: str | None = None
+        self.may_ask = False
         self._link = link
         self._owner = link.owner
         self._transcript = transcript
@@ -150,6 +151,7 @@ class Execution:
         """Take the id of the request, which goes out now."""
         self.msg_id = request.msg_id
         self.subshell_id = request.header.get("subshell_id")
+        self.may_ask = request.content["allow_stdin"]
         self._transcript.times.sent = perf_counter()
 
     @property

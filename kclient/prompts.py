@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import getcurrent
 
-from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, KClientError
+from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, KClientError, RemoteProtocolError
 from kclient.execution import Execution, OnInput
 from kclient.hub import call_back
 from kclient.log import log
@@ -71,9 +71,23 @@ class Prompts:
             execution.feed_input(message)
             return True
         if self.on_input is None:
+            if isinstance(execution, Execution) and not execution.may_ask and not self._link.stdin.is_awaited():
+                self._refuse(execution, message)
             return False
         self._answerers.add(gevent.spawn(self._answer_in_background, message, self.on_input))
         return True
+
+    def _refuse(self, execution: Execution, request: Message) -> None:
+        """The kernel was told that nobody answers, and asks all the same, as R does: it would wait for ever."""
+        prompt = str(request.content.get("prompt", ""))
+        execution.fail(
+            lambda msg_id: RemoteProtocolError(
+                f"the kernel asks for input ({prompt!r}), although it was told that nobody answers; its code is "
+                "interrupted. Pass on_input to answer it"
+            )
+        )
+        with suppress(KClientError, OSError):
+            self._link.interrupt_kernel()
 
     def stop(self) -> None:
         """Answer nothing any more."""

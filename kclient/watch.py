@@ -30,6 +30,10 @@ OVERDUE: Final = 1.0
 KNOCK_WAIT: Final = 10.0
 """Seconds that a kernel which is idle has to answer; then it has another reason not to."""
 
+PATIENCE: Final = 30.0
+"""Seconds for which an idle kernel may be silent about a request that is no code: one for Kotlin is not busy while it
+looks for completions, which takes it seconds. Of the beginning of code every kernel tells."""
+
 BACKLOG: Final = 60.0
 """Seconds that iopub may lag behind shell: a flood is not read in the time that it takes to reply."""
 
@@ -43,6 +47,8 @@ class Overdue:
     since: float
     is_still_owed: Callable[[], bool]
     give_up: Callable[[], None]
+    msg_id: str = ""
+    is_code: bool = True
 
     @property
     def shell(self) -> tuple[str, str | None]:
@@ -183,9 +189,21 @@ class Watchdog:
                 overdue.give_up()
 
     def _knock(self, unheard: Sequence[Overdue]) -> None:
-        """Wake the kernel; what it does not answer then, it never got."""
+        """Wake the kernel; code that it does not begin then, it never got."""
         self._link.prober.knock(Deadline(KNOCK_WAIT))
-        self._watch(unheard)
+        code = [overdue for overdue in unheard if overdue.is_code]
+        for overdue in unheard:
+            if not overdue.is_code:
+                self._spawn(("silent", overdue.msg_id), self._wait_for_silent, overdue)
+        if code:
+            self._watch(code)
+
+    def _wait_for_silent(self, overdue: Overdue) -> None:
+        """Let the kernel answer in its own time."""
+        deadline = Deadline(PATIENCE)
+        while overdue.is_still_owed() and not deadline.is_over:
+            self._link.iopub.changed.wait(deadline)
+        self._watch([overdue])
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]
@@ -266,7 +284,9 @@ class Watchdog:
         unheard_of = [
             _overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since), unheard)
             for slot in link.shell.requests
-            if slot.on_settled is not None and slot.subshell_id is None
+            if slot.on_settled is not None
+            and slot.subshell_id is None
+            and not self._is_watched(("silent", slot.msg_id))
         ]
         latest = self._unnoticed
         if latest is not None and latest.is_unnoticed():
@@ -276,7 +296,9 @@ class Watchdog:
 
 
 def _overdue_reply(channel: RequestChannel, slot: Slot, since: float, failure: Failure) -> Overdue:
-    return Overdue(channel, slot.subshell_id, since, slot.is_pending, partial(channel.give_up, [slot], failure))
+    give_up = partial(channel.give_up, [slot], failure)
+    is_code = slot.reply_type == "execute_reply"
+    return Overdue(channel, slot.subshell_id, since, slot.is_pending, give_up, slot.msg_id, is_code)
 
 
 def no_reply(msg_id: str | None) -> NoReply:

@@ -83,6 +83,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--figures", metavar="FILE", type=Path, help="append what was measured to FILE, a JSON object a line"
     )
+    group.addoption("--require-kernels", action="store_true", help="drive every kernel of tests/interop; none may lack")
+    group.addoption(
+        "--kernels-report", metavar="FILE", type=Path, help="append what each kernel showed to FILE, as JSON"
+    )
     group.addoption("--chaos-seconds", metavar="N", type=float, help="how long the chaos lasts: 20 s, --long 600")
     group.addoption("--chaos-seed", metavar="N", type=int, default=1, help="what all of its random choices come from")
 

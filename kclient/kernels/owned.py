@@ -281,7 +281,7 @@ class OwnedKernel:
         """`death`, of a kernel that had never answered; names the ports that another program has."""
         taken = taken_ports(self.endpoint.info)
         story = [describe(self.endpoint.info, taken)] if taken else []
-        story += [*clues, f"its command was {self.command_line()}"]
+        story += [*clues, *self._lacks_ipc(), f"its command was {self.command_line()}"]
         return LaunchError(
             f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
@@ -292,7 +292,7 @@ class OwnedKernel:
 
     def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
         """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
-        story = [*clues, self._story()]
+        story = [*clues, *self._lacks_ipc(), self._story()]
         if self.endpoint.info.curve_publickey:
             story.append("the connection is encrypted; if the kernel can't, encryption='off' starts it without")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
@@ -302,6 +302,13 @@ class OwnedKernel:
     def _story(self) -> str:
         output = self.process.stderr_tail().strip() if self.process is not None else ""
         return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
+
+    def _lacks_ipc(self) -> list[str]:
+        """What to tell of a kernel that has not bound all of its ipc addresses: about half of all kernels cannot."""
+        for path in self.endpoint.info.ipc_paths():
+            if not os.path.lexists(path):
+                return [f"it never listened at ipc://{path}; if it can do tcp only, pass transport='tcp'"]
+        return []
 
     def command_line(self) -> str:
         return shlex.join(self.argv)

@@ -161,6 +161,53 @@ def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client:
         client.shell_channel.get_reply(msg_id, timeout=20)
 
 
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
+    fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Kotlin kernel, which is busy with completions only when it has them; it answers others meanwhile."""
+    real, late = fake.take, []
+
+    def take(port: Any, frames: list[bytes]) -> None:
+        if port.name == "shell" and b"complete_request" in frames[frames.index(b"<IDS|MSG>") + 2]:
+            late.append((port, frames))
+        else:
+            real(port, frames)
+
+    monkeypatch.setattr(fake, "take", take)
+    call = gevent.spawn(client.complete, "", timeout=20)
+    while not any(watcher[0] == "silent" for watcher in client.link.watchdog._watchers):
+        gevent.sleep(0.001)
+    real(*late[0])
+    assert call.get().content["status"] == "ok"
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_kernel_that_never_answers_a_request_is_given_up_in_the_end(
+    fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 0.1)
+    real = fake.take
+
+    def take(port: Any, frames: list[bytes]) -> None:
+        if port.name != "shell" or b"history_request" not in frames[frames.index(b"<IDS|MSG>") + 2]:
+            real(port, frames)
+
+    monkeypatch.setattr(fake, "take", take)
+    with pytest.raises(kclient.NoReply):
+        client.history(timeout=20)
+    assert client.run("6 * 7", timeout=20).text == "42"
+
+
+def test_kernel_that_asks_although_nobody_answers_is_interrupted_and_told_of(fake: FakeKernel, client: Client) -> None:
+    """As R does; the code would wait for ever."""
+    fake.script["ask"] = lambda request: request.ask("name? ")
+    with pytest.raises(kclient.RemoteProtocolError, match=r"'name\? '.*on_input"):
+        client.run("ask")
+    client.control_channel.kernel_info(timeout=20)
+    assert "interrupt_request" in [request.msg_type for request in fake.requests]
+
+
 def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, client: Client) -> None:
     def ask(request: Request) -> None:
         parent = {"msg_id": [1], "msg_type": "execute_request"}

@@ -239,6 +239,15 @@ def test_kernel_that_never_answers_times_out_with_what_it_printed(install_kernel
     assert list(runtime_dir.iterdir()) == []
 
 
+def test_kernel_that_binds_no_ipc_address_is_told_of_with_what_to_do(install_kernel):
+    install_kernel("import sys; sys.exit(1)", "ends")
+    install_kernel("import signal; signal.pause()", "waits")
+    with pytest.raises(kclient.LaunchError, match="never listened at ipc:///.*-1; .* pass transport='tcp'"):
+        kclient.start_kernel("ends", transport="ipc", timeout=WAIT)
+    with pytest.raises(kclient.KernelTimeout, match="never listened at ipc:///.*-1; .* pass transport='tcp'"):
+        kclient.start_kernel("waits", transport="ipc", timeout=0.1)
+
+
 def test_command_that_cannot_be_executed_is_an_error(install_kernel, folder, runtime_dir):
     name = install_kernel("")
     manager = kclient.KernelManager(name)

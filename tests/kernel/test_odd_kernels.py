@@ -1,0 +1,53 @@
+"""Kernels that lack a channel, or take their time: each a process of its own, which no ipykernel is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fixtures import WAIT
+
+import kclient
+from kclient import probe
+
+ODD = """
+import sys
+sys.path.append({tests!r})
+from odd_kernels import OddKernel
+{first}
+OddKernel(sys.argv[-1], lacks={lacks}).serve()
+"""
+
+
+@pytest.fixture
+def install_odd(install_kernel):
+    """Install an OddKernel that runs `first` before it listens."""
+
+    def install(*lacks, first="pass"):
+        tests = str(Path(__file__).resolve().parent.parent)
+        return install_kernel(ODD.format(tests=tests, first=first, lacks=lacks))
+
+    return install
+
+
+@pytest.mark.parametrize("lacks", [(), ("control", "stdin", "hb")], ids=["all", "least"])
+def test_kernel_without_some_channels_runs_code_and_ends(install_odd, transport, lacks, monkeypatch):
+    monkeypatch.setattr(probe, "STDIN_WAIT", 0.1)
+    with kclient.KernelManager(install_odd(*lacks), transport=transport) as manager:
+        manager.shutdown_wait_time = 0.2 if "control" in lacks else WAIT
+        manager.start_kernel()
+        manager.start_channels()
+        manager.wait_for_ready(WAIT)
+        process = manager.process
+        result = manager.run("hello", timeout=WAIT)
+        assert (result.stdout, result.ok, result.complete) == ("hello", True, True)
+    assert process.exit_code == (-15 if "control" in lacks else 0)
+
+
+def test_kernel_that_takes_long_to_start_is_waited_for(install_odd, start_kernel, background, gate):
+    """As long as it takes: the kernel prints, and then waits for us."""
+    name = install_odd(first=f"print('starting', flush=True); {gate.code}")
+    starting = background(start_kernel, name, timeout=None)
+    assert starting.is_waiting
+    gate.open()
+    assert starting.get().run("hello", timeout=WAIT).stdout == "hello"
