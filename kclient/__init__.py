@@ -43,6 +43,7 @@ from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
     from kclient.comm import Comm
+    from kclient.comms import Comms
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
@@ -54,6 +55,7 @@ __all__ = [
     "ChannelClosed",
     "Comm",
     "CommClosed",
+    "Comms",
     "ConnectionFileError",
     "ConnectionInfo",
     "ControlChannel",
@@ -100,6 +102,7 @@ __all__ = [
 
 _MODULES = {
     "Comm": "kclient.comm",
+    "Comms": "kclient.comms",
     "KernelManager": "kclient.manager",
     "KernelSpec": "kclient.kernels.spec",
     "Session": "kclient.protocol.session",

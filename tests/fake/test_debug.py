@@ -17,7 +17,7 @@ Client = kclient.KernelClient
 
 @pytest.fixture
 def fake() -> Iterator[FakeKernel]:
-    with FakeKernel() as fake:
+    with FakeKernel(supported_features=["debugger"]) as fake:
         fake.on("debug_request", respond)
         yield fake
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fixtures import WAIT
+from gevent.event import Event
 from gevent.queue import Queue
 
 import kclient
@@ -210,7 +211,8 @@ def test_latest_reply_tells_the_version(old: FakeKernel, client: kclient.KernelC
 
 def test_run_that_is_abandoned_tries_to_interrupt_its_code(old: FakeKernel, client: kclient.KernelClient) -> None:
     """Nobody can tell whether that helps; it is no error of the run."""
+    old.script["wait"] = lambda request: Event().wait()
     with pytest.raises(kclient.KernelTimeout):
-        client.run("ask", timeout=0.05)
+        client.run("wait", timeout=0.05)
     client.control_channel.kernel_info(timeout=WAIT)
     assert "interrupt_request" in types(old)
