@@ -38,17 +38,20 @@ class Peer:
 
     def __init__(self) -> None:
         self.info: KernelInfo | None = None
+        self._told: object = None
         self.version_4: Version4 | None = None
         self.observers: dict[str, Callable[[Message], None]] = {"kernel_info_reply": self.meet}
 
     def meet(self, reply: Message) -> None:
         """Take in a kernel_info_reply, and give it the shape of protocol 5; an error tells nothing new."""
+        if reply.content == self._told:
+            return
         info = KernelInfo.of(reply.content)
         if info.status in _ABORTED or (info.status == "error" and self.info is not None):
             return
         self.info = info
         if not info.speaks_version_4:
-            self.version_4 = None
+            self.version_4, self._told = None, reply.content
             return
         from kclient.protocol.version4 import Version4  # which few kernels need
 
@@ -66,7 +69,7 @@ class Peer:
 
     def forget(self) -> None:
         """Another kernel takes its place."""
-        self.info = self.version_4 = None
+        self.info = self.version_4 = self._told = None
 
     def known(self) -> KernelInfo:
         """What the kernel said of itself; raises InvalidState before its first kernel_info reply."""
