@@ -38,8 +38,9 @@ class Result:
 
     def __repr__(self) -> str:
         """How it went, and the beginning and the end of what was shown."""
-        error = f"{self.error.ename}: {self.error.evalue}" if self.error is not None else ""
-        shown = {"text": self.text, "stdout": self.stdout, "stderr": self.stderr, "error": error}
+        error = self.error
+        problem = f"{error.ename}: {error.evalue}" if error is not None else ""
+        shown = {"text": self.text, "stdout": self.stdout, "stderr": self.stderr, "error": problem}
         words = [self.status, *(f"{name}={short_repr(value)}" for name, value in shown.items() if value)]
         flags = {"incomplete": not self.complete, "truncated": self.truncated}
         return f"<Result {' '.join(words + [name for name, is_set in flags.items() if is_set])}>"
