@@ -40,6 +40,7 @@ class Comm:
         self.inbox = Inbox(INBOX_MESSAGES, INBOX_BYTES)
         # Its target, which has still to be called, may set on_message; that gets in its turn what comes meanwhile.
         self.is_new = open_message is not None
+        self._name = target_name or comm_id  # one that was attached to may have no other
         self._comms = comms
         self._link = comms.link
         self._changed = Parking(comms.link.owner)
@@ -139,7 +140,7 @@ class Comm:
                     last_look(self._link.running(), deadline)
                     self._link.look()
                     if self._is_waiting():
-                        raise KernelTimeout(f"message on the comm {self.target_name!r}", deadline.timeout)
+                        raise KernelTimeout(f"message on the comm {self._name!r}", deadline.timeout)
 
     def close(
         self, data: Data | None = None, *, metadata: Data | None = None, buffers: Sequence[Any] | None = None
@@ -151,7 +152,7 @@ class Comm:
             if self._end is None:
                 self._send("comm_close", data, metadata, buffers)
                 self._is_closed_here = True
-                self._end_with(f"the comm {self.target_name!r} was closed here")
+                self._end_with(f"the comm {self._name!r} was closed here")
 
     # What the routing calls, in whatever greenlet a message was taken in.
 
@@ -208,7 +209,7 @@ class Comm:
 
     def _why_closed(self) -> str:
         if self._was_heard_of:
-            return f"the kernel closed the comm {self.target_name!r}"
+            return f"the kernel closed the comm {self._name!r}"
         return f"the kernel has no comm target {self.target_name!r}, or closed the comm before it sent anything"
 
     def _end_with(self, why: str, data: Any = None) -> None:

@@ -147,7 +147,10 @@ class NoSuchKernel(KClientError, KeyError):
     def __str__(self) -> str:
         have = ", ".join(self.available) or "none"
         if self.allowed is not None and self.name.lower() not in self.allowed:
-            return f"the kernel {self.name!r} is not allowed; of those that are, there are: {have}"
+            return (
+                f"the kernel {self.name!r} is not allowed, by KCLIENT_ALLOWED_KERNELS or by allowed=; "
+                f"of those that are, there are: {have}"
+            )
         looked = ", ".join(self.searched) or "nowhere"
         return f"no kernel named {self.name!r}; there are: {have}; looked in: {looked}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import repr as short_repr
 from typing import Any
 
 import attrs
@@ -29,11 +30,20 @@ class Result:
     outputs beyond max_output_bytes were dropped.
     """
 
-    reply: Message | None = attrs.field(repr=False)
-    outputs: list[dict[str, Any]] = attrs.field(repr=False)
+    reply: Message | None
+    outputs: list[dict[str, Any]]
     execution_count: int | None = None
     complete: bool = True
     truncated: bool = False
+
+    def __repr__(self) -> str:
+        """How it went, and the beginning and the end of what was shown."""
+        error = self.error
+        problem = f"{error.ename}: {error.evalue}" if error is not None else ""
+        shown = {"text": self.text, "stdout": self.stdout, "stderr": self.stderr, "error": problem}
+        words = [self.status, *(f"{name}={short_repr(value)}" for name, value in shown.items() if value)]
+        flags = {"incomplete": not self.complete, "truncated": self.truncated}
+        return f"<Result {' '.join(words + [name for name, is_set in flags.items() if is_set])}>"
 
     @classmethod
     def of(cls, transcript: Transcript) -> Result:

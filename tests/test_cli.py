@@ -115,9 +115,19 @@ def test_empty_code_succeeds(run_existing: Callable[..., Done]) -> None:
 
 
 @pytest.mark.kernel
-def test_transport_is_chosen() -> None:
-    code = "print(get_ipython().kernel.parent.transport)"
-    assert kclient_command("run", "--transport", "ipc", "-c", code) == Done(0, "ipc\n", "")
+def test_transport_and_encryption_are_chosen() -> None:
+    code = (
+        "import json\nfile = get_ipython().kernel.parent.abs_connection_file\nvalues = json.load(open(file))\n"
+        "print(values['transport'], 'curve_secretkey' in values)"
+    )
+    done = kclient_command("run", "-c", code, "--transport", "ipc", "--encryption", "off")
+    assert done == Done(0, "ipc False\n", "")
+
+
+def test_kernel_that_cannot_be_encrypted_is_not_started_where_that_is_required(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, "plain", ["false"])
+    done = kclient_command("run", "--kernel", "plain", "--encryption", "required", "-c", "1", JUPYTER_PATH=path)
+    check_complaint(done, 2, "'plain' cannot be encrypted")
 
 
 @pytest.mark.kernel
@@ -203,6 +213,8 @@ def test_colours_of_the_traceback_are_for_terminals(run_fake: Callable[..., Done
         ("run -c 1 --transport udp", ["--transport", "'tcp'", "'ipc'"]),
         ("run -c 1 --existing k.json --kernel python3", ["--existing", "--kernel"]),
         ("run -c 1 --existing k.json --transport ipc", ["--existing", "--transport"]),
+        ("run -c 1 --existing k.json --encryption off", ["--existing", "--encryption"]),
+        ("run -c 1 --encryption on", ["--encryption", "'auto'", "'required'", "'off'"]),
         ("run -c 1 --faster", ["--faster"]),
         ("walk", ["'walk'"]),
         ("kernels paint", ["'paint'"]),

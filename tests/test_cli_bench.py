@@ -70,17 +70,18 @@ def test_files_hold_the_figures_and_the_machine(kernel: kclient.KernelManager, t
     assert [row["operation"] for row in values["results"]] == ["kernel_info", "run"]
     for row in values["results"]:
         assert set(row) >= KEYS
-        assert row["n"] == 7
+        assert (row["n"], row["encrypted"]) == (7, "curve_publickey" in kernel.get_connection_info())
         assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"] <= row["p999_us"] <= row["max_us"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.kernel
 def test_progress_is_for_terminals() -> None:
-    with Terminal("bench", *FEW, "--transport", "ipc") as terminal:
+    with Terminal("bench", *FEW, "--transport", "ipc", "--encryption", "off") as terminal:
         done = terminal.end()
     assert done.code == 0
     assert "measuring" in done.out
+    assert "kclient, kernel python3, not encrypted" in done.out
 
 
 @pytest.mark.kernel
@@ -117,6 +118,8 @@ def write_spec(folder: Path, name: str, argv: list[str]) -> str:
     [
         ("--existing k.json --kernel python3", ["--existing", "--kernel"]),
         ("--existing k.json --transport both", ["--existing", "--transport"]),
+        ("--existing k.json --encryption auto", ["--existing", "--encryption"]),
+        ("--encryption on", ["--encryption", "'auto'", "'required'", "'off'"]),
         ("--calls 0", ["--calls", "0"]),
         ("--calls many", ["--calls", "'many'"]),
         ("--warm-up -1", ["--warm-up", "-1"]),

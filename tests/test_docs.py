@@ -1,14 +1,22 @@
-"""The pages in docs name only tests and methods that exist, and docs/protocol.md has every message of the spec."""
+"""The pages in docs name only tests and methods that exist, their code runs, and docs/protocol.md has every message.
+
+Each python block is run with `kernel`, one that is ready, and `kclient`, unless the line before it is
+``<!-- not run: why -->``. A text block right after it is what it prints.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
+from textwrap import dedent
 
 import attrs
 import pytest
+from test_readme import Block, blocks
 
 import kclient
 
@@ -30,6 +38,7 @@ input_request input_reply comm_open comm_msg comm_close pyin pyout pyerr
 TEST = re.compile(r"`([\w/]*\.py)?::(test_\w+)`")
 METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
 CODE = re.compile(r"`(\w+)`")
+NOT_RUN = re.compile(r" *<!-- not run: .+ -->")
 
 
 @attrs.frozen
@@ -97,3 +106,27 @@ def test_every_message_of_the_spec_has_a_method_and_a_test() -> None:
 def test_every_row_of_the_protocol_names_a_method_and_a_test() -> None:
     bare = [row for row in PROTOCOL if not (METHOD.search(row.by) and TEST.search(row.tests))]
     assert bare == []
+
+
+def blocks_to_run(text: str) -> list[Block]:
+    """The python blocks, but for those that cannot be run."""
+    lines = text.splitlines()
+    found = [block for block in blocks(text) if block.language == "python"]
+    return [block for block in found if not NOT_RUN.fullmatch(lines[block.line - 2])]
+
+
+@pytest.mark.kernel
+def test_python_blocks_run(start_kernel: Callable[..., kclient.KernelManager], tmp_path: Path) -> None:
+    kernel = start_kernel(env={"TMPDIR": str(tmp_path)})  # where it leaves the cells that were debugged
+    for page in sorted(DOCS.glob("*.md")):
+        for block in blocks_to_run(page.read_text(encoding="utf-8")):
+            code = compile("\n" * block.line + dedent(block.code), page, "exec")
+            out = StringIO()  # of its own, since callbacks of a block may print after its end
+            exec(code, {"kernel": kernel, "kclient": kclient, "print": partial(print, file=out)})
+            assert block.prints in (None, out.getvalue()), f"{page.name}, {block}"
+    kernel.kill_kernel()  # which would take 2 s to end by itself, for its debugger
+
+
+def test_block_that_is_marked_is_not_run() -> None:
+    text = "```python\na\n```\n<!-- not run: no such kernel -->\n```python\nb\n```\n```text\nc\n```\n"
+    assert blocks_to_run(text) == [Block(1, "python", "a\n")]

@@ -216,5 +216,11 @@ def test_result_survives_pickling_and_copying():
         assert again.reply.content == done.reply.content
 
 
+def test_repr_tells_how_it_went():
+    assert repr(result(stream("hi\n"), value("42"))) == "<Result ok text='42' stdout='hi\\n'>"
+    assert repr(result(failure())) == "<Result ok error='ValueError: bad'>"
+    assert repr(Result(None, [], complete=False, truncated=True)) == "<Result unknown incomplete truncated>"
+
+
 def test_repr_is_short_however_much_was_printed():
     assert len(repr(result(stream("x" * 10_000), value("y" * 10_000)))) < 200

@@ -84,7 +84,11 @@ class ShellRequests(ABC):
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Message:
-        """Lines of history: ``"range"`` (session, start, stop), ``"tail"`` (n), ``"search"`` (pattern, n, unique)."""
+        """Lines of history: ``"range"`` (session, start, stop), ``"tail"`` (n), ``"search"`` (pattern, n, unique).
+
+        Session 0 is the present one, -1 the one before it. The reply's content has its `history`: a list of (session,
+        line, input), with `output` of (session, line, (input, output)).
+        """
         content = messages.history(raw, output, hist_access_type, **kwargs)
         return self.request("history_request", content, timeout=timeout)
 

@@ -41,6 +41,7 @@ class BenchJob:
     kernel: str
     existing: str | None
     transports: tuple[str, ...]
+    encryption: str
     calls: int
     warm_up: int
     code: str
@@ -69,7 +70,7 @@ def run_bench(job: BenchJob) -> int:
     signals = Signals()
     try:
         recorders = bench.measure()
-        show(job, recorders, screen)
+        show(job, recorders, screen, is_encrypted=bench.is_encrypted)
         return ExitCode.OK
     except (Stopped, OutputLost) as exc:
         return code_of_end(exc, screen)
@@ -111,6 +112,7 @@ class Bench:
 
     def __init__(self, job: BenchJob, screen: Screen) -> None:
         self.is_ready = False
+        self.is_encrypted = False
         self._job = job
         self._screen = screen
         self._deadline = Deadline(job.timeout)
@@ -125,6 +127,7 @@ class Bench:
         with ExitStack() as stack:
             kernels = self._open_all(stack)
             self.is_ready = True
+            self.is_encrypted = any(kernel.shell_channel.session.server_key for kernel in kernels.values())
             for transport, kernel in kernels.items():
                 for operation, call in self._calls(kernel).items():
                     name = f"{operation}, {transport}"
@@ -145,7 +148,8 @@ class Bench:
             start = monotonic()
             try:
                 left = self._deadline.at_most(limit).left()
-                kernels[transport] = stack.enter_context(started(self._job.kernel, transport, left, self._job.spin))
+                kernel = started(self._job.kernel, transport, self._job.encryption, left, self._job.spin)
+                kernels[transport] = stack.enter_context(kernel)
             except KClientError as exc:
                 if not kernels or self._deadline.is_over:
                     raise
@@ -181,7 +185,7 @@ def tidier(kernel: Runner) -> Callable[[], None]:
     return tidy
 
 
-def show(job: BenchJob, recorders: dict[tuple[str, str], Recorder], screen: Screen) -> None:
+def show(job: BenchJob, recorders: dict[tuple[str, str], Recorder], screen: Screen, *, is_encrypted: bool) -> None:
     """Write the table, and the files that were asked for; raises OutputLost and OSError."""
     from kclient.bench.machine import describe_machine, machine_line
     from kclient.bench.results import row_of, write_json
@@ -189,11 +193,11 @@ def show(job: BenchJob, recorders: dict[tuple[str, str], Recorder], screen: Scre
 
     client = f"kclient, spin {job.spin:g}" if job.spin else "kclient"
     rows = [
-        row_of("kclient bench", transport, client, operation, recorder)
+        row_of("kclient bench", transport, client, operation, recorder).with_extra(encrypted=is_encrypted)
         for (operation, transport), recorder in recorders.items()
     ]
     machine = describe_machine()
-    title = f"{client}, kernel {job.existing or job.kernel}"
+    title = f"{client}, kernel {job.existing or job.kernel}, {'encrypted' if is_encrypted else 'not encrypted'}"
     table = table_of(title, [label("operation"), label("transport"), *LATENCY], rows)
     screen.out.write_lines(f"{table}\n\n{machine_line(machine)}")
     if job.json is not None:

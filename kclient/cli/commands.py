@@ -13,6 +13,7 @@ from kclient.cli.bench import BenchJob, run_bench
 from kclient.cli.kernels import kernels
 from kclient.cli.run import ExitCode, Job, run_job
 from kclient.cli.say import complain, drop_unwritten
+from kclient.kernels.encryption import MODES
 from kclient.kernels.search import NATIVE_KERNEL
 
 EXIT_CODES: Final = """\b
@@ -81,6 +82,21 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: flo
     return value
 
 
+encryption_option = click.option(
+    "--encryption",
+    type=click.Choice(MODES),
+    help="Whether to encrypt the connection; auto does where the kernel can.  [default: auto]",
+)
+
+
+def check_existing(context: click.Context, existing: str | None, *choices: str | None) -> None:
+    """Refuse --existing beside an option, one of `choices`, of how to start a kernel."""
+    if existing is not None and any(choice is not None for choice in choices):
+        raise click.UsageError(
+            "--existing takes a kernel as it is, so --kernel, --transport and --encryption say nothing.", context
+        )
+
+
 @main.command(epilog=EXIT_CODES)
 @click.argument("file", required=False)
 @click.option("-c", "code", metavar="CODE", help="Run this code.")
@@ -95,6 +111,7 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: flo
     help="Use a kernel that runs, and leave it running: its connection file, or its id.",
 )
 @click.option("--transport", type=click.Choice(["tcp", "ipc"]), help="How to talk to the kernel.  [default: tcp]")
+@encryption_option
 @click.option(
     "--timeout",
     metavar="SECONDS",
@@ -110,6 +127,7 @@ def run(
     kernel: str | None,
     existing: str | None,
     transport: str | None,
+    encryption: str | None,
     timeout: float | None,
 ) -> int:
     """Run FILE, or standard input if FILE is -, or CODE, in a kernel.
@@ -120,13 +138,13 @@ def run(
     """
     if (file is None) == (code is None):
         raise click.UsageError("Give either a FILE (- is standard input) or -c CODE.", context)
-    if existing is not None and (kernel is not None or transport is not None):
-        raise click.UsageError("--existing takes a kernel as it is, so --kernel and --transport say nothing.", context)
+    check_existing(context, existing, kernel, transport, encryption)
     return run_job(
         Job(
             code=check_code(code) if code is not None else read_code(file or ""),
             kernel=kernel or NATIVE_KERNEL,
             transport=transport or "tcp",
+            encryption=encryption or "auto",
             existing=existing,
             timeout=timeout,
             may_ask=file != "-" and sys.stdin is not None and sys.stdin.isatty(),
@@ -168,6 +186,7 @@ def check_code(code: str) -> str:
     help="Measure a kernel that runs, and leave it running: its connection file, or its id.",
 )
 @click.option("--transport", type=click.Choice(["tcp", "ipc", "both"]), help="What to start it on.  [default: both]")
+@encryption_option
 @click.option("--calls", metavar="N", type=click.IntRange(1), default=2000, help="Calls of each kind.  [default: 2000]")
 @click.option("--warm-up", metavar="N", type=click.IntRange(0), default=100, help="Calls before these.  [default: 100]")
 @click.option("--code", metavar="CODE", default="", help="What `run` runs.  [default: nothing]")
@@ -194,6 +213,7 @@ def bench(
     kernel: str | None,
     existing: str | None,
     transport: str | None,
+    encryption: str | None,
     calls: int,
     warm_up: int,
     code: str,
@@ -207,13 +227,13 @@ def bench(
     kernel_info is a question and its answer; run is code, until its reply and all of its output are in. Batches of
     both, over tcp and over ipc, take turns, so that what disturbs the machine disturbs all alike.
     """
-    if existing is not None and (kernel is not None or transport is not None):
-        raise click.UsageError("--existing takes a kernel as it is, so --kernel and --transport say nothing.", context)
+    check_existing(context, existing, kernel, transport, encryption)
     return run_bench(
         BenchJob(
             kernel=kernel or NATIVE_KERNEL,
             existing=existing,
             transports=("tcp", "ipc") if transport in (None, "both") else (transport,),
+            encryption=encryption or "auto",
             calls=calls,
             warm_up=warm_up,
             code=check_code(code),

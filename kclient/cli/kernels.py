@@ -73,7 +73,7 @@ def table_of(specs: Iterable[KernelSpec]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-@kernels.command("install")
+@kernels.command("install", short_help="Install the kernel in a directory.")
 @click.argument("directory", metavar="DIRECTORY")
 @click.option("--name", metavar="NAME", help="What to call the kernel.  [default: as the directory]")
 @click.option("--user", is_flag=True, help="Install it for this user.")

@@ -55,6 +55,7 @@ class Job:
     code: str
     kernel: str
     transport: str
+    encryption: str
     existing: str | None
     timeout: float | None
     may_ask: bool
@@ -99,14 +100,14 @@ def opened(job: Job) -> Iterator[Runner]:
         with kclient.connect(job.existing, timeout=timeout) as client:
             yield client
         return
-    with started(job.kernel, job.transport, timeout) as kernel:
+    with started(job.kernel, job.transport, job.encryption, timeout) as kernel:
         yield kernel
 
 
 @contextmanager
-def started(name: str, transport: str, timeout: float | None, spin: float = 0.0) -> Iterator[Runner]:
+def started(name: str, transport: str, encryption: str, timeout: float | None, spin: float = 0.0) -> Iterator[Runner]:
     """A new kernel that is ready, and ends with the block: at once, if that fails."""
-    kernel = kclient.start_kernel(name, timeout=timeout, transport=transport, spin=spin)
+    kernel = kclient.start_kernel(name, timeout=timeout, transport=transport, encryption=encryption, spin=spin)
     try:
         yield kernel
         kernel.shutdown_kernel()

@@ -151,7 +151,8 @@ class OwnedKernel:
             return False
         if not self.spec.handshakes:
             version = self.spec.kernel_protocol_version
-            obstacle = f"its spec says kernel_protocol_version {version!r}, and the handshake came with 5.6"
+            said = f"kernel_protocol_version {version!r}" if version else "no kernel_protocol_version"
+            obstacle = f"its spec says {said}, and the handshake came with 5.6"
         elif self.endpoint.info.transport != "tcp":
             obstacle = "the protocol has it for tcp only"
         elif self.endpoint.are_ports_given:

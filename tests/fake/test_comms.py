@@ -290,6 +290,8 @@ def test_comms_of_a_kernel_that_ran_before_are_discovered(fake: FakeKernel, clie
     attached = client.comms.attach("another")
     publish(fake, "another", 2)
     assert number_of(attached.receive(timeout=WAIT)) == 2
+    with pytest.raises(kclient.KernelTimeout, match="no message on the comm 'another' within"):
+        attached.receive(timeout=0)
 
 
 # Callbacks

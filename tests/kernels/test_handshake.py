@@ -449,7 +449,7 @@ def test_ports_that_somebody_may_know_already_are_not_the_kernels_to_choose(
 @pytest.mark.parametrize(
     ("spec", "options", "obstacle"),
     [
-        ({}, {}, "its spec says kernel_protocol_version ''"),
+        ({}, {}, "its spec says no kernel_protocol_version"),
         ({"kernel_protocol_version": "5.5"}, {}, "its spec says kernel_protocol_version '5.5'"),
         (IDLE, {"transport": "ipc"}, "the protocol has it for tcp only"),
     ],
