@@ -179,14 +179,20 @@ class KernelManager(ConnectionFileMixin, Runner):
         with self._lock, self._owner.call():
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
-            if self._client is not None and self._client.link.failure is not None:  # of the kernel before
-                self._client.link.reopen()
+            link = self._client.link if self._client is not None else None
+            if link is not None:
+                link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
+                if link.failure is not None:  # of the kernel before
+                    link.reopen()
             try:
                 self._launch(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
             except BaseException:
                 self._kernel.abandon()
                 self._drop_client()
                 raise
+            finally:
+                if link is not None:
+                    link.end_restart()
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
