@@ -95,6 +95,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             self._client.link.inherit(self._former)
+            self._former = None
             if self.has_kernel and not self._kernel.is_alive():
                 self._client.link.fail(copies_of(self._kernel.death()))
         return self._client
@@ -211,7 +212,7 @@ class KernelManager(ConnectionFileMixin, Runner):
                 self._drop_client()
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
-        """End the process and start another with the same ports, key and connection file.
+        """End the process and start another with the same keys and connection file, and ports unless it chooses them.
 
         `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
         run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
@@ -263,7 +264,7 @@ class KernelManager(ConnectionFileMixin, Runner):
     def kill_kernel(self) -> None:
         """SIGKILL the kernel and its children, and wait for the end.
 
-        `restart_kernel` and `start_kernel` start another, with the same ports and connection file.
+        `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
         """
         self._owner.check()
         self._kernel.require()
