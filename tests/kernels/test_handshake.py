@@ -427,6 +427,21 @@ def test_call_that_comes_while_another_kernel_registers_goes_to_that(
     assert "is_complete_request" in [request.msg_type for request in stage.fakes[1].requests]
 
 
+def test_call_that_comes_while_a_kernel_does_not_register_ends_with_the_start(
+    stage: Stage, start: Callable[..., kclient.KernelManager], background: Callable[..., Background]
+) -> None:
+    manager = start()
+    client = manager.client
+    manager.kill_kernel()
+    stage.play = lambda registration: None
+    starting = background(manager.start_kernel, timeout=0.3)
+    while len(stage.registrations) < 2:
+        leaks.turn_loop()
+    pending = [background(call, "1", timeout=WAIT) for call in (client.is_complete, client.run)]
+    assert isinstance(starting.error(), kclient.KernelTimeout)
+    assert [type(each.error()) for each in pending] == [kclient.InvalidState] * 2, "the channels were stopped"
+
+
 def test_client_goes_on_after_a_kill_and_a_start(stage: Stage, start: Callable[..., kclient.KernelManager]) -> None:
     manager = start()
     client = manager.client
