@@ -52,9 +52,13 @@ class ConnectionFileMixin(ABC):
         return self._endpoint.info.to_dict()
 
     def write_connection_file(self) -> None:
-        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone."""
+        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone.
+
+        Whether there are keys is for the kernel spec to say, unless encryption is off: raises NoSuchKernel.
+        """
         self._owner.check()
-        self._endpoint.encrypt(self.kernel_spec)
+        if self._endpoint.may_get_keys:
+            self._endpoint.encrypt(self.kernel_spec)
         self._endpoint.write()
         self._fit_client()
 

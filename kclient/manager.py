@@ -95,6 +95,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             for name in ("shell", "control", "iopub", "stdin", "hb"):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             self._client.link.inherit(self._former)
+            self._former = None
             if self.has_kernel and not self._kernel.is_alive():
                 self._client.link.fail(copies_of(self._kernel.death()))
         return self._client
@@ -179,14 +180,20 @@ class KernelManager(ConnectionFileMixin, Runner):
         with self._lock, self._owner.call():
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
-            if self._client is not None and self._client.link.failure is not None:  # of the kernel before
-                self._client.link.reopen()
+            link = self._client.link if self._client is not None else None
+            if link is not None:
+                link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
+                if link.failure is not None:  # of the kernel before
+                    link.reopen()
             try:
                 self._launch(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
             except BaseException:
                 self._kernel.abandon()
                 self._drop_client()
                 raise
+            finally:
+                if link is not None:
+                    link.end_restart()
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
@@ -205,7 +212,7 @@ class KernelManager(ConnectionFileMixin, Runner):
                 self._drop_client()
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
-        """End the process and start another with the same ports, key and connection file.
+        """End the process and start another with the same keys and connection file, and ports unless it chooses them.
 
         `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
         run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
@@ -257,7 +264,7 @@ class KernelManager(ConnectionFileMixin, Runner):
     def kill_kernel(self) -> None:
         """SIGKILL the kernel and its children, and wait for the end.
 
-        `restart_kernel` and `start_kernel` start another, with the same ports and connection file.
+        `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
         """
         self._owner.check()
         self._kernel.require()

@@ -37,7 +37,6 @@ KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
 NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))
 """To run nothing: a question that every kernel publishes statuses about."""
 
-
 HEARD_NOTHING: Final = (
     "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
     "for which the connection file has curve_publickey and curve_secretkey"
@@ -49,7 +48,7 @@ HEARD_NOTHING_ENCRYPTED: Final = (
 
 
 class Probe:
-    """The statuses of a kernel_info request of kclient's own, which are for nobody else."""
+    """The statuses of a request of kclient's own, a kernel_info as a rule, which are for nobody else."""
 
     def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
         self.is_idle = False

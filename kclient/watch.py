@@ -12,6 +12,7 @@ import attrs
 import gevent
 
 from kclient.channels.base import Failure
+from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import KClientError, KernelRestarted, KernelTimeout, NoReply
 from kclient.execution import Execution
@@ -59,19 +60,20 @@ class Overdue:
 class Unnoticed:
     """A message that gets no reply, until the kernel says that it is busy with it, and so was with those before it."""
 
-    def __init__(self, outputs: Outputs, msg_id: str, since: float) -> None:
+    def __init__(self, iopub: IOPubChannel, msg_id: str, since: float) -> None:
         self.since = since
-        self._outputs = outputs
+        self._iopub = iopub
+        self._executions = iopub.outputs.executions
         self._msg_id = msg_id
-        outputs.executions[msg_id] = self
+        self._executions[msg_id] = self
 
     def is_unnoticed(self) -> bool:
-        return self._msg_id in self._outputs.executions
+        return self._msg_id in self._executions
 
     def feed(self, message: Message) -> None:
         """This, and what follows, goes where it would have gone without us."""
         self.forget()
-        self._outputs.inbox.append(message)
+        self._iopub.leave(message)
 
     def update_display(self, message: Message) -> None:
         """It displays nothing."""
@@ -80,7 +82,7 @@ class Unnoticed:
         self.forget()
 
     def forget(self) -> None:
-        self._outputs.executions.pop(self._msg_id, None)
+        self._executions.pop(self._msg_id, None)
 
 
 class Watchdog:
@@ -111,15 +113,18 @@ class Watchdog:
             self._alarm.set(OVERDUE)
 
     def expect_status(self, msg_id: str) -> None:
-        """A message was sent on the main shell that gets no reply, and that the kernel may overlook."""
-        outputs, before = self._link.outputs, self._unnoticed
-        if outputs is None:
+        """A message was sent on the main shell that gets no reply, and that the kernel may overlook.
+
+        Kernels of protocol 4 publish no status about such a message, and overlook none.
+        """
+        link, before = self._link, self._unnoticed
+        if not link.runs("iopub") or link.peer.version_4 is not None:
             return
         since = perf_counter()
         if before is not None and before.is_unnoticed():
             since = before.since
             before.forget()
-        self._unnoticed = Unnoticed(outputs, msg_id, since)
+        self._unnoticed = Unnoticed(link.iopub, msg_id, since)
         self.arm()
 
     def stop(self) -> None:

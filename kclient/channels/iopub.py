@@ -137,5 +137,10 @@ class IOPubChannel(MessageChannel):
         if outputs.inbox.dropped and not dropped:
             log_soon(log(), WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
 
+    def leave(self, message: Message) -> None:
+        """Put a message that was claimed, and is nobody's after all, into the inbox."""
+        self.outputs.inbox.append(message)
+        self._arrived.wake()
+
     def _next_unclaimed(self) -> Message:
         return self.outputs.inbox.pop_oldest()

@@ -99,9 +99,14 @@ class Endpoint:
         """True if the ports were chosen before the kernel's start, so that it must take those."""
         return self.info.shell_port != 0 and not self._kernel_chose_ports
 
+    @property
+    def may_get_keys(self) -> bool:
+        """True if it is for the kernel's spec to say whether there will be keys."""
+        return self.encryption != "off" and self.info.shell_port == 0 and not self.info.curve_publickey
+
     def encrypt(self, spec: KernelSpec) -> None:
         """Choose keys, once, if a kernel of that spec gets any; raises InvalidArgument if it must, and cannot."""
-        if is_wanted(self.encryption, spec) and self.info.shell_port == 0 and not self.info.curve_publickey:
+        if is_wanted(self.encryption, spec) and self.may_get_keys:
             public, secret = new_keys()
             self.info = attrs.evolve(self.info, curve_publickey=public, curve_secretkey=secret)
 

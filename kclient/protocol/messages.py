@@ -106,7 +106,7 @@ DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execut
 @lru_cache(maxsize=256)
 def reply_type(msg_type: str) -> str | None:
     """The type of the reply to a request as the spec names it; None where the name does not tell."""
-    if msg_type.endswith("_request"):
+    if msg_type.endswith("_request") and msg_type != "object_info_request":  # of protocol 4: the reply is adapted
         return msg_type[: -len("_request")] + "_reply"
     return None
 

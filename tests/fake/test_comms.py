@@ -133,6 +133,20 @@ def test_message_for_a_subshell_says_so(fake: FakeKernel, client: Client, comm: 
     assert fake.requests[-1].header["subshell_id"] == "s"
 
 
+def test_status_of_a_comm_message_wakes_who_waits_for_it_in_get_msg(
+    fake: FakeKernel, client: Client, comm: kclient.Comm, background: Callable[..., Background]
+) -> None:
+    goes_on = gevent.event.Event()
+    fake.on("comm_msg", lambda request: goes_on.wait(WAIT))
+    client.kernel_info(timeout=WAIT)
+    client.iopub_channel.flush()
+    first = background(client.iopub_channel.get_msg, timeout=WAIT)
+    msg_id = comm.send({"a": 1})
+    message = first.get()
+    goes_on.set()
+    assert (message.parent_id, message.content) == (msg_id, {"execution_state": "busy"})
+
+
 def test_many_greenlets_each_get_the_messages_of_their_own_comm(client: Client) -> None:
     def talk(greenlet: int) -> list[int]:
         with client.comms.open("echo") as comm:

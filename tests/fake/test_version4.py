@@ -216,3 +216,23 @@ def test_run_that_is_abandoned_tries_to_interrupt_its_code(old: FakeKernel, clie
         client.run("wait", timeout=0.05)
     client.control_channel.kernel_info(timeout=WAIT)
     assert "interrupt_request" in types(old)
+
+
+def test_old_request_may_be_sent_by_its_own_name(client: kclient.KernelClient) -> None:
+    reply = client.request("object_info_request", {"oname": "len", "detail_level": 0}, timeout=WAIT)
+    assert (reply.msg_type, reply.content["data"]) == ("inspect_reply", {"text/plain": "Docstring: the length"})
+
+
+def test_comm_works_encrypted_and_nobody_waits_for_statuses_that_an_old_kernel_does_not_publish() -> None:
+    def echo(request: Request) -> None:
+        request.publish("comm_msg", request.content, buffers=[bytes(part) for part in request.message.buffers])
+
+    with FakeKernel(SCRIPT, protocol_version="4.1", curve=True) as fake:
+        fake.on("comm_open", lambda request: None)
+        fake.on("comm_msg", echo)
+        with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
+            comm = client.comms.open("echo")
+            comm.send({"n": 1}, buffers=[bytes(100_000)])
+            message = comm.receive(timeout=WAIT)
+            assert (message.content["data"], bytes(message.buffers[0])) == ({"n": 1}, bytes(100_000))
+            assert not client.iopub_channel.outputs.executions, "nothing is awaited"

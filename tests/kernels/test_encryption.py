@@ -80,6 +80,19 @@ def test_file_without_keys_is_not_loaded_where_encryption_is_required(folder):
     assert caught.value.path == str(path)
 
 
+def test_file_is_written_without_a_kernel_spec_where_that_has_nothing_to_say(runtime_dir, folder):
+    with kclient.KernelManager("no such kernel", encryption="off") as manager:
+        manager.write_connection_file()
+        path = folder / "plain.json"
+        path.write_text(json.dumps(manager.get_connection_info()))
+    with kclient.KernelManager("no such kernel") as manager:
+        manager.load_connection_file(path)
+        manager.write_connection_file()
+        assert manager.get_connection_info() == json.loads(path.read_text())
+    with kclient.KernelManager("no such kernel") as manager, pytest.raises(kclient.NoSuchKernel):
+        manager.write_connection_file()
+
+
 def test_file_that_is_written_before_the_start_has_the_keys(install_kernel):
     name = install_kernel("", metadata={"supported_encryption": "curve"})
     keys = {}

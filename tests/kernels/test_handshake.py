@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import leaks
 import pytest
 from fixtures import WAIT, Background, in_forked_child
@@ -370,6 +371,75 @@ def test_client_goes_on_with_a_restarted_kernel_that_chose_other_ports(
     assert after["key"] == before["key"]
     assert not set(ports(after)) & set(ports(before))
     assert not stage.files[1].exists()
+
+
+def test_comms_end_with_the_kernel_and_targets_stay_when_another_chose_other_ports(
+    stage: Stage, start: Callable[..., kclient.KernelManager]
+) -> None:
+    manager = start()
+    stage.fakes[0].on("comm_open", lambda request: None)
+    manager.comms.register_target("t")
+    comm = manager.comms.open("some")
+    manager.restart_kernel(now=True, timeout=WAIT)
+    with pytest.raises(kclient.KernelRestarted):
+        comm.receive(timeout=WAIT)
+    stage.fakes[1].script["open"] = lambda request: request.publish(
+        "comm_open", {"comm_id": "k", "target_name": "t", "data": {}}
+    )
+    manager.run("open", timeout=WAIT)
+    assert list(manager.comms) == ["k"]
+
+
+def test_client_of_another_program_learns_that_the_kernel_is_not_there_any_more_when_it_chose_other_ports(
+    stage: Stage, start: Callable[..., kclient.KernelManager], background: Callable[..., Background]
+) -> None:
+    manager = start()
+    with kclient.connect(manager.connection_file, watch=True, timeout=WAIT) as other:
+        other.hb_channel.time_to_dead = 0.1
+        pending = background(other.iopub_channel.get_msg, timeout=WAIT)
+        stage.fakes[0].close()
+        manager.restart_kernel(now=True, timeout=WAIT)
+        assert isinstance(pending.error(), kclient.DeadKernelError)
+    with kclient.connect(manager.connection_file, timeout=WAIT) as other:
+        assert other.run("me", timeout=WAIT).text == stage.registrations[1].kernel_id
+
+
+def test_call_that_comes_while_another_kernel_registers_goes_to_that(
+    stage: Stage, start: Callable[..., kclient.KernelManager], background: Callable[..., Background]
+) -> None:
+    manager = start()
+    client = manager.client
+    manager.kill_kernel()
+    may_register = gevent.event.Event()
+
+    def play(registration: Registration) -> None:
+        may_register.wait(WAIT)
+        stage.register(registration)
+
+    stage.play = play
+    starting = background(manager.start_kernel, timeout=WAIT)
+    while len(stage.registrations) < 2:
+        leaks.turn_loop()
+    pending = background(client.is_complete, "1", timeout=WAIT)
+    may_register.set()
+    starting.get()
+    assert pending.get().content["status"] == "complete"
+    assert "is_complete_request" in [request.msg_type for request in stage.fakes[1].requests]
+
+
+def test_call_that_comes_while_a_kernel_does_not_register_ends_with_the_start(
+    stage: Stage, start: Callable[..., kclient.KernelManager], background: Callable[..., Background]
+) -> None:
+    manager = start()
+    client = manager.client
+    manager.kill_kernel()
+    stage.play = lambda registration: None
+    starting = background(manager.start_kernel, timeout=0.3)
+    while len(stage.registrations) < 2:
+        leaks.turn_loop()
+    pending = [background(call, "1", timeout=WAIT) for call in (client.is_complete, client.run)]
+    assert isinstance(starting.error(), kclient.KernelTimeout)
+    assert [type(each.error()) for each in pending] == [kclient.InvalidState] * 2, "the channels were stopped"
 
 
 def test_client_goes_on_after_a_kill_and_a_start(stage: Stage, start: Callable[..., kclient.KernelManager]) -> None:

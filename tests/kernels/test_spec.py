@@ -408,6 +408,13 @@ def test_empty_variable_allows_all_and_an_empty_collection_none(three, monkeypat
     assert list_kernel_specs(allowed=[]) == {}
 
 
+def test_kernel_that_is_not_allowed_is_not_started(monkeypatch, runtime_dir):
+    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", "other")
+    with pytest.raises(kclient.NoSuchKernel, match="'python3' is not allowed"):
+        kclient.start_kernel("python3")
+    assert list(runtime_dir.iterdir()) == []
+
+
 def test_native_kernel_must_be_allowed_too(monkeypatch, tmp_path):
     monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
     assert list_kernel_specs(allowed=["x"]) == {}

@@ -251,6 +251,7 @@ def test_debug_arguments_that_are_no_dict_are_refused():
 def test_reply_has_the_name_of_its_request():
     assert reply_type("execute_request") == "execute_reply"
     assert reply_type("list_subshell_request") == "list_subshell_reply"
+    assert reply_type("object_info_request") is None, "a reply of protocol 4 takes the shape of protocol 5"
     for msg_type in ("comm_msg", "request", "execute_reply", "", "input_request_"):
         assert reply_type(msg_type) is None
 
