@@ -16,7 +16,7 @@ from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import KClientError, KernelRestarted, KernelTimeout, NoReply
 from kclient.execution import Execution
-from kclient.hub import Alarm, Deadline
+from kclient.hub import Alarm, Deadline, Parking
 from kclient.log import log
 from kclient.probe import ASK_AT_MOST, Probe
 from kclient.protocol.messages import Message
@@ -197,18 +197,16 @@ class Watchdog:
         """Wake the kernel; code that it does not begin then, it never got."""
         self._link.prober.knock(Deadline(KNOCK_WAIT))
         code = [overdue for overdue in unheard if overdue.is_code]
-        for overdue in unheard:
-            if not overdue.is_code:
-                self._spawn(("silent", overdue.msg_id), self._wait_for_silent, overdue)
+        others = [overdue for overdue in unheard if not overdue.is_code]
+        if others:
+            self._spawn(("silent", others[0].msg_id), self._wait_for_silent, others)
         if code:
             self._watch(code)
 
-    def _wait_for_silent(self, overdue: Overdue) -> None:
+    def _wait_for_silent(self, all_overdue: Sequence[Overdue]) -> None:
         """Let the kernel answer in its own time."""
-        deadline = Deadline(PATIENCE)
-        while overdue.is_still_owed() and not deadline.is_over:
-            self._link.iopub.changed.wait(deadline)
-        self._watch([overdue])
+        Parking(self._link.owner).wait(Deadline(PATIENCE))
+        self._watch(all_overdue)
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]
