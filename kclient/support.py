@@ -115,7 +115,7 @@ class Support:
         return [sink for sink in sinks if isinstance(sink, Execution)]
 
     def _end_orphans(self) -> None:
-        """End what is awaited from subshells that are gone; of many deletions in a row the kernel is asked but twice."""
+        """End what is awaited from subshells that are gone; many deletions in a row are asked about but twice."""
         try:
             while self._is_outdated:
                 self._is_outdated = False

