@@ -69,7 +69,8 @@ class Support:
         self._subshells.clear()
 
     def stop(self) -> None:
-        gevent.killall([greenlet for greenlet in (self._lister, *self._endings.values()) if greenlet], block=False)
+        greenlets = (self._lister, *self._endings.values())
+        gevent.killall([greenlet for greenlet in greenlets if greenlet is not None], block=False)
         self._lister = None
         self._endings.clear()
 
