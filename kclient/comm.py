@@ -87,6 +87,7 @@ class Comm:
 
     @on_message.setter
     def on_message(self, on_message: OnMessage | None) -> None:
+        self._link.owner.check()  # callbacks run in the hub of who sets them
         self._on_message = check_callback(on_message, "on_message")
         for _ in range(len(self.inbox)):
             self._comms.deliverer.add(self._hand_over)
@@ -102,6 +103,7 @@ class Comm:
 
     @on_close.setter
     def on_close(self, on_close: OnClose | None) -> None:
+        self._link.owner.check()
         self._on_close = check_callback(on_close, "on_close")
         self._tell_of_end()
 

@@ -221,6 +221,8 @@ class Link:
         self.watchdog.stop()
         self.support.stop()
         self._burial.cancel()
+        if self._comms is not None:
+            self._comms.deliverer.stop()
         for channel in self._channels.values():
             channel.stop()
         self._channels.clear()

@@ -33,7 +33,9 @@ class Support:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._subshells: set[str] = set()
-        self._greenlets: set[gevent.Greenlet[..., Any]] = set()
+        self._is_outdated = False
+        self._lister: gevent.Greenlet[..., Any] | None = None
+        self._endings: dict[str, gevent.Greenlet[..., Any]] = {}
         link.peer.observers |= {
             "create_subshell_reply": self._note_created,
             "list_subshell_reply": self._note_list,
@@ -54,7 +56,10 @@ class Support:
         subshell_id = parts.get("subshell_id")
         if subshell_id is None or check_code(subshell_id, "subshell_id") in self._subshells or deadline is None:
             return
-        if link.runs("control") and self._list(deadline) and subshell_id not in self._subshells:
+        if not link.runs("control"):
+            return
+        there = self._list(deadline)
+        if there is not None and subshell_id not in there:
             raise InvalidArgument(
                 f"the kernel has no subshell {subshell_id!r}; create_subshell() makes one, list_subshells() lists them"
             )
@@ -64,14 +69,20 @@ class Support:
         self._subshells.clear()
 
     def stop(self) -> None:
-        gevent.killall(list(self._greenlets), block=False)
+        greenlets = (self._lister, *self._endings.values())
+        gevent.killall([greenlet for greenlet in greenlets if greenlet is not None], block=False)
+        self._lister = None
+        self._endings.clear()
 
-    def _list(self, deadline: Deadline) -> bool:
-        """Ask for the subshells there are; False if the kernel does not tell."""
+    def _list(self, deadline: Deadline) -> set[str] | None:
+        """Ask for the subshells there are; None if the kernel does not tell.
+
+        Not what is known by the time that the caller goes on: the next deletion may have been heard of.
+        """
         link = self._link
         with link.owner.call():
             reply = link.control.exchange(link.session.msg("list_subshell_request"), deadline)
-        return isinstance(reply.content.get("subshell_id"), list)
+        return _listed(reply)
 
     def _note_created(self, reply: Message) -> None:
         subshell_id = reply.content.get("subshell_id")
@@ -79,15 +90,16 @@ class Support:
             self._subshells.add(subshell_id)
 
     def _note_list(self, reply: Message) -> None:
-        subshell_ids = reply.content.get("subshell_id")
-        if isinstance(subshell_ids, list):
-            self._subshells = {subshell_id for subshell_id in subshell_ids if isinstance(subshell_id, str)}
+        there = _listed(reply)
+        if there is not None:
+            self._subshells = there
 
     def subshell_deleted(self) -> None:
         """Somebody deleted one, nobody says which: they are listed before the next is used."""
-        self._subshells.clear()
-        if self._awaited() and self._link.runs("control"):
-            self._greenlets.add(gevent.spawn(self._end_orphans))
+        self._subshells = set()
+        self._is_outdated = True
+        if self._lister is None and self._awaited() and self._link.runs("control"):
+            self._lister = gevent.spawn(self._end_orphans)
 
     def _awaited(self) -> set[str]:
         """The subshells from which something is awaited."""
@@ -104,26 +116,52 @@ class Support:
         return [sink for sink in sinks if isinstance(sink, Execution)]
 
     def _end_orphans(self) -> None:
-        """End what is awaited from subshells that are gone, when what they sent last is in."""
+        """End what is awaited from subshells that are gone; many deletions in a row are asked about but twice."""
         try:
-            if self._list(Deadline(None)):
-                for subshell_id in self._awaited() - self._subshells:
-                    self._end(subshell_id)
+            while self._is_outdated:
+                self._is_outdated = False
+                awaited = self._awaited()
+                there = self._list(Deadline(None))
+                for subshell_id in () if there is None else awaited - there - self._endings.keys():
+                    self._endings[subshell_id] = gevent.spawn(self._end, subshell_id)
         except KClientError as exc:  # closed, dead or restarted: whoever waits learns of that elsewhere
             log().debug("the calls in a deleted subshell were not ended: %s", exc)
         finally:
-            self._greenlets.discard(gevent.getcurrent())
+            if self._lister is gevent.getcurrent():
+                self._lister = None
 
     def _end(self, subshell_id: str) -> None:
+        """End what is awaited from a subshell that is gone, when what it sent last is in."""
+        try:
+            self._await_last_words(subshell_id)
+            self._give_up(subshell_id)
+        except KClientError as exc:
+            log().debug("the calls in the deleted subshell %s were not ended: %s", subshell_id, exc)
+        finally:
+            self._endings.pop(subshell_id, None)
+
+    def _await_last_words(self, subshell_id: str) -> None:
         link = self._link
         with suppress(KernelTimeout, NoReply):
             probe = link.prober.ask(link.shell, Deadline(ANSWER_WAIT), subshell_id=subshell_id)
             link.prober.wait_for_idle(probe, Deadline(ANSWER_WAIT))
             probe.forget()
-        link.shell.give_up([slot for slot in self._slots() if slot.subshell_id == subshell_id], _deleted(subshell_id))
+
+    def _give_up(self, subshell_id: str) -> None:
+        self._link.shell.give_up(
+            [slot for slot in self._slots() if slot.subshell_id == subshell_id], _deleted(subshell_id)
+        )
         for execution in self._executions():
             if execution.subshell_id == subshell_id:
                 execution.conclude()
+
+
+def _listed(reply: Message) -> set[str] | None:
+    """The subshells that a list_subshell_reply tells of; None if it tells nothing."""
+    subshell_ids = reply.content.get("subshell_id")
+    if not isinstance(subshell_ids, list):
+        return None
+    return {subshell_id for subshell_id in subshell_ids if isinstance(subshell_id, str)}
 
 
 def _deleted(subshell_id: str) -> Callable[[str | None], NoReply]:

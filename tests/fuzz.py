@@ -20,7 +20,10 @@ DELIVERED = "delivered"
 EITHER = "either"
 """What parsers may read or refuse, as deep as they are in the stack."""
 
-REPLIES = ("execute_reply", "complete_reply", "interrupt_reply", "inspect_reply", "kernel_info_reply", "shutdown_reply")
+REPLIES = (
+    *("execute_reply", "complete_reply", "interrupt_reply", "inspect_reply", "kernel_info_reply", "shutdown_reply"),
+    *("create_subshell_reply", "delete_subshell_reply", "list_subshell_reply", "debug_reply", "comm_info_reply"),
+)
 PUBLISHED = (
     *(
         "status",
@@ -32,12 +35,24 @@ PUBLISHED = (
         "clear_output",
         "execute_input",
     ),
-    *("comm_open", "comm_msg", "iopub_welcome", "shutdown_reply", "news_of_tomorrow"),
+    *("comm_open", "comm_msg", "comm_close", "debug_event", "iopub_welcome", "shutdown_reply", "news_of_tomorrow"),
 )
 KEYS = (
     *("name", "text", "data", "metadata", "transient", "display_id", "ename", "evalue", "traceback", "wait"),
     *("execution_state", "execution_count", "status", "prompt", "password", "code", "payload", "text/plain"),
 )
+KEYS_OF = {
+    "comm_open": ("comm_id", "target_name", "target_module", "data"),
+    "comm_msg": ("comm_id", "data"),
+    "comm_close": ("comm_id", "data"),
+    "debug_event": ("event", "body"),
+    "create_subshell_reply": ("subshell_id",),
+    "list_subshell_reply": ("subshell_id",),
+    "kernel_info_reply": ("supported_features", "debugger", "implementation", "language_info", "help_links", "banner"),
+}
+"""What counts in these; `protocol_version` would make another kernel of it."""
+COMM_NAMES = (b'"x"', b'"y"', b'"z"')
+"""Few, so that comms open twice, and what comes for them meets them."""
 
 LITERALS = (
     *(b"null", b"true", b"0", b"-1", b"1.5", b"1e999", b"NaN", b"-Infinity", b'""', b'"x"', b"[]", b"{}", b"[null]"),
@@ -80,6 +95,7 @@ class Fuzzer:
         self._session = session
         self._random = random
         self._chosen: dict[str, Any] | None = None
+        self._msg_type = ""
         self._number = count()
         self._genuine: deque[Frames] = deque(maxlen=100)
         self._kinds: list[Callable[[str], tuple[str, Frames]]] = [
@@ -140,6 +156,7 @@ class Fuzzer:
         header: dict[str, Any] = {"msg_id": f"m{next(self._number)}", "msg_type": random.choice(types)}
         if channel in ("shell", "control") and self._parent_is_awaited(channel):
             header["msg_type"] = "stream"  # a reply of the right type would be the reply
+        self._msg_type = header["msg_type"]
         for name in random.sample(["date", "version", "session", "username", "msg_id", "msg_type"], 2):
             if random.random() < 0.1:
                 header[name] = json.loads(random.choice([b"5", b'"five"', b"null", b"[]", b"{}", b'"x"']))
@@ -160,12 +177,15 @@ class Fuzzer:
 
     def _content(self, channel: str) -> bytes:
         random = self._random
-        names = random.sample(KEYS, random.randrange(5))
+        own = [name for name in KEYS_OF.get(self._msg_type, ()) if random.random() < 0.8]
+        names = dict.fromkeys([*own, *random.sample(KEYS, random.randrange(5))])
         pairs = [b'"%s":%s' % (name.encode(), self._value(name)) for name in names]
         return b"{" + b",".join(pairs) + b"}"
 
     def _value(self, name: str) -> bytes:
         chance = self._random.random()
+        if name in ("comm_id", "target_name") and chance > 0.3:
+            return self._random.choice(COMM_NAMES)
         return self._nested() if chance < 0.02 else self._literal()
 
     def _literal(self) -> bytes:

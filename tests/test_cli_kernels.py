@@ -115,6 +115,15 @@ def test_json_is_that_of_jupyter(kernels: Callable[..., Done], places: Places) -
     assert list(ours) == ["all", "python3"]
 
 
+def test_json_is_valid_whatever_python_reads_in_a_spec(kernels: Callable[..., Done], places: Places) -> None:
+    directory = write_spec(places.path / "odd")
+    (directory / "kernel.json").write_text('{"argv": ["x"], "metadata": {"a": NaN, "b": [1e999, "\\ud800"]}}')
+    out = kernels("list", "--json").out
+    assert "NaN" not in out
+    assert "Infinity" not in out
+    assert json.loads(out)["kernelspecs"]["odd"]["spec"]["metadata"] == {"a": None, "b": [None, "\ud800"]}
+
+
 # install
 
 

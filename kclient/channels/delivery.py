@@ -22,6 +22,7 @@ class Deliverer:
         self._name = name
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._is_calling = False
 
     def add(self, function: Callable[..., object], *args: Any) -> None:
         """Call `function(*args)` after those that were added before."""
@@ -30,15 +31,17 @@ class Deliverer:
             self._greenlet = gevent.spawn(self._call_all)
 
     def stop(self) -> None:
-        """End the call that is under way, unless it is this one, and forget the others."""
+        """End the call that is under way, unless it is this one, and forget the others; more may be added."""
         self._calls.clear()
-        if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
+        # One that has not begun would, if killed, not even learn of what is added.
+        if self._is_calling and self._greenlet is not None and self._greenlet is not gevent.getcurrent():
             self._greenlet.kill(block=False)
 
     def _call_all(self) -> None:
         try:
             while self._calls:
                 function, args = self._calls.popleft()
+                self._is_calling = True
                 try:
                     call_back(function, *args)
                 except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
@@ -46,6 +49,7 @@ class Deliverer:
                 except BaseException:  # noqa: BLE001 - a gevent.Timeout, too
                     log().exception("%s failed", self._name)
         finally:
+            self._is_calling = False
             self._greenlet = None
             if self._calls:
                 self._greenlet = gevent.spawn(self._call_all)

@@ -73,9 +73,12 @@ class IOPubChannel(MessageChannel):
         if event is not None:
             check_code(event, "event")
         deadline = Deadline(timeout)
+        seen = 0
 
         def take() -> Message | None:
-            return self.inbox.take(lambda message: is_debug_event(message, event))
+            nonlocal seen
+            since, seen = seen, self.inbox.arrived
+            return self.inbox.take(lambda message: is_debug_event(message, event), since)
 
         with self._owner.call():
             return self._wait_for(take, self._debug_event_came, f"debug_event {event or ''}".rstrip(), deadline)

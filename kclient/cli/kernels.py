@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -44,7 +44,7 @@ def list_kernels(*, as_json: bool) -> int:
         specs = sorted(list_kernel_specs().values(), key=lambda spec: spec.name)
     if as_json:
         entries = {spec.name: {"resource_dir": spec.resource_dir, "spec": spec.to_dict()} for spec in specs}
-        say(json.dumps({"kernelspecs": entries}, indent=2))
+        say(json.dumps(_finite({"kernelspecs": entries}), indent=2))
     elif specs:
         say(table_of(specs))
     elif os.environ.get(ALLOWED_KERNELS):
@@ -52,6 +52,11 @@ def list_kernels(*, as_json: bool) -> int:
     else:
         complain("there is no kernel yet: pip install ipykernel")
     return ExitCode.OK
+
+
+def _finite(values: Any) -> Any:
+    """`values` with null for NaN and infinities, which Python reads in a kernel.json and JSON has no sign for."""
+    return json.loads(json.dumps(values), parse_constant=lambda sign: None)
 
 
 def table_of(specs: Iterable[KernelSpec]) -> str:

@@ -67,8 +67,8 @@ class Registrar:
     def wait(self, process: KernelProcess, deadline: Deadline) -> list[int] | None:
         """The ports of the kernel, in the order of CHANNELS; None after the deadline, or when its process has ended.
 
-        What is not from the kernel is counted in `dropped`, logged and ignored. Raises RemoteProtocolError for ports
-        that cannot be used.
+        What is not from the kernel is counted in `dropped` and ignored, and the first of a kind is logged. Raises
+        RemoteProtocolError for ports that cannot be used.
         """
         parking = Parking(self._owner)
         process.exited.rawlink(parking.wake)
@@ -99,7 +99,8 @@ class Registrar:
                 identities, ports = self.registration.read_report(frames)
             except BadMessage as exc:
                 self.dropped[exc.reason] += 1
-                log_soon(log(), WARNING, "dropped a registration of a kernel: %s", exc)
+                if self.dropped[exc.reason] == 1:  # whoever finds the port may send thousands
+                    log_soon(log(), WARNING, "dropped a registration of a kernel: %s", exc)
                 if monotonic() >= until:
                     return False, None
                 continue

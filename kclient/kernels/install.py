@@ -18,6 +18,9 @@ from kclient.kernels.spec import SPEC_FILE, read_kernel_spec
 
 log = logging.getLogger(__name__)
 
+MAX_DEPTH: Final = 100
+"""Directories within one another, in a source or in a path: those who copy and delete call themselves for each."""
+
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
@@ -37,7 +40,7 @@ def install_kernel_spec(
     that cannot be used, KernelSpecExists unless `replace` allows it, and KernelSpecError if it cannot be written;
     nothing has changed then.
     """
-    source = os.path.abspath(_check_path("source_dir", source_dir))
+    source = _absolute(_check_path("source_dir", source_dir))
     name = _check_new_name(os.path.basename(source) if name is None else name)
     if not os.path.isfile(os.path.join(source, SPEC_FILE)):
         raise InvalidArgument(f"{source!r} is no directory with a {SPEC_FILE}")
@@ -86,9 +89,27 @@ def place_to_remove(name: str) -> str:
 
 def _check_path(what: str, value: str | os.PathLike[str]) -> str:
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path or "\0" in path or not _is_encodable(path):
         raise InvalidArgument(f"{what} must be the path of a directory, not {value!r}")
+    if path.count(os.sep) > MAX_DEPTH:
+        raise InvalidArgument(f"{what} is a path of more than {MAX_DEPTH} directories")
     return path
+
+
+def _is_encodable(path: str) -> bool:
+    """False for text with half of a surrogate pair that stands for no byte."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as exc:
+        raise InvalidArgument(f"{path!r} is relative to a directory that is deleted: the current one") from exc
 
 
 def _check_new_name(name: str) -> str:
@@ -107,7 +128,7 @@ def _destination(user: bool, prefix: str | os.PathLike[str] | None) -> str:
         data = os.path.join(_check_path("prefix", prefix), "share", "jupyter")
     else:
         data = paths.jupyter_data_dir() if user else paths.SYSTEM_JUPYTER_PATH[0]
-    return os.path.abspath(os.path.join(data, "kernels"))
+    return _absolute(os.path.join(data, "kernels"))
 
 
 def _is_within(path: str, folder: str) -> bool:
@@ -133,8 +154,8 @@ def _changing(what: str, path: str, hint: str = "") -> Iterator[None]:
 def _scratch_in(directory: str) -> Iterator[str]:
     """A new directory beside the kernels, none itself, that is gone afterwards with all that is in it."""
     scratch = os.path.join(directory, _hidden_name())
-    os.mkdir(scratch, 0o700)
     try:
+        os.mkdir(scratch, 0o700)
         yield scratch
     finally:
         _delete(scratch)
@@ -151,6 +172,8 @@ def _copy(source: str, target: str, above: list[str]) -> None:
         status = os.stat(source)
     mode = stat.S_IMODE(status.st_mode) & 0o777
     if stat.S_ISDIR(status.st_mode):
+        if len(above) >= MAX_DEPTH:
+            raise InvalidArgument(f"{source!r} lies deeper than {MAX_DEPTH} directories")
         real = os.path.realpath(source)
         if real in above:
             raise InvalidArgument(f"{source!r} leads back to {real!r}, in which it lies")
@@ -215,22 +238,39 @@ def _exists(path: str) -> KernelSpecExists:
 
 
 def _delete(path: str) -> bool:
-    """Delete what is there, of a link the link alone; True if all of it could be."""
+    """Delete what is there, of a link the link alone; True if all of it could be. One Ctrl-C does not stop it."""
+    try:
+        _delete_now(path)
+    except BaseException:
+        _delete_now(path)
+        raise
+    return not os.path.lexists(path)
+
+
+def _delete_now(path: str) -> None:
     if os.path.islink(path) or not os.path.isdir(path):
         with suppress(OSError):
             os.unlink(path)
     else:
-        for inner, _, _ in os.walk(path):
-            with suppress(OSError):  # another user's
-                os.chmod(inner, stat.S_IRWXU)  # it may be read-only, as the place was that it was copied from
-        shutil.rmtree(path, ignore_errors=True)
-    return not os.path.lexists(path)
+        with suppress(RecursionError):  # deeper than anything that was installed here
+            for inner, _, _ in os.walk(path):
+                with suppress(OSError):  # another user's
+                    os.chmod(inner, stat.S_IRWXU)  # it may be read-only, as the place was that it was copied from
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _warn_unless_found(name: str, path: str) -> None:
+    """Another program may remove it meanwhile, or what comes before it."""
     places = places_of(name)
-    if not any(os.path.samefile(path, place) for place in places):
+    if not any(_is_same(path, place) for place in places):
         data = os.path.dirname(os.path.dirname(path))
         log.warning("%s is nowhere on the search path; it would be with JUPYTER_PATH=%s", path, data)
-    elif not os.path.samefile(path, places[0]):
+    elif not _is_same(path, places[0]):
         log.warning("the kernel %s is still found in %s, which comes before %s", name, places[0], path)
+
+
+def _is_same(path: str, place: str) -> bool:
+    try:
+        return os.path.samefile(path, place)
+    except OSError:  # gone
+        return False

@@ -125,7 +125,7 @@ def _allow_list(allowed: Iterable[str] | None) -> frozenset[str] | None:
     listed = {name.strip().lower() for name in os.environ.get(ALLOWED_KERNELS, "").split(",")} - {""}
     if allowed is None:
         return frozenset(listed) if listed else None
-    if isinstance(allowed, str):  # whose letters would be taken for names
+    if isinstance(allowed, str) or not isinstance(allowed, Iterable):  # the letters of a str would be taken for names
         raise InvalidArgument(f"allowed must be a collection of kernel names, not {allowed!r}")
     names = frozenset(_check_name(name) for name in allowed)
     return names & listed if listed else names
@@ -151,7 +151,10 @@ def _search_path() -> list[str]:
 
     ipython = os.environ.get("IPYTHONDIR") or os.path.join("~", ".ipython")
     directories = [*jupyter_path("kernels"), os.path.join(os.path.expanduser(ipython), "kernels")]
-    return [os.path.abspath(directory) for directory in directories]  # a kernel may start in another one than ours
+    try:
+        return [os.path.abspath(directory) for directory in directories]  # a kernel may start in another one than ours
+    except FileNotFoundError:  # the current directory is deleted, and what is relative to it is nowhere
+        return [directory for directory in directories if os.path.isabs(directory)]
 
 
 def _read_or_skip(found: Installed) -> KernelSpec | None:

@@ -24,6 +24,8 @@ MAX_IPC_PATH: Final = 107
 CURVE_KEYS: Final = ("curve_publickey", "curve_secretkey")
 """The key pair of a kernel that encrypts its sockets with CurveZMQ, in Z85 (rfc.zeromq.org/spec/32)."""
 
+CURVE_KEY: Final = "a key of CurveZMQ: 40 characters that are Z85 for 32 bytes"
+
 _Z85: Final = string.digits + string.ascii_letters + ".-:+=^!/*?&<>()[]{}@%$#"
 
 _KNOWN: Final = frozenset(
@@ -164,12 +166,18 @@ def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFile
         raise wrong(f"{missing[0]} is missing, and without it the kernel cannot encrypt")
     keys = []
     for name, key in given.items():
-        text = key.decode("latin-1") if isinstance(key, bytes) else key
-        if not isinstance(text, str) or not _is_z85_key(text):
-            raise wrong(f"{name} must be a key of CurveZMQ: 40 characters that are Z85 for 32 bytes")
-        keys.append(text.encode())
+        checked = curve_key(key)
+        if checked is None:
+            raise wrong(f"{name} must be {CURVE_KEY}")
+        keys.append(checked)
     public, secret = keys or (b"", b"")
     return public, secret
+
+
+def curve_key(key: object) -> bytes | None:
+    """`key`, text or bytes, as bytes; None if it is no key."""
+    text = key.decode("latin-1") if isinstance(key, bytes) else key
+    return text.encode() if isinstance(text, str) and _is_z85_key(text) else None
 
 
 def _is_z85_key(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from kclient.protocol.messages import Message
@@ -19,6 +20,7 @@ class Inbox:
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self.nbytes = 0
+        self.arrived = 0
         self.dropped = 0
         self._messages: OrderedDict[int, Message] = OrderedDict()
 
@@ -31,6 +33,7 @@ class Inbox:
     def append(self, message: Message) -> list[Message]:
         """Keep `message`; returns what had to go for it."""
         self._messages[id(message)] = message
+        self.arrived += 1
         self.nbytes += message.nbytes
         gone = []
         while len(self._messages) > self.max_messages or (self.nbytes > self.max_bytes and len(self._messages) > 1):
@@ -44,9 +47,13 @@ class Inbox:
         self.nbytes -= message.nbytes
         return message
 
-    def take(self, is_wanted: Callable[[Message], bool]) -> Message | None:
-        """The oldest message that is wanted, taken out; None if there is none."""
-        message = next(filter(is_wanted, self._messages.values()), None)
+    def take(self, is_wanted: Callable[[Message], bool], since: int = 0) -> Message | None:
+        """The oldest message that is wanted, taken out; None if there is none.
+
+        Only those are looked at that came when `since` had `arrived`: who waits need not look at all with each.
+        """
+        newest = list(islice(reversed(self._messages.values()), self.arrived - since))
+        message = next(filter(is_wanted, reversed(newest)), None)
         if message is not None:
             self.remove(message)
         return message

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from kclient.errors import BadMessage, InvalidArgument
-from kclient.protocol.connection import digest_of
+from kclient.protocol.connection import CURVE_KEY, curve_key, digest_of
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
 
@@ -57,12 +57,12 @@ class Session:
         signature_scheme: str = "hmac-sha256",
         username: str = "kclient",
         replay_history: int = REPLAY_HISTORY,
-        server_key: bytes = b"",
+        server_key: bytes | str = b"",
     ) -> None:
         self.session = uuid.uuid4().hex
         self.username = username
         self.key = key.encode() if isinstance(key, str) else key
-        self.server_key = server_key
+        self.server_key = _check_server_key(server_key)
         digest = digest_of(signature_scheme)
         if digest is None:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
@@ -164,6 +164,13 @@ class Session:
             message.buffers = list(frames[start + 5 :])
             message.nbytes += sum(map(len, message.buffers))
         return message
+
+
+def _check_server_key(server_key: bytes | str) -> bytes:
+    checked = curve_key(server_key) if server_key else b""
+    if checked is None:
+        raise InvalidArgument(f"server_key must be {CURVE_KEY}")
+    return checked
 
 
 def _header_of(parent: Message | Mapping[str, Any]) -> dict[str, Any]:

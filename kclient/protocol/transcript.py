@@ -17,6 +17,9 @@ from kclient.protocol.routing import OUTPUT_TYPES
 
 MAX_OUTPUT_BYTES: Final = 256 * 2**20
 
+_DISPLAY: Final = "display"
+"""Where an output keeps its _Display, which it shares with all of its display_id, so that they change at once."""
+
 
 @attrs.define
 class Times:
@@ -30,10 +33,11 @@ class Times:
 
 @attrs.define(eq=False)
 class _Display:
-    """An output with a display_id, and its size on the wire."""
+    """What is shown under one display_id by all the outputs, `count` of them, that bear it; its size on the wire."""
 
-    output: dict[str, Any]
+    shown: dict[str, Any]
     nbytes: int
+    count: int = 0
 
 
 class Transcript:
@@ -58,7 +62,7 @@ class Transcript:
         self._nbytes = 0
         self._clear_next = False
         self._is_cut = False
-        self._displays: dict[str, list[_Display]] = {}
+        self._displays: dict[str, _Display] = {}
 
     @property
     def is_done(self) -> bool:
@@ -86,15 +90,12 @@ class Transcript:
         """Apply an update_display_data, or another display, to those of its display_id; False if it has no room."""
         if not self._has_room(self._nbytes + self._growth(message)):
             return False
-        self._update_displays(message)
+        self._update_display(message)
         return True
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs, in notebook format."""
-        return [
-            {**output, "text": "".join(output["text"])} if output["output_type"] == "stream" else dict(output)
-            for output in self._outputs
-        ]
+        return list(map(_in_notebook_format, self._outputs))
 
     def _take_status(self, message: Message) -> None:
         state = message.content.get("execution_state")
@@ -129,14 +130,17 @@ class Transcript:
 
     def _growth(self, message: Message) -> int:
         """Bytes by which the displays grow that `message` changes."""
-        return sum(message.nbytes - display.nbytes for display in self._displays.get(_display_id(message.content), ()))
+        display = self._displays.get(_display_id(message.content))
+        return 0 if display is None else display.count * (message.nbytes - display.nbytes)
 
-    def _update_displays(self, message: Message) -> None:
-        self._nbytes += self._growth(message)
-        for display in self._displays.get(_display_id(message.content), ()):
+    def _update_display(self, message: Message) -> _Display | None:
+        """Let all outputs that bear the display_id of `message` show what it holds; None if none has borne it yet."""
+        display = self._displays.get(_display_id(message.content))
+        if display is not None:
+            self._nbytes += self._growth(message)
             display.nbytes = message.nbytes
-            display.output["data"] = _mapping(message.content, "data")
-            display.output["metadata"] = _mapping(message.content, "metadata")
+            display.shown = _shown(message.content)
+        return display
 
     def _has_room(self, nbytes: int) -> bool:
         if self.max_output_bytes is None or nbytes <= self.max_output_bytes:
@@ -163,19 +167,17 @@ class Transcript:
 
     def _append_display(self, msg_type: str, message: Message) -> None:
         content = message.content
-        output: dict[str, Any] = {
-            "output_type": msg_type,
-            "data": _mapping(content, "data"),
-            "metadata": _mapping(content, "metadata"),
-        }
+        output: dict[str, Any] = {"output_type": msg_type}
         if msg_type == "execute_result":
             count = content.get("execution_count")
             output["execution_count"] = count if isinstance(count, int) else None
-        self._update_displays(message)
-        self._outputs.append(output)
         display_id = _display_id(content)
+        display = self._update_display(message) or _Display(_shown(content), message.nbytes)
         if display_id:
-            self._displays.setdefault(display_id, []).append(_Display(output, message.nbytes))
+            self._displays[display_id] = display
+        display.count += 1
+        output[_DISPLAY] = display
+        self._outputs.append(output)
 
     def _clear(self) -> None:
         self._clear_next = self._is_cut = False
@@ -187,6 +189,14 @@ class Transcript:
         count = message.content.get("execution_count")
         if isinstance(count, int):
             self.execution_count = count
+
+
+def _in_notebook_format(output: dict[str, Any]) -> dict[str, Any]:
+    own = dict(output)
+    if own["output_type"] == "stream":
+        own["text"] = "".join(own["text"])
+    display = own.pop(_DISPLAY, None)
+    return own if display is None else own | display.shown
 
 
 def _check_size(size: int | None) -> int | None:
@@ -203,6 +213,10 @@ def error_fields(content: dict[str, Any]) -> dict[str, Any]:
         "evalue": str(content.get("evalue") or ""),
         "traceback": [str(line) for line in traceback] if isinstance(traceback, list) else [],
     }
+
+
+def _shown(content: dict[str, Any]) -> dict[str, Any]:
+    return {"data": _mapping(content, "data"), "metadata": _mapping(content, "metadata")}
 
 
 def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:

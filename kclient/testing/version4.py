@@ -24,15 +24,16 @@ _KNOWN: Final = {
 
 
 def understood(message: Message) -> Message | None:
-    """A request as handlers expect it; None for one that a kernel of protocol 4 ignores."""
+    """A request as handlers expect it, whatever it lacks; None for one that a kernel of protocol 4 ignores."""
     msg_type, content = message.msg_type, message.content
     if msg_type not in _KNOWN:
         return None
     if msg_type == "object_info_request":
-        name = content["oname"]
+        name = str(content.get("oname", ""))
         msg_type, content = "inspect_request", {**content, "code": name, "cursor_pos": len(name)}
     elif msg_type == "complete_request":
-        content = {"code": content["line"], "cursor_pos": content["cursor_pos"]}
+        line = str(content.get("line", ""))
+        content = {"code": line, "cursor_pos": content.get("cursor_pos", len(line))}
     return attrs.evolve(message, header={**message.header, "msg_type": msg_type}, content=content)
 
 

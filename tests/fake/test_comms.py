@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -381,6 +382,61 @@ def test_callback_may_run_code_and_talk_over_comms(client: Client, comm: kclient
 
 
 # Waiting, and what is kept meanwhile
+
+
+def test_callbacks_can_be_set_by_the_thread_of_the_client_only(client: Client, comm: kclient.Comm) -> None:
+    comm.send({"n": 1})
+    client.kernel_info(timeout=WAIT)
+    client.iopub_channel.flush(WAIT)
+    told, errors = Told(), []
+
+    def set_both() -> None:
+        for name in ("on_message", "on_close"):
+            with pytest.raises(kclient.WrongThread) as caught:
+                setattr(comm, name, told)
+            errors.append(caught.value)
+
+    thread = threading.Thread(target=set_both)
+    thread.start()
+    thread.join()
+    assert len(errors) == 2
+    assert comm.receive(timeout=WAIT).content["data"] == {"n": 1}
+    assert (comm.on_message, comm.on_close, told.calls) == (None, None, [])
+
+
+def test_stop_ends_a_callback_that_waits_for_ever_and_tells_of_the_end(client: Client, comm: kclient.Comm) -> None:
+    told, begun = Told(), gevent.event.Event()
+
+    def wait(message: kclient.Message) -> None:
+        begun.set()
+        gevent.event.Event().wait()
+
+    comm.on_message, comm.on_close = wait, told
+    for _ in range(3):
+        comm.send()
+    assert begun.wait(WAIT)
+    client.stop_channels()
+    told.wait(1)
+    assert [type(call) for call in told.calls] == [kclient.ChannelClosed]
+    client.start_channels()
+    again = client.comms.open("echo")
+    again.on_message = told
+    again.send()
+    told.wait(2)
+
+
+def test_stop_just_after_a_message_came_loses_no_later_one(client: Client, comm: kclient.Comm) -> None:
+    comm.send()
+    client.kernel_info(timeout=WAIT)
+    client.iopub_channel.flush(WAIT)
+    assert len(comm.inbox) == 1
+    comm.on_message = Told()  # is to be called in a greenlet that has not begun
+    client.stop_channels()
+    client.start_channels()
+    again, told = client.comms.open("echo"), Told()
+    again.on_message = told
+    again.send()
+    told.wait(1)
 
 
 def test_receive_keeps_to_its_timeout(comm: kclient.Comm) -> None:

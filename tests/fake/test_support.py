@@ -242,6 +242,49 @@ def test_subshell_that_another_client_deletes_ends_calls_here(fake: SubshellKern
         assert isinstance(call.error(), kclient.NoReply)
 
 
+def test_kernel_that_deletes_many_subshells_in_a_row_is_asked_but_twice_what_is_left(
+    fake: SubshellKernel, client: Client, background: Callable[..., Background]
+) -> None:
+    client.create_subshell(timeout=WAIT)
+    asked, may_answer = gevent.event.Event(), gevent.event.Event()
+
+    def list_them(request: Request) -> None:
+        asked.set()
+        may_answer.wait()
+        request.reply({"subshell_id": fake.subshells})
+
+    call = background(client.run, "wait", subshell_id="a", timeout=WAIT)
+    fake.on("list_subshell_request", list_them)
+    for number in range(50):
+        header = {"msg_id": str(number), "msg_type": "delete_subshell_request"}
+        fake.publish("status", {"execution_state": "idle"}, parent=kclient.Message(header))
+    assert asked.wait(WAIT)
+    may_answer.set()
+    client.control_channel.kernel_info(timeout=WAIT)
+    client.control_channel.kernel_info(timeout=WAIT)
+    assert count(fake, "list_subshell_request") <= 2
+    assert call.is_waiting
+    fake.may_go_on.set()
+    assert call.get().ok
+
+
+def test_deletion_that_is_heard_of_just_after_the_list_came_changes_nothing_of_what_that_said(
+    client: Client,
+) -> None:
+    observers, support = client.link.peer.observers, client.link.support
+    note_list = observers["list_subshell_reply"]
+
+    def hear_of_another(reply: kclient.Message) -> None:
+        observers["list_subshell_reply"] = note_list
+        note_list(reply)
+        support.subshell_deleted()
+
+    client.create_subshell(timeout=WAIT)
+    support.forget()
+    observers["list_subshell_reply"] = hear_of_another
+    assert client.run("1", subshell_id="a", timeout=WAIT).ok
+
+
 def test_run_whose_idle_status_went_with_its_subshell_ends_incomplete(fake: SubshellKernel, client: Client) -> None:
     client.create_subshell(timeout=WAIT)
     fake.lose = lambda channel, message: (

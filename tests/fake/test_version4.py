@@ -202,6 +202,14 @@ def test_channel_of_its_own_adapts_once_it_has_asked(old: FakeKernel, client: kc
         shell.stop()
 
 
+@pytest.mark.parametrize("msg_type", ["object_info_request", "complete_request"])
+def test_fake_kernel_answers_a_request_that_lacks_everything(client: kclient.KernelClient, msg_type: str) -> None:
+    message = client.session.msg(msg_type)
+    client.link.peer.version_4 = None  # as one who has not asked the kernel yet
+    reply = client.shell_channel.get_reply(client.shell_channel.send(message), timeout=WAIT)
+    assert reply.parent_id == message.msg_id
+
+
 def test_latest_reply_tells_the_version(old: FakeKernel, client: kclient.KernelClient) -> None:
     old.protocol_version = "5.3"
     client.kernel_info(timeout=WAIT)

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import resource
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,6 +163,17 @@ def test_name_that_is_none_is_refused(places: Places, source: Path, name: Any) -
     assert not places.user.exists()
 
 
+def make_deep(folder: Path, depth: int) -> None:
+    """As many directories in `folder`, each in the one before."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
 BAD: dict[str, Callable[[Path], object]] = {
     "broken": lambda source: (source / "kernel.json").write_text("{"),
     "without argv": lambda source: (source / "kernel.json").write_text("{}"),
@@ -169,6 +182,7 @@ BAD: dict[str, Callable[[Path], object]] = {
     "a pipe": lambda source: os.mkfifo(source / "pipe"),
     "a link to nowhere": lambda source: (source / "link").symlink_to("/nowhere/at/all"),
     "a link to itself": lambda source: (source / "link").symlink_to("link"),
+    "very deep": lambda source: make_deep(source, 101),
 }
 
 
@@ -189,10 +203,50 @@ def test_link_to_a_directory_in_which_it_lies_is_not_followed_round_and_round(pl
     assert os.listdir(places.user) == []
 
 
-@pytest.mark.parametrize("source_dir", ["", None, b"x", "a\0b", 3])
-def test_source_must_be_a_path(places: Places, source_dir: Any) -> None:
+@pytest.mark.parametrize("path", ["", b"x", "a\0b", 3, "\ud800", "a/" * 3000])
+def test_source_and_prefix_must_be_paths(places: Places, source: Path, path: Any) -> None:
     with pytest.raises(InvalidArgument, match="source_dir"):
-        install_kernel_spec(source_dir, "mine", user=True)
+        install_kernel_spec(path, "mine", user=True)
+    with pytest.raises(InvalidArgument, match="prefix"):
+        install_kernel_spec(source, prefix=path)
+
+
+def test_current_directory_that_is_deleted_leads_nowhere(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InvalidArgument, match="directory that is deleted"):
+        install_kernel_spec("here", user=True)
+    write_spec(places.path / "mine")
+    monkeypatch.setenv("JUPYTER_PATH", f"here{os.pathsep}{places.path.parent}")
+    assert find_kernel_spec("mine").resource_dir == str(places.path / "mine")
+
+
+def test_ctrl_c_leaves_nothing_behind(places: Places, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_kernel_spec(source, user=True)
+    interrupts, rmtree = iter([KeyboardInterrupt]), shutil.rmtree
+
+    def strike(path: str, **options: Any) -> None:
+        for interrupt in interrupts:
+            raise interrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", strike)
+    with pytest.raises(KeyboardInterrupt):
+        install_kernel_spec(source, user=True, replace=True)
+    assert tree(places.user / "mine") == tree(source)
+    assert os.listdir(places.user) == ["mine"]
+
+
+def test_kernel_that_another_program_removes_at_once_was_installed(
+    places: Places, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = os.path.samefile
+    monkeypatch.setattr(os.path, "samefile", lambda path, place: [shutil.rmtree(path), same(path, place)][1])
+    assert install_kernel_spec(source, user=True) == str(places.user / "mine")
 
 
 def test_prefix_and_user_exclude_each_other(places: Places, source: Path) -> None:
@@ -356,6 +410,14 @@ def test_what_of_a_kernel_cannot_be_deleted_is_named(
     assert caught.value.path is not None
     assert Path(caught.value.path).is_dir()
     assert "mine" not in list_kernel_specs()
+
+
+def test_kernel_whose_directories_are_too_deep_to_delete_is_removed_all_the_same(places: Places, source: Path) -> None:
+    make_deep(write_spec(places.user / "mine"), 1200)
+    with pytest.raises(KernelSpecError, match="is removed, but") as caught:
+        remove_kernel_spec("mine")
+    assert "mine" not in list_kernel_specs()
+    subprocess.run(["rm", "-r", str(caught.value.path)], check=True)
 
 
 def test_python_of_this_environment_has_nothing_to_remove(places: Places) -> None:

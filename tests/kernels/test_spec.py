@@ -422,7 +422,7 @@ def test_native_kernel_must_be_allowed_too(monkeypatch, tmp_path):
         find_kernel_spec("python3", allowed=["x"])
 
 
-@pytest.mark.parametrize("allowed", ["python3", [3]])
+@pytest.mark.parametrize("allowed", ["python3", [3], 3])
 def test_names_that_are_allowed_must_be_a_collection_of_strings(search_path, allowed):
     with pytest.raises(InvalidArgument):
         find_kernel_spec("python3", allowed=allowed)

@@ -36,6 +36,21 @@ def test_message_that_is_wanted_is_taken_from_between_the_others():
     assert inbox.pop_all() == [messages[0], *messages[2:]]
 
 
+def test_who_has_looked_already_looks_only_at_what_came_since():
+    inbox = Inbox(3, NO_BOUND)
+    for nbytes in (1, 2, 3):
+        inbox.append(message(nbytes))
+    seen, looked_at = inbox.arrived, []
+    assert inbox.take(looked_at.append, seen) is None
+    newer = [message(nbytes) for nbytes in (4, 5)]
+    for each in newer:
+        inbox.append(each)
+    inbox.remove(newer[0])
+    inbox.append(message(6))
+    assert inbox.take(looked_at.append, seen) is None
+    assert [each.nbytes for each in looked_at] == [3, 5, 6]  # 3 in place of 4, which is gone
+
+
 def test_empty_inbox_has_no_oldest():
     inbox = Inbox(NO_BOUND, NO_BOUND)
     assert inbox.pop_all() == []

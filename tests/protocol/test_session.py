@@ -653,3 +653,15 @@ def test_key_is_in_no_repr_and_no_error(session):
 def test_repr_tells_whether_messages_are_signed(session):
     assert "signed" in repr(session)
     assert "unsigned" in repr(Session())
+
+
+def test_server_key_may_be_text_as_in_a_connection_file():
+    key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+    assert Session(server_key=key).server_key == Session(server_key=key.encode()).server_key == key.encode()
+    assert Session(server_key="").server_key == b""
+
+
+@pytest.mark.parametrize("key", ["text", b"short", 5, ["x"], "\ud800" * 40, "x" * 41])
+def test_server_key_that_is_none_is_refused_before_anything_connects(key):
+    with pytest.raises(InvalidArgument, match="server_key must be a key of CurveZMQ"):
+        Session(server_key=key)

@@ -1,6 +1,7 @@
 """What an execution brought, in notebook format."""
 
 import copy
+import sys
 from itertools import pairwise
 
 import nbformat
@@ -196,6 +197,26 @@ def test_display_of_an_id_that_was_there_before_changes_those_before_it():
     transcript.take(display("d", "1", msg_type="execute_result"))
     assert shown(transcript) == ["d", "b", "d", "d"]
     validate(transcript.outputs())
+
+
+def test_displays_of_one_id_are_changed_all_at_once_however_many_they_are():
+    transcript = fed(*[display("a", "1") for _ in range(1000)], display("b", "2"))
+    looked_at = 0
+
+    def look(frame, event, arg):
+        nonlocal looked_at
+        looked_at += 1
+        return look
+
+    traced = sys.gettrace()
+    sys.settrace(look)
+    try:
+        transcript.take(update("c", "1"))
+        transcript.take(display("d", "1"))
+    finally:
+        sys.settrace(traced)
+    assert shown(transcript) == ["d"] * 1000 + ["b", "d"]
+    assert looked_at < 500
 
 
 def test_display_that_changes_those_before_it_keeps_to_the_bound():

@@ -19,6 +19,9 @@ from gevent.event import Event
 import kclient
 from kclient.testing import FakeKernel, Request, stream
 
+KINDS = ("execute_request", "complete_request", "interrupt_request")
+"""What the calls of a batch ask."""
+
 BATCH = 200
 """Messages that come while one set of calls is pending."""
 
@@ -61,6 +64,8 @@ class Live:
         self._dropped_before = {name: self._channel(name).dropped.copy() for name in CHANNELS}
         for name in CHANNELS:
             self._channel(name).call_handlers = self._handler(name)
+        for name in ("x", "y"):
+            client.comms.register_target(name, self._take_comm)
 
     def _channel(self, name: str) -> Any:
         return getattr(self._client, f"{name}_channel")
@@ -70,6 +75,17 @@ class Live:
             self.seen[name] += 1
 
         return handle
+
+    def _take_comm(self, comm: kclient.Comm, message: kclient.Message) -> None:
+        self.seen["comms"] += 1
+        comm.on_message = self._take_comm_message
+        comm.on_close = self._take_end
+
+    def _take_comm_message(self, message: kclient.Message) -> None:
+        self.seen["comm messages"] += 1
+
+    def _take_end(self, error: Exception) -> None:
+        self.seen["ends of comms"] += 1
 
     def batch(self) -> None:
         """Start calls, send mutated messages, and see that each call gets its own answer."""
@@ -86,7 +102,7 @@ class Live:
             gevent.spawn(client.complete, tokens[0], timeout=WAIT),
             gevent.spawn(client.control_channel.interrupt, timeout=WAIT),
         ]
-        while sum(request.msg_type != "kernel_info_request" for request in fake.requests) < len(calls):
+        while sum(request.msg_type in KINDS for request in fake.requests) < len(calls):
             gevent.sleep(1e-6)
         self._learn_parents()
         for _ in range(BATCH):
@@ -106,7 +122,7 @@ class Live:
     def _learn_parents(self) -> None:
         headers = {"shell": [], "control": []}
         self._ids: dict[str, list[str]] = {}
-        for request in self._fake.requests:
+        for request in filter(lambda request: request.msg_type in KINDS, self._fake.requests):
             name = "control" if request.msg_type == "interrupt_request" else "shell"
             headers[name].append(request.header)
             self._ids.setdefault(request.content.get("code", ""), []).append(request.msg_id)
@@ -169,6 +185,7 @@ def test_mutated_messages_harm_nobody(
         started = time.monotonic()
         while live.fate.total() < number:
             live.batch()
+        assert min(live.seen[what] for what in ("comms", "comm messages", "ends of comms")) > 0
         figures.note("mutated messages", live.fate.total(), "")
         figures.note("mutated messages a second, sender included", number / (time.monotonic() - started), "1/s")
         dropped = live.dropped()
