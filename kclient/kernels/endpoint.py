@@ -251,5 +251,8 @@ class Endpoint:
 def _bind_address(transport: str, ip: str | None) -> str:
     """What goes into the connection file; empty for an ipc folder still to be made."""
     if transport == "ipc":
-        return os.path.abspath(ip) if ip else ""
+        try:
+            return os.path.abspath(ip) if ip else ""
+        except FileNotFoundError as exc:
+            raise InvalidArgument(f"ip {ip!r} is a path below the working directory, which is deleted") from exc
     return "0.0.0.0" if ip in ("*", "") else ip or "127.0.0.1"
