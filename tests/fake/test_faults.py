@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,6 +164,24 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
         gevent.sleep(0.001)
     real(*late[0])
     assert call.get().content["status"] == "ok"
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKernel, client: Client) -> None:
+    real = fake.take
+    fake.take = lambda port, frames: (  # type: ignore[method-assign]
+        None if any(b"complete_request" in frame for frame in frames) else real(port, frames)
+    )
+    channel = weakref.ref(client.shell_channel)
+    call = gevent.spawn(client.complete, "", timeout=20)
+    while not any(watcher[0] == "silent" for watcher in client.link.watchdog._watchers):
+        gevent.sleep(0.001)
+    client.stop_channels()
+    call.join()
+    del call
+    gevent.idle()
+    gc.collect()
+    assert channel() is None
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`
