@@ -53,6 +53,8 @@ class DeathWatch:
                 refused = self._is_refused()
         finally:
             self._prober = None
+        if not self.is_running:
+            return  # `stop` came too late to end this greenlet; there may be a new connection, which is none of its own
         if refused:
             self._bury(copies_of(DeadKernelError(f"the kernel died: {self._hb.address} refuses connections")))
         elif self.dead_after is not None and silence >= self.dead_after:
@@ -67,14 +69,13 @@ def refuses(address: str) -> bool:
     from gevent import socket  # only a silent kernel needs it
 
     transport, _, where = address.partition("://")
+    host, _, port = where.rpartition(":")
+    # Not `create_connection`, which starts a thread to look up even the number of a host; ours, too, use no IPv6 names.
+    family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
-        if transport == "ipc":
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1.0)
-                probe.connect(where)
-        else:
-            host, _, port = where.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        with socket.socket(family) as probe:
+            probe.settimeout(1.0)
+            probe.connect(where if transport == "ipc" else (host.strip("[]"), int(port)))
     except (ConnectionRefusedError, FileNotFoundError):
         return True
     except OSError:

@@ -131,6 +131,7 @@ class Watchdog:
         self._alarm.cancel()
         self._turn.cancel()
         gevent.killall(list(self._watchers.values()), block=False)
+        self._watchers.clear()  # the traceback of each holds on to its channel
 
     def reconnected(self) -> None:
         """The connection was cut and is back, perhaps to another kernel than the one that we know so far."""

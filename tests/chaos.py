@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP
@@ -22,6 +22,7 @@ from gevent.event import Event
 from proxy import CLIENT, Fate, Frames, Line, Passing, Relay, changed, doubled, dropped
 
 import kclient
+from kclient.errors import BadMessage
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session
 
@@ -32,7 +33,7 @@ MARGIN = 30
 """Seconds beyond its timeout after which a call counts as hung, on whatever machine."""
 
 STUCK = 10
-"""Seconds after which a kernel that does not answer is interrupted, some times before it counts as hung."""
+"""Seconds after which a kernel that does not answer is interrupted, some times at one code before it counts as hung."""
 
 STUCK_AT_MOST = 3
 
@@ -61,16 +62,23 @@ class Host:
 
         What a client sent to the kernel before runs in this one: it cannot know.
         """
-        for _ in range(STUCK_AT_MOST):
+        stuck_at: list[str | None] = []
+        while stuck_at.count(self.is_at) < STUCK_AT_MOST:
             try:
                 client.wait_for_ready(STUCK)
                 return
-            except kclient.NoReply:  # somebody's interrupt has hit the question
-                continue
+            except kclient.NoReply:
+                pass  # somebody's interrupt has hit the question
             except kclient.KernelTimeout:
                 self.stuck += 1
                 self.manager.interrupt_kernel()
+            stuck_at.append(self.is_at)
         client.wait_for_ready(STUCK)
+
+    @property
+    def is_at(self) -> str | None:
+        """What its main shell runs: there may be one after the other that waits for such an input."""
+        return self.manager.iopub_channel.outputs.executing.get(None)
 
 
 @attrs.define(eq=False)
@@ -156,6 +164,17 @@ class Moment:
         if isinstance(error, (kclient.ChannelClosed, kclient.InvalidState, kclient.InvalidPortNumber)):
             return self.was_closed
         return isinstance(error, OnPurpose)
+
+
+@contextmanager
+def excused(peer: Peer) -> Iterator[None]:
+    """What is done by way of a client ends as its calls do: it may hear late of what happened to the kernel before."""
+    moment = Moment(peer)
+    try:
+        yield
+    except kclient.KClientError as exc:
+        if not moment.excuses(exc):
+            raise
 
 
 class OnPurpose(Exception):
@@ -337,11 +356,12 @@ class Forger:
         self.genuine: dict[str, list[Frames]] = {name: [] for name in self.expected}
         self._relay = relay
         self._random = random
+        self._session = Session(relay.kernel.key)
         relay.rule = self.decide
 
     def decide(self, passing: Passing) -> Fate | None:
         chance = self._random.random()
-        if not passing.is_message:
+        if not self.is_whole(passing):
             return None
         if passing.to != CLIENT:
             return dropped if chance < 0.01 else doubled if chance < 0.02 else None
@@ -362,6 +382,16 @@ class Forger:
         genuine.append(passing.frames[1:])
         del genuine[:-50]
         return None
+
+    def is_whole(self, passing: Passing) -> bool:
+        """False for what a kernel tore: why its client drops that, however often it comes, is not foreseen."""
+        if passing.frames[1:2] != [DELIMITER]:
+            return False
+        try:
+            self._session.deserialize(passing.frames)
+        except BadMessage:
+            return False
+        return True
 
     def flip(self, frames: Frames) -> Frames:
         """One bit of what is signed, or of the signature, is another."""
@@ -438,6 +468,20 @@ class Troubles:
                 self.happened["reopen"] += 1
                 peer.reopen()
 
+    def bring_to_rest(self, host: Host) -> None:
+        """Until the kernel has worked off what was abandoned: the interrupt of that, too, may end it."""
+        for _ in range(STUCK_AT_MOST):
+            self.revive(host)
+            self._heal(host)
+            try:
+                for peer in host.peers:
+                    peer.client.control_channel.kernel_info(timeout=START)
+                    host.wait_for_ready(peer.client)
+                return
+            except kclient.KClientError:
+                if host.manager.is_alive():
+                    raise
+
     def kill(self, host: Host, random: Random) -> None:
         assert host.manager.process is not None
         host.deaths += 1
@@ -473,13 +517,15 @@ class Troubles:
         host.manager.process.send_signal(SIGCONT)
 
     def interrupt(self, host: Host, random: Random) -> None:
-        random.choice([host.manager, host.peers[1].client]).interrupt_kernel()
+        peer = random.choice(host.peers[:2])
+        with excused(peer):
+            peer.client.interrupt_kernel()
 
     def flood(self, host: Host, random: Random) -> None:
         host.floods += 1
-        client = random.choice(host.peers).client
-        with suppress(kclient.KernelTimeout, kclient.NoReply):
-            client.run("for _ in range(2000): print('flood' * 50, flush=True)", timeout=1.0)
+        peer = random.choice(host.peers)
+        with excused(peer):
+            peer.client.run("for _ in range(2000): print('flood' * 50, flush=True)", timeout=1.0)
         host.floods += 1
 
     def forge(self, host: Host, random: Random) -> None:
@@ -533,8 +579,10 @@ class Chaos:
             troubles.happened["stuck"] = sum(host.stuck for host in self._hosts)
             self.summary = {"calls": callers.outcomes, "troubles": troubles.happened}
             if not self.complaints:
+                for forger in self._forgers.values():
+                    forger.stop()
                 for host in self._hosts:
-                    troubles.revive(host)
+                    troubles.bring_to_rest(host)
                 for peer in peers:
                     self._check_end(peer)
                 troubles.happened["torn messages"] = self.torn
@@ -567,14 +615,9 @@ class Chaos:
 
         A kernel that is interrupted between two frames of a message goes on, in the same message, with the next.
         """
-        forger = self._forgers.get(peer)
-        if forger is not None:
-            forger.stop()
-        if isinstance(peer.client, kclient.KernelClient) and peer.client.link.failure is not None:
-            peer.reopen()
-        peer.host.wait_for_ready(peer.client)
         token, code, expected = something_to_run(Random(0))
         check(peer.client.run(code, timeout=START), token, expected, Moment(peer))
+        forger = self._forgers.get(peer)
         expected_drops = forger.expected if forger is not None else {}
         late = [message for message in peer.client.shell_channel.get_msgs() if message.parent_id in peer.unanswered]
         if late and not peer.is_lossy:

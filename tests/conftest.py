@@ -204,7 +204,9 @@ def warm() -> None:
     """Make what a process makes once and keeps: the hub's descriptors, the ZeroMQ context's threads."""
     hub = gevent.get_hub()
     hub.loop.run_callback_threadsafe(lambda: None)
-    Parking(Owner()).wait(Deadline(0.001))  # the pipe by which a signal wakes the loop
+    parking = Parking(Owner())
+    hub.loop.run_callback(parking.wake)
+    parking.wait(Deadline(None))  # makes the pipe by which a signal wakes the loop
     child = hub.loop.async_()
     child.start(lambda: None)
     leaks.turn_loop()

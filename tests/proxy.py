@@ -328,13 +328,16 @@ class _Door:
         self.port = 0
         self.left: int | None = None
         self.is_used_up = Event()
-        self._address = address
+        transport, _, where = address.partition("://")
+        host, _, port = where.rpartition(":")
+        self._family = plain.AF_INET if transport == "tcp" else plain.AF_UNIX
+        self._kernel = (host, int(port)) if transport == "tcp" else where
         self._flows = flows
         self._tap = tap
         self._socket = self._bind()
         self.port = self._socket.getsockname()[1]
         self._acceptor: gevent.Greenlet[..., Any] | None = None
-        self._connections: set[gevent.Greenlet[..., Any]] = set()
+        self._connections: dict[gevent.Greenlet[..., Any], socket.socket] = {}
 
     def _bind(self) -> socket.socket:
         """A socket that keeps the port; it refuses connections until it listens."""
@@ -368,14 +371,18 @@ class _Door:
     def _accept(self) -> None:
         while True:
             client, _ = self._socket.accept()
-            greenlet = gevent.spawn(self._serve, client)
-            self._connections.add(greenlet)
-            greenlet.link(self._connections.discard)
+            connection = gevent.spawn(self._serve, client)
+            self._connections[connection] = client
+            connection.link(self._hang_up)
+
+    def _hang_up(self, connection: gevent.Greenlet[..., Any]) -> None:
+        """One that was killed before it began has closed nothing."""
+        self._connections.pop(connection).close()
 
     def _serve(self, client: socket.socket) -> None:
         with ExitStack() as stack, suppress(OSError):
-            stack.enter_context(client)
-            kernel = stack.enter_context(self._connect())
+            kernel = stack.enter_context(socket.socket(self._family))
+            kernel.connect(self._kernel)
             copiers = [
                 gevent.spawn(self._copy, client, kernel, lambda data: data),
                 gevent.spawn(self._copy, kernel, client, self._what_may_pass),
@@ -385,19 +392,6 @@ class _Door:
             if self.left == 0:
                 self._refuse()
                 self.is_used_up.set()
-
-    def _connect(self) -> socket.socket:
-        transport, _, where = self._address.partition("://")
-        if transport == "tcp":
-            host, _, port = where.rpartition(":")
-            return socket.create_connection((host, int(port)))
-        kernel = socket.socket(plain.AF_UNIX)
-        try:
-            kernel.connect(where)
-        except OSError:
-            kernel.close()
-            raise
-        return kernel
 
     def _copy(self, source: socket.socket, target: socket.socket, what_may_pass: Callable[[bytes], bytes]) -> None:
         with suppress(OSError):

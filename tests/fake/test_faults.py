@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
-import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,23 +77,6 @@ def test_output_beyond_the_limit_is_dropped_whole_and_the_run_still_ends(fake: F
     fake.script["much"] = [stream("x" * 1000)] * 5
     outcome = client.run("much", max_output_bytes=2500, timeout=20)
     assert (len(outcome.stdout), outcome.truncated, outcome.complete) == (2000, True, True)
-
-
-def test_a_deadline_that_fires_late_still_finds_the_answer() -> None:
-    """The hub stands still beyond the timeout, while the reply arrives."""
-    with FakeKernel(thread=True) as apart, kclient.connect(apart.connection_info) as other:
-        is_answered = threading.Event()
-
-        def answer(request: Request) -> None:
-            request.reply({"matches": ["x"]})
-            is_answered.set()
-
-        apart.on("complete_request", answer)
-        waiting = gevent.spawn(other.complete, "x", timeout=0.03)
-        gevent.idle()
-        assert is_answered.wait(20)
-        time.sleep(0.05)  # time itself: the deadline passes while the hub stands still
-        assert waiting.get().content["matches"] == ["x"]
 
 
 # What is lost, and what else goes on meanwhile
@@ -180,6 +164,24 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
         gevent.sleep(0.001)
     real(*late[0])
     assert call.get().content["status"] == "ok"
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
+def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKernel, client: Client) -> None:
+    real = fake.take
+    fake.take = lambda port, frames: (  # type: ignore[method-assign]
+        None if any(b"complete_request" in frame for frame in frames) else real(port, frames)
+    )
+    channel = weakref.ref(client.shell_channel)
+    call = gevent.spawn(client.complete, "", timeout=20)
+    while not any(watcher[0] == "silent" for watcher in client.link.watchdog._watchers):
+        gevent.sleep(0.001)
+    client.stop_channels()
+    call.join()
+    del call
+    gevent.idle()
+    gc.collect()
+    assert channel() is None
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`

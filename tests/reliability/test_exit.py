@@ -34,13 +34,14 @@ calls = [
     kernel.iopub_channel.get_msg, kernel.stdin_channel.get_msg, kernel.control_channel.get_msg, kernel.wait_for_ready,
 ]
 greenlets = [gevent.spawn(call) for call in calls]
-gevent.sleep(0.01)
+gevent.idle()
 assert not any(greenlet.ready() for greenlet in greenlets)
 def wait_in_thread():
     with kclient.KernelClient(kernel.connection_file) as client:
         client.start_channels()
-        begun.set()
-        client.run('1')
+        queued = client.submit('1')
+        gevent.spawn(begun.set)  # runs when this greenlet waits
+        queued.result()
 begun = threading.Event()
 def end():
     print(kernel.process.pid, time.monotonic(), flush=True)
@@ -54,7 +55,7 @@ ENDINGS = {
     "a greenlet exits": ("gevent.spawn(lambda: (end(), sys.exit(4)))\ngevent.sleep(60)", 4, ""),
     "a greenlet exits while the main one calls": ("gevent.spawn(lambda: (end(), sys.exit(5)))\nkernel.run('1')", 5, ""),
     "a daemon thread waits, too": (
-        "threading.Thread(target=wait_in_thread, daemon=True).start()\nbegun.wait()\ngevent.sleep(0.05)\nend()",
+        "threading.Thread(target=wait_in_thread, daemon=True).start()\nbegun.wait()\nend()",
         0,
         "",
     ),
