@@ -134,7 +134,8 @@ ROWS = [
         "xpython",
         package="xeus-python",
         install="pip install xeus-python",
-        code=PYTHON,
+        # Over ipc it loses messages that come too fast, see docs/kernels.md.
+        code={**PYTHON, "order": "import time\nfor i in range(500): print(i); time.sleep(0.001)"},
         ename="ZeroDivisionError",
         ordinary=("ipc",),
         ipc_gap=IpcGap(

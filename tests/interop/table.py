@@ -21,7 +21,8 @@ def render(seen: Seen) -> str:
     """The table and its notes; raises KeyError for what was not looked at, or did not pass."""
     notes: list[str] = []
     head = ["", *(f"{row.package} {facts(seen, row)['version']}" for row in ROWS)]
-    lines = [head, ["---"] * len(head), ["protocol", *(facts(seen, row)["protocol"] for row in ROWS)]]
+    lines = [head, ["---"] * len(head)]
+    lines += ([fact, *(facts(seen, row)[fact] for row in ROWS)] for fact in ("protocol", "encrypted"))
     lines.append(["transports", *(transports(seen, row, notes) for row in ROWS)])
     lines += ([feature, *(cell(seen, row, feature, notes) for row in ROWS)] for feature in WANTED)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

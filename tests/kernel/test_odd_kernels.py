@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,29 @@ def test_kernel_that_answers_nothing_on_control_is_asked_to_exit_on_shell(
     assert process.exit_code == 0
 
 
+def test_kernel_whose_connection_file_has_no_control_port_is_asked_to_exit_on_shell(install_odd, folder):
+    path = folder / "mine.json"
+    ports = {f"{channel}_port": number for number, channel in enumerate(["control", "shell", "iopub", "stdin", "hb"])}
+    path.write_text(json.dumps({"transport": "ipc", "ip": str(folder / "k"), "key": "secret", **ports}))
+    path.chmod(0o600)
+    with kclient.KernelManager(install_odd("control"), connection_file=path) as manager:
+        manager.load_connection_file()
+        manager.shutdown_wait_time = WAIT
+        manager.start_kernel()
+        manager.start_channels()
+        manager.wait_for_ready(WAIT)
+        process = manager.process
+        assert not manager.link.runs("control")
+    assert process.exit_code == 0
+
+
 def test_kernel_that_takes_long_to_start_is_waited_for(install_odd, start_kernel, background, gate):
-    """As long as it takes: the kernel prints, and then waits for us."""
-    name = install_odd(first=f"print('starting', flush=True); {gate.code}")
+    """As long as it takes: the kernel prints megabytes, and then waits for us."""
+    name = install_odd(first=f"print('starting ' * 1_000_000, flush=True); {gate.code}")
     starting = background(start_kernel, name, timeout=None)
     assert starting.is_waiting
     gate.open()
-    assert starting.get().run("hello", timeout=WAIT).stdout == "hello"
+    manager = starting.get()
+    assert manager.run("hello", timeout=WAIT).stdout == "hello"
+    error = manager._kernel.never_answered(kclient.KernelTimeout("answer", 1.0))
+    assert str(error).count("starting") in range(200, 250)  # its last words, not all of them
