@@ -44,7 +44,7 @@ def transports(seen: Seen, row: Row, notes: list[str]) -> str:
 def cell(seen: Seen, row: Row, feature: str, notes: list[str]) -> str:
     shown = {seen[row.name, transport, feature]["seen"] for transport in row.transports}
     gap = row.gaps.get(feature)
-    assert shown == {row.wanted(feature) if gap is None else gap.seen}, f"{row.name} {feature}: {shown}"
+    assert shown <= row.accepted(feature), f"{row.name} {feature}: {shown}"
     return "passed" if gap is None else f"gap {note(notes, f'{gap.why}. Seen: `{gap.seen}`')}"
 
 
