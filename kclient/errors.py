@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kclient.execution import Execution
     from kclient.result import Result
 
-_STDERR_SHOWN = 2000
+STDERR_SHOWN = 2000
 """Characters of a dead kernel's stderr that its message shows; the attribute holds all that was kept."""
 
 
@@ -212,7 +212,7 @@ class DeadKernelError(KClientError):
         if self.exit_code is not None:
             text += f" ({describe_exit(self.exit_code)})"
         if self.stderr.strip():
-            text += "; the end of its output:\n" + self.stderr.strip()[-_STDERR_SHOWN:]
+            text += "; the end of its output:\n" + self.stderr.strip()[-STDERR_SHOWN:]
         return text
 
 

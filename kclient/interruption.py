@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 INTERRUPT_AGAIN: Final = 0.5
 """Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
 
+SILENCE: Final = 3.0
+"""Seconds without output after which it is sent for the last time: output was no proof that it was heard, and a JVM may
+not hear one between two statements; but who handles it may well print, and then take a while."""
+
 
 class Interruption:
     """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it."""
@@ -25,7 +29,7 @@ class Interruption:
         self._execution = execution
         self._link = link
         self._transcript = transcript
-        self._again: Alarm | None = None
+        self._again = Alarm(link.owner.hub, self._send_again)
 
     def ask(self) -> None:
         """Interrupt the code when it runs."""
@@ -39,22 +43,24 @@ class Interruption:
             return
         self._is_due = False
         # An interrupt that comes before the code does is lost; execute_input tells that it has come.
-        was_early = not self._transcript.has_input
+        version = self._transcript.version if self._transcript.has_input else None
         self._send()
-        if self._again is None:
-            self._again = Alarm(self._link.owner.hub, self._send_again)
-        self._again.set(INTERRUPT_AGAIN, None if was_early else self._transcript.version)
+        self._again.set(INTERRUPT_AGAIN, version)
 
     def cancel(self) -> None:
         """The execution has ended."""
-        if self._again is not None:
-            self._again.cancel()
+        self._again.cancel()
 
-    def _send_again(self, version: int | None) -> None:
+    def _send_again(self, version: int | None, is_last: bool = False) -> None:
+        """Interrupt what has printed nothing since that version of its outputs, twice at most."""
         self._link.drain()
-        has_effect = version is not None and self._transcript.version != version
-        if self._execution.is_running() and not has_effect and self._link.is_busy_with(self._execution.msg_id):
+        if not self._execution.is_running() or not self._link.is_busy_with(self._execution.msg_id):
+            return
+        if version is None or self._transcript.version == version:
             self._send()
+            if is_last:
+                return
+        self._again.set(SILENCE, self._transcript.version, True)
 
     def _send(self) -> None:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from gevent.lock import RLock
@@ -313,8 +312,8 @@ class KernelManager(ConnectionFileMixin, Runner):
             if now:
                 self._kernel.kill()
             elif self._kernel.is_alive():
-                wait = partial(self._kernel.wait_for_exit, deadline.at_most(self.shutdown_wait_time))
-                ask_to_exit(self.link, self._endpoint.info.address("control"), wait, restart=restart)
+                polite = deadline.at_most(self.shutdown_wait_time)
+                ask_to_exit(self.link, self._endpoint.info, self._kernel.wait_for_exit, polite, restart=restart)
                 self._kernel.end(deadline)
         except BaseException:  # given up half-way: the kernel may have been told, and end at any time
             self._expects_exit = False

@@ -19,12 +19,13 @@ DELIMITER = b"<IDS|MSG>"
 
 
 class OddKernel:
-    """`lacks` names channels that it never binds: shell and iopub it needs."""
+    """`lacks` names channels that it never binds, `deaf` those that it never reads: shell and iopub it needs."""
 
-    def __init__(self, connection_file: str, lacks: Collection[str] = ()) -> None:
+    def __init__(self, connection_file: str, lacks: Collection[str] = (), deaf: Collection[str] = ()) -> None:
         with open(connection_file, encoding="utf-8") as file:
             self._info = json.load(file)
         self._key = self._info["key"].encode()
+        self._deaf = deaf
         self._count = 0
         self._context = zmq.Context()
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "iopub": zmq.PUB, "hb": zmq.REP}
@@ -33,7 +34,7 @@ class OddKernel:
     def serve(self) -> None:
         """Answer until a shutdown_request."""
         poller = zmq.Poller()
-        for name in self._sockets.keys() - {"iopub"}:
+        for name in self._sockets.keys() - {"iopub", *self._deaf}:
             poller.register(self._sockets[name], zmq.POLLIN)
         while True:
             for socket, _event in poller.poll():

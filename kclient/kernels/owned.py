@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kclient.errors import (
+    STDERR_SHOWN,
     DeadKernelError,
     InvalidArgument,
     InvalidState,
@@ -301,7 +302,7 @@ class OwnedKernel:
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
 
     def _story(self) -> str:
-        output = self.process.stderr_tail().strip() if self.process is not None else ""
+        output = self.process.stderr_tail().strip()[-STDERR_SHOWN:] if self.process is not None else ""
         return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
 
     def _lacks_ipc(self) -> list[str]:

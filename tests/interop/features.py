@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from catalog import Row
@@ -97,6 +98,8 @@ def interrupt(kernel: kclient.KernelManager, row: Row) -> str:
     for message in execution:
         if message.msg_type == "stream":
             break
+    with suppress(kclient.KernelTimeout):  # a kernel still busy with that output may lose its reply (bash_kernel)
+        kernel.control_channel.kernel_info(timeout=NO_EFFECT)
     execution.interrupt()
     try:
         result = execution.result(timeout=NO_EFFECT if is_ignored(kernel, row) else WAIT)

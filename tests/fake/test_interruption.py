@@ -1,0 +1,144 @@
+"""The interrupt of an execution: kernels that do not hear the first one, and code that takes its time to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from gevent.event import Event
+from gevent.queue import Queue
+
+import kclient
+from kclient import interruption
+from kclient.interruption import INTERRUPT_AGAIN, SILENCE
+from kclient.testing import FakeKernel, Request, error, stream
+
+INTERRUPTED = error("Interrupted")
+
+
+class Clock:
+    """An Alarm that rings when the test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._call: Callable[[], object] | None = None
+
+    def __call__(self, hub: Any, method: Callable[..., object]) -> Clock:
+        self._method = method
+        return self
+
+    def set(self, seconds: float, *args: object) -> None:
+        self.seconds, self._call = seconds, lambda: self._method(*args)
+
+    def cancel(self) -> None:
+        self._call = None
+
+    def ring(self) -> float:
+        """Let the time be over; returns how long it was."""
+        call, seconds, self._call = self._call, self.seconds, None
+        assert call is not None
+        call()
+        return seconds
+
+    @property
+    def is_set(self) -> bool:
+        return self._call is not None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(interruption, "Alarm", clock)
+    return clock
+
+
+@pytest.fixture
+def heard() -> Queue[Request]:
+    """The interrupts that the kernel got."""
+    return Queue()
+
+
+@pytest.fixture
+def fake(heard: Queue[Request]) -> Iterator[FakeKernel]:
+    with FakeKernel() as fake:
+        fake.on("interrupt_request", heard.put)
+        yield fake
+
+
+@pytest.fixture
+def client(fake: FakeKernel, clock: Clock) -> Iterator[kclient.KernelClient]:
+    with kclient.connect(fake.connection_info) as client:
+        yield client
+
+
+def test_interrupt_that_is_lost_twice_is_sent_again_after_a_silence(
+    fake: FakeKernel, client: kclient.KernelClient, clock: Clock, heard: Queue[Request]
+) -> None:
+    """As by a JVM kernel, which hears none between two statements, and goes on to print the end of a line."""
+
+    def code(request: Request) -> None:
+        request.publish(*stream("ready"))
+        heard.get()
+        heard.get()
+        request.publish(*stream("\n"))
+        heard.get()
+        request.publish(*INTERRUPTED)
+
+    fake.script["code"] = code
+    execution = client.submit("code")
+    messages = iter(execution)
+    next(messages)
+    execution.interrupt()
+    assert clock.ring() == INTERRUPT_AGAIN
+    assert next(messages).content["text"] == "\n"
+    assert clock.ring() == SILENCE  # in which the kernel has printed: it goes on
+    assert clock.ring() == SILENCE
+    assert next(messages).content["ename"] == "Interrupted"
+    assert execution.result(timeout=20).complete
+
+
+def test_code_that_prints_what_it_does_when_it_is_interrupted_is_left_to_that(
+    fake: FakeKernel, client: kclient.KernelClient, clock: Clock, heard: Queue[Request]
+) -> None:
+    goes_on = Event()
+
+    def code(request: Request) -> None:
+        request.publish(*stream("ready"))
+        heard.get()
+        for _ in range(5):
+            request.publish(*stream("cleaning up"))
+            goes_on.wait()
+            goes_on.clear()
+
+    fake.script["code"] = code
+    execution = client.submit("code")
+    messages = iter(execution)
+    next(messages)
+    execution.interrupt()
+    for _ in range(5):
+        assert next(messages).content["text"] == "cleaning up"
+        clock.ring()
+        goes_on.set()
+    assert execution.result(timeout=20).ok
+    client.control_channel.kernel_info(timeout=20)
+    assert heard.empty()
+    assert not clock.is_set
+
+
+def test_interrupt_without_any_effect_is_sent_three_times(
+    fake: FakeKernel, client: kclient.KernelClient, clock: Clock, heard: Queue[Request]
+) -> None:
+    def code(request: Request) -> None:
+        request.publish(*stream("ready"))
+        for _ in range(3):
+            heard.get()
+
+    fake.script["code"] = code
+    execution = client.submit("code")
+    next(iter(execution))
+    execution.interrupt()
+    assert (clock.ring(), clock.ring()) == (INTERRUPT_AGAIN, SILENCE)
+    assert not clock.is_set
+    assert execution.result(timeout=20).ok
+    assert heard.empty()
