@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 INTERRUPT_AGAIN: Final = 0.5
 """Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
 
-SILENCE: Final = 3.0
-"""Seconds without output after which it is sent for the last time: output was no proof that it was heard, and a JVM may
-not hear one between two statements; but who handles it may well print, and then take a while."""
-
 
 class Interruption:
     """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it."""
@@ -51,16 +47,12 @@ class Interruption:
         """The execution has ended."""
         self._again.cancel()
 
-    def _send_again(self, version: int | None, is_last: bool = False) -> None:
-        """Interrupt what has printed nothing since that version of its outputs, twice at most."""
+    def _send_again(self, version: int | None) -> None:
+        """Interrupt what has printed nothing since that version of its outputs; who handles an interrupt may print."""
         self._link.drain()
-        if not self._execution.is_running() or not self._link.is_busy_with(self._execution.msg_id):
-            return
-        if version is None or self._transcript.version == version:
+        has_effect = version is not None and self._transcript.version != version
+        if self._execution.is_running() and not has_effect and self._link.is_busy_with(self._execution.msg_id):
             self._send()
-            if is_last:
-                return
-        self._again.set(SILENCE, self._transcript.version, True)
 
     def _send(self) -> None:
         try:
