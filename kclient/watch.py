@@ -16,7 +16,7 @@ from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import KClientError, KernelRestarted, KernelTimeout, NoReply
 from kclient.execution import Execution
-from kclient.hub import Alarm, Deadline, Parking
+from kclient.hub import Alarm, Deadline
 from kclient.log import log
 from kclient.probe import ASK_AT_MOST, Probe
 from kclient.protocol.messages import Message
@@ -102,6 +102,8 @@ class Watchdog:
         self._link = link
         self._alarm = Alarm(link.owner.hub, self._look_next_turn)
         self._turn = Alarm(link.owner.hub, self._look)
+        self._patience = Alarm(link.owner.hub, self._look_at_silent)
+        self._silent: list[tuple[float, Overdue]] = []
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._knocked = -1.0
         self._known: object = None
@@ -130,6 +132,8 @@ class Watchdog:
     def stop(self) -> None:
         self._alarm.cancel()
         self._turn.cancel()
+        self._patience.cancel()
+        self._silent.clear()
         gevent.killall(list(self._watchers.values()), block=False)
         self._watchers.clear()  # the traceback of each holds on to its channel
 
@@ -197,17 +201,23 @@ class Watchdog:
     def _knock(self, unheard: Sequence[Overdue]) -> None:
         """Wake the kernel; code that it does not begin then, it never got."""
         self._link.prober.knock(Deadline(KNOCK_WAIT))
+        until = perf_counter() + PATIENCE
+        self._silent += [(until, overdue) for overdue in unheard if not overdue.is_code]
+        self._look_at_silent()
         code = [overdue for overdue in unheard if overdue.is_code]
-        others = [overdue for overdue in unheard if not overdue.is_code]
-        if others:
-            self._spawn(("silent", others[0].msg_id), self._wait_for_silent, others)
         if code:
             self._watch(code)
 
-    def _wait_for_silent(self, all_overdue: Sequence[Overdue]) -> None:
-        """Let the kernel answer in its own time."""
-        Parking(self._link.owner).wait(Deadline(PATIENCE))
-        self._watch(all_overdue)
+    def _look_at_silent(self) -> None:
+        """Let the kernel answer in its own time what it is silent about; ask when that is over."""
+        now = perf_counter()
+        self._silent = [(until, overdue) for until, overdue in self._silent if overdue.is_still_owed()]
+        over = [overdue for until, overdue in self._silent if until <= now]
+        if over:
+            del self._silent[: len(over)]
+            self._spawn(("silent", over[0].msg_id), self._watch, over)
+        if self._silent:
+            self._patience.set(self._silent[0][0] - now)
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]

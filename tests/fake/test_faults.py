@@ -160,7 +160,7 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
 
     monkeypatch.setattr(fake, "take", take)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not any(watcher[0] == "silent" for watcher in client.link.watchdog._watchers):
+    while not client.link.watchdog._silent:
         gevent.sleep(0.001)
     real(*late[0])
     assert call.get().content["status"] == "ok"
@@ -174,7 +174,7 @@ def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKern
     )
     channel = weakref.ref(client.shell_channel)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not any(watcher[0] == "silent" for watcher in client.link.watchdog._watchers):
+    while not client.link.watchdog._silent:
         gevent.sleep(0.001)
     client.stop_channels()
     call.join()
