@@ -34,6 +34,7 @@ def test_chaos(
     caplog.set_level(logging.ERROR, "kclient")
     seed = pytestconfig.getoption("--chaos-seed")
     seconds = pytestconfig.getoption("--chaos-seconds") or figures.size(20, 600)
+    before = waited_for()  # what a test that failed has left: its traceback holds it
     chaos = Chaos(seed)
     chaos.run_for(seconds)
     print(f"seed {seed}:", json.dumps(chaos.summary, indent=1))  # shown if it fails
@@ -42,14 +43,13 @@ def test_chaos(
     complaints = [*chaos.complaints, *errors_of_the_hub, *caplog.messages]
     del chaos
     assert not complaints, f"seed {seed}:\n" + "\n".join(complaints)
-    assert not (left := leaks.settled(left_over)), f"seed {seed}:\n" + "\n".join(left)
+    left = leaks.settled(lambda: [f"left over: {thing!r}" for key, thing in waited_for().items() if key not in before])
+    assert not left, f"seed {seed}:\n" + "\n".join(left)
 
 
-def left_over() -> list[str]:
-    """Executions, slots and waiters that are still there when all clients are closed."""
-    return [
-        f"left over: {thing!r}" for thing in gc.get_objects() if isinstance(thing, (Execution, Slot)) or waits(thing)
-    ]
+def waited_for() -> dict[int, object]:
+    """Executions, slots and waiters that are there, by their number; of the chaos there are none once it is over."""
+    return {id(thing): thing for thing in gc.get_objects() if isinstance(thing, (Execution, Slot)) or waits(thing)}
 
 
 def waits(thing: object) -> bool:
