@@ -117,8 +117,9 @@ class Comm:
     ) -> str:
         """Send a comm_msg and return its msg_id at once, which is the `parent_id` of what the kernel answers.
 
-        A subshell takes it while the main shell is busy. Raises InvalidArgument for what cannot be sent, and what
-        ended the comm: CommClosed, DeadKernelError, KernelRestarted or ChannelClosed.
+        A subshell takes it while the main shell is busy; a kernel that has no such subshell drops it without a word.
+        Raises InvalidArgument for what cannot be sent, and what ended the comm: CommClosed, DeadKernelError,
+        KernelRestarted or ChannelClosed.
         """
         return self._send("comm_msg", data, metadata, buffers, subshell_id)
 
