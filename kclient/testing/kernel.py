@@ -19,6 +19,7 @@ from kclient.errors import BadMessage, InvalidArgument, InvalidState
 from kclient.hub import Owner
 from kclient.kernels.encryption import new_keys
 from kclient.kernels.files import PrivateFolder, new_ipc_folder
+from kclient.kernels.ports import numeric_address
 from kclient.log import log
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
@@ -266,7 +267,7 @@ class _Port:
         if ip.startswith("/"):
             self.wire.socket.bind(f"ipc://{ip}-{number}")
             return number
-        return int(self.wire.socket.bind_to_random_port(f"tcp://{ip}"))
+        return int(self.wire.socket.bind_to_random_port(f"tcp://{numeric_address(ip)}"))
 
     def receive(self, frames: list[bytes]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ def test_script_stops_at_a_breakpoint_reads_a_variable_and_goes_on(
 def test_debugger_that_was_not_started_answers_with_data(client: kclient.KernelClient) -> None:
     information = client.debug("debugInfo", timeout=WAIT).content
     assert (information["success"], information["body"]["isStarted"]) == (True, False)
-    refused = client.debug("copyToGlobals", {"srcVariableName": "1", "srcFrameId": 0, "dstVariableName": "a"})
-    assert refused.content["success"] is False
-    assert "valid identifiers" in refused.content["message"]
+    if tuple(map(int, version("ipykernel").split(".")[:2])) >= (7, 4):  # those before it do not answer
+        refused = client.debug(
+            "copyToGlobals", {"srcVariableName": "1", "srcFrameId": 0, "dstVariableName": "a"}, timeout=WAIT
+        )
+        assert refused.content["success"] is False
+        assert "valid identifiers" in refused.content["message"]
     assert client.debug("stackTrace", {"threadId": 1}, timeout=WAIT).content == {}
     assert client.debug("modules", timeout=WAIT).content["body"]["totalModules"] > 0

@@ -104,7 +104,7 @@ def test_complete_counts_code_points(client):
 def test_inspect_counts_code_points(client):
     code = f"{ODD_TEXT}id,len"
     for name in ("id", "len"):
-        content = client.inspect(code, code.index(name), timeout=WAIT).content
+        content = client.inspect(code, code.index(name) + 1, timeout=WAIT).content
         assert content["found"]
         assert f"{name}(" in plain(content["data"]["text/plain"])
 

@@ -227,7 +227,8 @@ def time_out(call: Background) -> None:
 
 
 def left_over(client: Client) -> dict[str, Any]:
-    """What the client still remembers of calls that are over."""
+    """What the client still remembers of calls that are over; the watchdog may ask once more."""
+    gevent.joinall(list(client.link.watchdog._watchers.values()), timeout=WAIT)
     channels = [client.shell_channel, client.control_channel, client.iopub_channel, client.stdin_channel]
     ledger = client.link.ledger
     found = {

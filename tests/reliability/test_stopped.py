@@ -107,6 +107,9 @@ def calls_with_timeout(client: kclient.KernelClient) -> dict[str, Callable[[], A
 def test_calls_honour_their_timeout_while_the_kernel_is_stopped(
     client: kclient.KernelClient, process: StopAndGo, background: Callable[..., Background], figures: Figures
 ) -> None:
+    client.run("1", timeout=WAIT)  # what was sent before is dealt with, and its statuses are here
+    client.control_channel.kernel_info(timeout=WAIT)
+    client.iopub_channel.flush()
     process.stop()
     latest = 0.0
     for _ in range(figures.size(1, 20)):
