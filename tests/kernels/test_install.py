@@ -421,9 +421,10 @@ def test_kernel_whose_directories_are_too_deep_to_delete_is_removed_all_the_same
         raise RecursionError
 
     make_deep(write_spec(places.user / "mine"), 1200)
-    with monkeypatch.context() as patch, pytest.raises(KernelSpecError, match="is removed, but") as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", rmtree)
-        remove_kernel_spec("mine")
+        with pytest.raises(KernelSpecError, match="is removed, but") as caught:
+            remove_kernel_spec("mine")
     assert "mine" not in list_kernel_specs()
     subprocess.run(["rm", "-r", str(caught.value.path)], check=True)
 
