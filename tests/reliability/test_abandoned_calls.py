@@ -370,5 +370,6 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
     assert len(manager.link._restarted) == 0
     manager.signal_kernel(signal.SIGCONT)
     assert manager.run("print('hi'); 6 * 7", timeout=WAIT).text == "42"
+    manager.control_channel.kernel_info(timeout=WAIT)  # behind a question before the run, which may have been given up
     manager.iopub_channel.flush()
     assert left_over(manager.client) == {}
