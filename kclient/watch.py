@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -103,7 +104,7 @@ class Watchdog:
         self._alarm = Alarm(link.owner.hub, self._look_next_turn)
         self._turn = Alarm(link.owner.hub, self._look)
         self._patience = Alarm(link.owner.hub, self._look_at_silent)
-        self._silent: list[tuple[float, Overdue]] = []
+        self._silent: dict[str, tuple[float, Overdue]] = {}
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._knocked = -1.0
         self._known: object = None
@@ -202,7 +203,7 @@ class Watchdog:
         """Wake the kernel; code that it does not begin then, it never got."""
         self._link.prober.knock(Deadline(KNOCK_WAIT))
         until = perf_counter() + PATIENCE
-        self._silent += [(until, overdue) for overdue in unheard if not overdue.is_code]
+        self._silent.update((overdue.msg_id, (until, overdue)) for overdue in unheard if not overdue.is_code)
         self._look_at_silent()
         code = [overdue for overdue in unheard if overdue.is_code]
         if code:
@@ -211,13 +212,19 @@ class Watchdog:
     def _look_at_silent(self) -> None:
         """Let the kernel answer in its own time what it is silent about; ask when that is over."""
         now = perf_counter()
-        self._silent = [(until, overdue) for until, overdue in self._silent if overdue.is_still_owed()]
-        over = [overdue for until, overdue in self._silent if until <= now]
+        self._silent = {key: entry for key, entry in self._silent.items() if entry[1].is_still_owed()}
+        over = [overdue for until, overdue in self._silent.values() if until <= now]
         if over:
-            del self._silent[: len(over)]
-            self._spawn(("silent", over[0].msg_id), self._watch, over)
-        if self._silent:
-            self._patience.set(self._silent[0][0] - now)
+            self._silent.update((overdue.msg_id, (math.inf, overdue)) for overdue in over)
+            self._spawn(("silent", over[0].msg_id), self._end_silence, over)
+        next_end = min((until for until, _ in self._silent.values()), default=math.inf)
+        if next_end < math.inf:
+            self._patience.set(next_end - now)
+
+    def _end_silence(self, all_overdue: Sequence[Overdue]) -> None:
+        self._watch(all_overdue)
+        for overdue in all_overdue:
+            self._silent.pop(overdue.msg_id, None)
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]
@@ -298,9 +305,7 @@ class Watchdog:
         unheard_of = [
             _overdue_reply(link.shell, slot, max(slot.sent, outputs.state_since), unheard)
             for slot in link.shell.requests
-            if slot.on_settled is not None
-            and slot.subshell_id is None
-            and not self._is_watched(("silent", slot.msg_id))
+            if slot.on_settled is not None and slot.subshell_id is None and slot.msg_id not in self._silent
         ]
         latest = self._unnoticed
         if latest is not None and latest.is_unnoticed():

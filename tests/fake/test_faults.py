@@ -167,6 +167,22 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`
+def test_kernel_that_is_silent_about_a_request_is_knocked_at_once_only(
+    fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, knock, knocks = fake.take, client.link.prober.knock, []
+    monkeypatch.setattr(
+        fake,
+        "take",
+        lambda port, frames: None if any(b"complete_" in frame for frame in frames) else real(port, frames),
+    )
+    monkeypatch.setattr(client.link.prober, "knock", lambda deadline: (knocks.append(deadline), knock(deadline)))
+    with pytest.raises(kclient.KernelTimeout):
+        client.complete("", timeout=1)
+    assert (len(knocks), len(client.link.watchdog._silent)) == (1, 1)
+
+
+@pytest.mark.usefixtures("impatient")  # before `client`
 def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKernel, client: Client) -> None:
     real = fake.take
     fake.take = lambda port, frames: (  # type: ignore[method-assign]
