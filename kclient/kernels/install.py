@@ -14,7 +14,7 @@ from typing import Final
 
 from kclient.errors import InvalidArgument, KernelSpecError, KernelSpecExists
 from kclient.kernels.search import NAME_RULE, is_valid_name, no_such_kernel, places_of
-from kclient.kernels.spec import SPEC_FILE, read_kernel_spec
+from kclient.kernels.spec import SPEC_FILE, can_be_given, read_kernel_spec
 
 log = logging.getLogger(__name__)
 
@@ -89,20 +89,11 @@ def place_to_remove(name: str) -> str:
 
 def _check_path(what: str, value: str | os.PathLike[str]) -> str:
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
-    if not isinstance(path, str) or not path or "\0" in path or not _is_encodable(path):
+    if not isinstance(path, str) or not path or not can_be_given(path):
         raise InvalidArgument(f"{what} must be the path of a directory, not {value!r}")
     if path.count(os.sep) > MAX_DEPTH:
         raise InvalidArgument(f"{what} is a path of more than {MAX_DEPTH} directories")
     return path
-
-
-def _is_encodable(path: str) -> bool:
-    """False for text with half of a surrogate pair that stands for no byte."""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _absolute(path: str) -> str:

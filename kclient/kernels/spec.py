@@ -124,15 +124,19 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
     )
 
 
+def can_be_given(text: str) -> bool:
+    """True if the operating system can be given that text, as an argument or as a path."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
 def _check_startable(argv: list[str], env: dict[str, str]) -> None:
     """Refuse what no process can be given."""
     for what, texts in (("argv", argv), ("env", [*env, *env.values()])):
         for text in texts:
-            try:
-                is_text = b"\0" not in os.fsencode(text)
-            except UnicodeEncodeError:  # half of a surrogate pair
-                is_text = False
-            if not is_text:
+            if not can_be_given(text):
                 raise InvalidArgument(f"{what} has text that no process can be given: {text!r}")
     for name in env:
         if not name or "=" in name:
