@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -35,6 +36,9 @@ class KernelManager(ConnectionFileMixin, Runner):
     `kclient.start_kernel`. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
+    kernel_id: str
+    """Tells this manager's kernel from others, also after a restart; a random UUID."""
+
     shutdown_wait_time: float = 5.0
     """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
 
@@ -52,6 +56,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         handshake: str = "auto",
     ) -> None:
         self.kernel_name = kernel_name
+        self.kernel_id = str(uuid.uuid4())
         self._owner = Owner()
         self._spin = check_spin(spin)
         self._endpoint = Endpoint(kernel_name, transport, ip, connection_file, encryption)

@@ -19,7 +19,7 @@ MAX_LINES = 350
 BOTTOM = {"context", "errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
 CLIENT |= {"comm", "comms", "link", "runner"}
-MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file"}
+MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff"}
 
 LAYERS = {
     "errors": set(),
@@ -47,6 +47,7 @@ LAYERS = {
     # Of `kernels` for connection files only; of processes it is told through link.Kernel.
     "client": CLIENT | {"deathwatch", "kernels"},
     "connection_file": {"errors", "hub", "protocol", "kernels"},
+    "backoff": {"errors", "hub"},
     "manager": MANAGER,
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},
@@ -79,6 +80,7 @@ PACKAGES = {
     "link": {"attrs", "gevent"},
     "goodbye": set(),
     "connection_file": set(),
+    "backoff": set(),
     "runner": {"attrs", "gevent"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},
