@@ -100,7 +100,7 @@ def config(name: str) -> configparser.ConfigParser:
 
 
 def ci_command() -> str:
-    """The one command of .ci/run."""
+    """The last command of .ci/run, for which the others only prepare."""
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith(("#", "set ", "cd "))][-1]
 
