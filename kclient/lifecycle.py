@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.lock import RLock
 
-from kclient.autorestart import AutoRestart, Restarter, as_policy
+from kclient.autorestart import Restarter
 from kclient.channels.base import copies_of
 from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, LaunchError
 from kclient.goodbye import ask_to_exit
@@ -35,14 +35,14 @@ class Lifecycle(ABC):
     _kernel: OwnedKernel
     _client: KernelClient | None
 
-    def _keep(self, restart: bool | AutoRestart) -> None:
+    _restarter: Restarter | None
+
+    def __init__(self) -> None:
         self._was_ready = self._expects_exit = self._was_told = False
         self._was_beating = False
         self._awaited = 0
         self._mourned: KernelProcess | None = None
         self._lock = RLock()
-        policy = as_policy(restart)
-        self._restarter = None if policy is None else Restarter(policy, self, weakly(self._revive))
 
     @property
     @abstractmethod

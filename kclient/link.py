@@ -263,7 +263,8 @@ class Link:
         """Fail what is pending with KernelRestarted and connect anew, to a kernel that is not there yet."""
         self.deaths.forget()
         for channel in self.running():
-            channel.fail(KernelRestarted)
+            if not channel.has_failed:  # else who waited has been told already, and may be about to hear it
+                channel.fail(KernelRestarted)
         self.failure = None
         self.peer.forget()
         self.support.forget()

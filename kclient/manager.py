@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from kclient.autorestart import AutoRestart
+from kclient.autorestart import AutoRestart, Restarter, as_policy
 from kclient.channels.base import copies_of
 from kclient.client import KernelClient
 from kclient.connection_file import ConnectionFileMixin
@@ -64,7 +64,9 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
         self._former: Link | None = None
-        self._keep(restart)
+        policy = as_policy(restart)
+        self._restarter = None if policy is None else Restarter(policy, self, weakly(self._revive))
+        super().__init__()
 
     def __repr__(self) -> str:
         state = f"pid {self.process.pid}" if self.process is not None else "not started"
