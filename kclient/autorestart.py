@@ -149,10 +149,10 @@ class Restarter:
         manager.link.break_off(copies_of(death))
         if self._gives_up:
             self._give_up(manager, death)
-        elif self._try(death):
+        elif self._try(manager, death):
             self._let_in(manager, death)
 
-    def _try(self, death: DeadKernelError) -> bool:
+    def _try(self, manager: KernelManager, death: DeadKernelError) -> bool:
         """True if there is a kernel again, and it has not died since."""
         log().warning("%s; it is restarted (%d in a row)", death.headline, self._backoff.failures)
         self._is_trying = True
@@ -160,7 +160,9 @@ class Restarter:
             self._revive(Deadline(self._policy.start_timeout))
         except Exception as exc:  # noqa: BLE001 - a launcher may be anybody's
             if self.is_here():
-                self.died(_as_death(exc))
+                failure = _as_death(exc)
+                self.died(failure)
+                manager.link.begin_restart(failure.headline)
         except BaseException:
             if self.is_here():  # it made way
                 self._death = death

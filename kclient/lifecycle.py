@@ -124,6 +124,7 @@ class Lifecycle(ABC):
             self._restarter.started()
 
     def _await_ready(self, deadline: Deadline) -> None:
+        was_ready = self._was_ready  # the kernel of now: there may be another when this one's death is heard of
         self._awaited += 1
         try:
             self.link.prober.wait_for_ready(deadline)
@@ -132,7 +133,7 @@ class Lifecycle(ABC):
                 raise
             raise self._kernel.never_answered(exc) from None
         except DeadKernelError as exc:
-            if self._was_ready or self._kernel.process is None:
+            if was_ready or self._was_ready or self._kernel.process is None:
                 raise
             raise self._kernel.never_came_up(exc) from None
         finally:
@@ -145,14 +146,15 @@ class Lifecycle(ABC):
     def _on_exit(self) -> None:
         """The process has ended, and nobody here meant it to."""
         process = self._kernel.process
-        if self._expects_exit or process is self._mourned:
+        if self._expects_exit:
             return
-        self._mourned = process
         death = self._kernel.death()
-        is_another_calls = self._awaited and not self._was_ready  # whose LaunchError it is
-        if self._restarter is not None and not is_another_calls and not self._was_told:
-            self._restarter.died(death)
-            self.link.begin_restart()
+        if self._restarter is not None and process is not self._mourned:
+            self._mourned = process
+            is_launch_error = self._awaited and not self._was_ready  # of the call that awaits it
+            if not is_launch_error and not self._was_told:
+                self._restarter.died(death)
+                self.link.begin_restart(death.headline)
         if self._client is not None:
             self._client.link.deaths.bury(copies_of(death))
 

@@ -75,6 +75,7 @@ class Link:
         self.support = Support(self)
         self.deaths = Deaths(self)
         self.is_restarting = False
+        self._why = ""
         self._admitted: object = None
         self._restarted = Parking(owner)
         self._epoch = 0
@@ -251,9 +252,10 @@ class Link:
             self.prober.reconnected()
             self.watchdog.reconnected()
 
-    def begin_restart(self) -> None:
+    def begin_restart(self, why: str = "") -> None:
         """Let new calls wait until the restarted kernel is ready."""
         self.is_restarting = True
+        self._why = why
 
     def admit(self, greenlet: object) -> None:
         """Let the calls of one greenlet in already."""
@@ -283,7 +285,7 @@ class Link:
             self.deaths.take_in()
         while self.is_restarting and self.failure is None and getcurrent() is not self._admitted:
             if not self._restarted.wait(deadline) and deadline.is_over:
-                raise KernelTimeout("kernel after its restart", deadline.timeout)
+                raise KernelTimeout("kernel after its restart", deadline.timeout, hint=self._why)
         if self.failure is not None:
             raise self.failure(None)
 

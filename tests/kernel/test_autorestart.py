@@ -43,7 +43,7 @@ pytestmark = pytest.mark.kernel
 
 
 class Fragile(LocalLauncher):
-    """While it `fails`, or as often as `fails_times` says, what it starts ends at once; `failed` is set then."""
+    """While it `fails` it starts nothing, and sets `failed`."""
 
     def __init__(self) -> None:
         self.starts = 0
@@ -165,12 +165,13 @@ def test_calls_that_wait_at_the_death_fail_and_later_ones_wait_with_their_timeou
     manager = start()
     waiting = [background(manager.shell_channel.get_msg), background(manager.iopub_channel.get_msg)]
     execution = manager.submit("exit")
+    waiting.append(background(manager.wait_for_ready))
     behind = background(manager.kernel_info)
     with pytest.raises(kclient.DeadKernelError) as caught:
         execution.result(WAIT)
-    assert [type(call.error()) for call in [*waiting, behind]] == [kclient.DeadKernelError] * 3
+    assert [type(call.error()) for call in [*waiting, behind]] == [kclient.DeadKernelError] * 4
     assert caught.value.exit_code == 3
-    with pytest.raises(kclient.KernelTimeout, match="after its restart"):
+    with pytest.raises(kclient.KernelTimeout, match=r"after its restart .*exit code 3"):
         manager.run("1", timeout=0.001)
     calls = [
         background(manager.run, "hello", timeout=WAIT),
@@ -254,7 +255,7 @@ def test_no_restart_is_counted_of_a_kernel_that_was_stable(
     assert witness.counts == [1, 1, 1]
 
 
-def test_limit_of_none_is_a_death_that_is_told(start: Callable[..., kclient.KernelManager], witness: Witness) -> None:
+def test_limit_of_zero_gives_up_at_once(start: Callable[..., kclient.KernelManager], witness: Witness) -> None:
     manager = start(restart=witness.policy(limit=0))
     die(manager)
     with pytest.raises(kclient.DeadKernelError, match="the limit is 0"):
@@ -308,6 +309,8 @@ def test_end_before_the_next_restart_wakes_who_waits_for_it(
     break_down(manager, launcher, monkeypatch)
     waiting = background(manager.run, "1")
     assert waiting.is_waiting
+    with pytest.raises(kclient.KernelTimeout, match=r"after its restart .*no more"):
+        manager.run("1", timeout=0)
     getattr(manager, end)()
     assert isinstance(waiting.error(), kclient.DeadKernelError)
     manager.start_kernel()
