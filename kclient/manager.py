@@ -150,7 +150,8 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         """
         deadline = as_deadline(timeout)
         with self._owner.call():
-            self.link.wait_until_usable(deadline)
+            if self.link.is_restarting or self._restarter is not None:
+                self.link.wait_until_usable(deadline)
             self._await_ready(deadline)
 
     # The process
