@@ -42,6 +42,7 @@ from kclient.result import ErrorInfo, Result
 from kclient.start import connect, start_kernel
 
 if TYPE_CHECKING:
+    from kclient.autorestart import AutoRestart
     from kclient.comm import Comm
     from kclient.comms import Comms
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
 __all__ = [
+    "AutoRestart",
     "BadMessage",
     "ChannelClosed",
     "Comm",
@@ -101,6 +103,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AutoRestart": "kclient.autorestart",
     "Comm": "kclient.comm",
     "Comms": "kclient.comms",
     "KernelManager": "kclient.manager",

@@ -118,8 +118,10 @@ class KernelClient(Runner):
 
         Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
         """
+        deadline = as_deadline(timeout)
         with self._owner.call():
-            self.link.prober.wait_for_ready(as_deadline(timeout))
+            self.link.wait_until_usable(deadline)
+            self.link.prober.wait_for_ready(deadline)
 
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.
@@ -127,7 +129,7 @@ class KernelClient(Runner):
         It is dead when, after a missed heartbeat, its addresses refuse connections; a remote one, from whose host no
         refusal can come, after `dead_after` seconds of silence (None: never).
         """
-        self._death_watch = DeathWatch(self.hb_channel, self.shell_channel.address, dead_after, self.link.bury)
+        self._death_watch = DeathWatch(self.hb_channel, self.shell_channel.address, dead_after, self.link.deaths.bury)
         self.hb_channel.unpause()
 
     def interrupt_kernel(self) -> None:

@@ -207,10 +207,13 @@ class DeadKernelError(KClientError):
         self.stderr = stderr
         self.result = result
 
+    @property
+    def headline(self) -> str:
+        """The message and the exit code, without what the kernel printed."""
+        return self.message if self.exit_code is None else f"{self.message} ({describe_exit(self.exit_code)})"
+
     def __str__(self) -> str:
-        text = self.message
-        if self.exit_code is not None:
-            text += f" ({describe_exit(self.exit_code)})"
+        text = self.headline
         if self.stderr.strip():
             text += "; the end of its output:\n" + self.stderr.strip()[-STDERR_SHOWN:]
         return text

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from kclient.channels.base import Channel, Failure, MessageChannel, copies_of, spin
+from gevent import getcurrent
+
+from kclient.channels.base import Channel, Failure, MessageChannel, spin
 from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
+from kclient.deaths import Deaths
 from kclient.errors import DeadKernelError, InvalidState, KernelRestarted, KernelTimeout
 from kclient.execution import Execution
-from kclient.hub import Alarm, Deadline, Owner, Parking, check_spin
+from kclient.hub import Deadline, Owner, Parking, check_spin
 from kclient.probe import Prober
 from kclient.prompts import Prompts
 from kclient.protocol.ledger import Ledger
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
 
 RECONNECT_IVL_MAX: Final = 200
 """Milliseconds between attempts to reach a kernel that nobody here started, and that may be gone for good."""
-
-LAST_WORDS: Final = 0.02
-"""Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
 
 
 class Kernel(Protocol):
@@ -73,12 +73,13 @@ class Link:
         self.ledger = Ledger()
         self.peer = Peer()
         self.support = Support(self)
-        self._is_restarting = False
+        self.deaths = Deaths(self)
+        self.is_restarting = False
+        self._why = ""
+        self._admitted: object = None
         self._restarted = Parking(owner)
         self._epoch = 0
         self._identity = session.identity
-        self._last_words: Deadline | None = None
-        self._burial = Alarm(owner.hub, self.fail)
 
     # The channels
 
@@ -170,13 +171,7 @@ class Link:
     def look(self) -> None:
         """Take in what there is to know without the help of the loop: messages, and the death of the process."""
         self.drain()
-        kernel = self.kernel
-        if kernel is None or self.failure is not None or self._is_restarting or kernel.is_alive():
-            return
-        if self._last_words is None:
-            self._last_words = Deadline(LAST_WORDS)
-        elif self._last_words.is_over:
-            self.fail(copies_of(kernel.death()))
+        self.deaths.look()
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by signal or by message; nobody waits for the reply to that."""
@@ -220,7 +215,7 @@ class Link:
         """Close every channel, and forget them; whoever waits gets ChannelClosed."""
         self.watchdog.stop()
         self.support.stop()
-        self._burial.cancel()
+        self.deaths.forget()
         if self._comms is not None:
             self._comms.deliverer.stop()
         for channel in self._channels.values():
@@ -239,17 +234,17 @@ class Link:
 
     def fail(self, failure: Failure) -> None:
         """Wake whoever waits with an error, and refuse new calls."""
-        self._burial.cancel()
         self.failure = failure
+        self.break_off(failure)
+        self._restarted.wake()
+
+    def break_off(self, failure: Failure) -> None:
+        """Wake whoever waits for an answer with an error."""
+        self.deaths.forget()
         for channel in self.running():
             channel.drain()
             channel.disconnect()
             channel.fail(failure)
-        self._restarted.wake()
-
-    def bury(self, failure: Failure) -> None:
-        """The kernel is dead: read its last words, then fail."""
-        self._burial.set(LAST_WORDS, failure)
 
     def reconnected(self) -> None:
         """The connection was cut and is back, or another kernel has taken the place of the one we knew."""
@@ -257,16 +252,22 @@ class Link:
             self.prober.reconnected()
             self.watchdog.reconnected()
 
-    def begin_restart(self) -> None:
+    def begin_restart(self, why: str = "") -> None:
         """Let new calls wait until the restarted kernel is ready."""
-        self._is_restarting = True
+        self.is_restarting = True
+        self._why = why
+
+    def admit(self, greenlet: object) -> None:
+        """Let the calls of one greenlet in already."""
+        self._admitted = greenlet
 
     def reopen(self) -> None:
         """Fail what is pending with KernelRestarted and connect anew, to a kernel that is not there yet."""
-        self._burial.cancel()
+        self.deaths.forget()
         for channel in self.running():
-            channel.fail(KernelRestarted)
-        self.failure = self._last_words = None
+            if not channel.has_failed:  # else who waited has been told already, and may be about to hear it
+                channel.fail(KernelRestarted)
+        self.failure = None
         self.peer.forget()
         self.support.forget()
         for channel in self.running():
@@ -280,14 +281,17 @@ class Link:
     def wait_until_usable(self, deadline: Deadline) -> None:
         """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""
         self.owner.check()
-        while self._is_restarting and self.failure is None:
+        if self.deaths.on_death is not None:
+            self.deaths.take_in()
+        while self.is_restarting and self.failure is None and getcurrent() is not self._admitted:
             if not self._restarted.wait(deadline) and deadline.is_over:
-                raise KernelTimeout("kernel after its restart", deadline.timeout)
+                raise KernelTimeout("kernel after its restart", deadline.timeout, hint=self._why)
         if self.failure is not None:
             raise self.failure(None)
 
     def end_restart(self) -> None:
-        self._is_restarting = False
+        self.is_restarting = False
+        self._admitted = None
         self._restarted.wake()
 
     # Executions

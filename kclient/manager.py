@@ -8,18 +8,17 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from gevent.lock import RLock
-
+from kclient.autorestart import AutoRestart, Restarter, as_policy
 from kclient.channels.base import copies_of
 from kclient.client import KernelClient
 from kclient.connection_file import ConnectionFileMixin
-from kclient.errors import DeadKernelError, InvalidState, KernelTimeout
-from kclient.goodbye import ask_to_exit
+from kclient.errors import InvalidState
 from kclient.hub import Deadline, Owner, Timeout, as_deadline, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.owned import Launch, OwnedKernel
 from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
 from kclient.kernels.spec import KernelSpec
+from kclient.lifecycle import Lifecycle
 from kclient.link import Link
 from kclient.protocol.session import Session
 from kclient.runner import Runner
@@ -27,20 +26,17 @@ from kclient.runner import Runner
 _Self = TypeVar("_Self", bound="KernelManager")
 
 
-class KernelManager(ConnectionFileMixin, Runner):
+class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
     """Starts, restarts and ends one kernel, and talks to it; a context manager.
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
     path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `encryption`, `handshake`, `orphan_guard` and `spin` are those of
-    `kclient.start_kernel`. Raises NoSuchKernel when the kernel spec is first needed.
+    directory. `launcher` runs the process. `encryption`, `handshake`, `orphan_guard`, `restart` and `spin` are those
+    of `kclient.start_kernel`. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
     kernel_id: str
     """Tells this manager's kernel from others, also after a restart; a random UUID."""
-
-    shutdown_wait_time: float = 5.0
-    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
 
     def __init__(
         self,
@@ -54,6 +50,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         spin: float = 0.0,
         orphan_guard: bool = False,
         handshake: str = "auto",
+        restart: bool | AutoRestart = False,
     ) -> None:
         self.kernel_name = kernel_name
         self.kernel_id = str(uuid.uuid4())
@@ -67,8 +64,9 @@ class KernelManager(ConnectionFileMixin, Runner):
         self._session = self._endpoint.new_session()
         self._client: KernelClient | None = None
         self._former: Link | None = None
-        self._was_ready = self._expects_exit = False
-        self._lock = RLock()
+        policy = as_policy(restart)
+        self._restarter = None if policy is None else Restarter(policy, self, weakly(self._revive))
+        super().__init__()
 
     def __repr__(self) -> str:
         state = f"pid {self.process.pid}" if self.process is not None else "not started"
@@ -100,8 +98,12 @@ class KernelManager(ConnectionFileMixin, Runner):
                 setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
             self._client.link.inherit(self._former)
             self._former = None
+            if self._restarter is not None:
+                self._client.link.deaths.on_death = weakly(self._on_exit)
             if self.has_kernel and not self._kernel.is_alive():
-                self._client.link.fail(copies_of(self._kernel.death()))
+                self._on_exit()
+                if self._restarter is None or not self._restarter.is_at_work:
+                    self._client.link.fail(copies_of(self._kernel.death()))
         return self._client
 
     @property
@@ -146,18 +148,11 @@ class KernelManager(ConnectionFileMixin, Runner):
 
         Raises LaunchError if its process ends instead, and KernelTimeout after `timeout` seconds; both show its output.
         """
-        try:
-            self.client.wait_for_ready(timeout)
-        except KernelTimeout as exc:
-            if not self.has_kernel:
-                raise
-            raise self._kernel.never_answered(exc) from None
-        except DeadKernelError as exc:
-            if self._was_ready or not self.has_kernel:
-                raise
-            raise self._kernel.never_came_up(exc) from None
-        self._was_ready = True
-        self._endpoint.let_go_of_ports()
+        deadline = as_deadline(timeout)
+        with self._owner.call():
+            if self.link.is_restarting or self._restarter is not None:
+                self.link.wait_until_usable(deadline)
+            self._await_ready(deadline)
 
     # The process
 
@@ -184,6 +179,8 @@ class KernelManager(ConnectionFileMixin, Runner):
         with self._lock, self._owner.call():
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
+            if self._restarter is not None:
+                self._restarter.cancel()
             link = self._client.link if self._client is not None else None
             if link is not None:
                 link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
@@ -209,7 +206,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         self._owner.check()
         if now and self.process is not None:
             self.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
-        with self._lock, self._owner.call():
+        with self._in_charge(Deadline(None)):
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
             if not restart:
                 self._kernel.clean_up()
@@ -224,35 +221,18 @@ class KernelManager(ConnectionFileMixin, Runner):
         """
         self._owner.check()
         deadline = Deadline(timeout)
-        if not self._lock.acquire(timeout=deadline.left()):
-            raise KernelTimeout("turn: another greenlet starts or ends the kernel", deadline.timeout)
-        try:
-            if self._kernel.launch is None:
-                raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
-            with self._owner.call():
-                self._restart(deadline, self._kernel.launch.changed(launch), now=now)
-        finally:
-            self._lock.release()
-
-    def _restart(self, deadline: Deadline, launch: Launch, *, now: bool) -> None:
-        link = self.link
-        is_beating = link.runs("hb") and not link.hb.is_paused
-        link.begin_restart()
-        try:
-            self._end_process(deadline.half(), now=now, restart=True)
-            link.reopen()
-            self._endpoint.remove_ipc_files()
-            self._launch(launch, deadline)
-            if link.runs("shell"):
-                self.wait_for_ready(deadline)
-        except BaseException:
-            if not self._kernel.is_alive():
-                link.fail(copies_of(self._kernel.death()))
-            raise
-        finally:
-            link.end_restart()
-        if is_beating:
-            link.hb.unpause()
+        self._changed_launch(launch)
+        with self._in_charge(deadline):
+            link = self.link
+            link.begin_restart()
+            try:
+                self._replace(deadline, self._changed_launch(launch), now=now)
+            except BaseException:
+                if not self._kernel.is_alive():
+                    link.fail(copies_of(self._kernel.death()))
+                raise
+            finally:
+                link.end_restart()
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
@@ -271,8 +251,9 @@ class KernelManager(ConnectionFileMixin, Runner):
         `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
         """
         self._owner.check()
-        self._kernel.require()
-        with self._lock, self._owner.call():
+        if self._restarter is None or not self._restarter.is_at_work:
+            self._kernel.require()
+        with self._in_charge(Deadline(None)):
             self._fail_pending(self._end_process(Deadline(None), now=True, restart=True))
 
     def is_alive(self) -> bool:
@@ -281,13 +262,6 @@ class KernelManager(ConnectionFileMixin, Runner):
         if self.has_kernel:
             return self._kernel.is_alive()
         return self._client is not None and self.channels_running and self._client.is_alive()
-
-    def _launch(self, launch: Launch, deadline: Deadline) -> None:
-        self._was_ready = self._expects_exit = False
-        self._kernel.start(launch, weakly(self._on_exit), deadline)
-        self._fit_client()
-        if self._client is not None:
-            self._client.link.kernel = self._kernel
 
     def _fit_client(self) -> None:
         """Let session and client go on with the keys and the ports of now."""
@@ -298,37 +272,6 @@ class KernelManager(ConnectionFileMixin, Runner):
     def _drop_client(self) -> None:
         if self._client is not None:
             self._former = self._client.link
+            self._was_beating = False
             self._client.stop_channels()
             self._client = None
-
-    def _on_exit(self) -> None:
-        """The process has ended, and nobody here meant it to."""
-        if not self._expects_exit and self._client is not None:
-            self._client.link.bury(copies_of(self._kernel.death()))
-
-    def _end_process(self, deadline: Deadline, *, now: bool, restart: bool) -> DeadKernelError | None:
-        """Message first, then force; returns how it ended, None if there was no kernel."""
-        if not self.has_kernel:
-            return None
-        self._expects_exit = True
-        try:
-            if self._client is not None and self._client.link.runs("hb"):
-                self._client.hb_channel.pause()
-            if now:
-                self._kernel.kill()
-            elif self._kernel.is_alive():
-                polite = deadline.at_most(self.shutdown_wait_time)
-                ask_to_exit(self.link, self._endpoint.info, self._kernel.wait_for_exit, polite, restart=restart)
-                self._kernel.end(deadline)
-        except BaseException:  # given up half-way: the kernel may have been told, and end at any time
-            self._expects_exit = False
-            if not self._kernel.is_alive():
-                self._on_exit()
-            raise
-        death = self._kernel.death()
-        self._kernel.forget()
-        return death
-
-    def _fail_pending(self, death: DeadKernelError | None) -> None:
-        if self._client is not None and death is not None:
-            self._client.link.fail(copies_of(death))

@@ -11,15 +11,12 @@ from kclient.errors import LaunchError
 from kclient.hub import Deadline, Owner
 
 if TYPE_CHECKING:
+    from kclient.autorestart import AutoRestart
     from kclient.kernels.process import Launcher, Output
     from kclient.manager import KernelManager
 
 ATTEMPTS: Final = 3
 """Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
-
-
-_IN_USE: Final = "ddress already in use"
-"""What kernels print of a port that was taken, and may be free again when we look."""
 
 
 def start_kernel(
@@ -39,6 +36,7 @@ def start_kernel(
     spin: float = 0.0,
     orphan_guard: bool = False,
     handshake: str = "auto",
+    restart: bool | AutoRestart = False,
 ) -> KernelManager:
     """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
 
@@ -57,7 +55,11 @@ def start_kernel(
     parent, as ipykernel does. `orphan_guard=True` is for those: a small process of its own, one for all kernels of the
     program, waits for its end, then kills their process groups and removes their files. It raises LaunchError if there
     is no room for that process, and InvalidArgument if the `launcher` does not return a LocalProcess.
+
+    With `restart=True`, or an AutoRestart, a kernel that dies once it is ready is restarted: see there what its calls
+    do. One that dies before is the LaunchError of this call.
     """
+    from kclient.kernels.taken import were_taken
     from kclient.manager import KernelManager
 
     deadline = Deadline(timeout)
@@ -72,6 +74,7 @@ def start_kernel(
             spin=spin,
             orphan_guard=orphan_guard,
             handshake=handshake,
+            restart=restart,
         )
         try:
             with Owner().call():
@@ -83,7 +86,7 @@ def start_kernel(
             return manager
         except LaunchError as exc:
             manager.shutdown_kernel(now=True)
-            if not attempts_left or not (exc.taken_ports or _IN_USE in exc.stderr):
+            if not attempts_left or not were_taken(exc):
                 raise
         except BaseException:
             manager.shutdown_kernel(now=True)

@@ -18,8 +18,9 @@ MAX_LINES = 350
 
 BOTTOM = {"context", "errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
-CLIENT |= {"comm", "comms", "link", "runner"}
-MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff"}
+CLIENT |= {"comm", "comms", "deaths", "link", "runner"}
+MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff", "autorestart"}
+MANAGER |= {"lifecycle"}
 
 LAYERS = {
     "errors": set(),
@@ -41,6 +42,7 @@ LAYERS = {
     "prompts": BOTTOM | {"channels", "result", "execution"},
     "comm": BOTTOM | {"channels"},
     "comms": BOTTOM | {"channels", "comm"},
+    "deaths": BOTTOM | {"channels"},
     "link": CLIENT - {"runner"},
     "goodbye": CLIENT - {"runner"},
     "runner": CLIENT,
@@ -48,6 +50,8 @@ LAYERS = {
     "client": CLIENT | {"deathwatch", "kernels"},
     "connection_file": {"errors", "hub", "protocol", "kernels"},
     "backoff": {"errors", "hub"},
+    "autorestart": BOTTOM | {"channels", "deaths", "backoff"},
+    "lifecycle": MANAGER - {"client", "connection_file"},
     "manager": MANAGER,
     "start": MANAGER | {"manager"},
     "pool": MANAGER | {"manager", "start"},
@@ -81,6 +85,9 @@ PACKAGES = {
     "goodbye": set(),
     "connection_file": set(),
     "backoff": set(),
+    "deaths": set(),
+    "autorestart": {"attrs", "gevent"},
+    "lifecycle": {"gevent"},
     "runner": {"attrs", "gevent"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},

@@ -107,6 +107,11 @@ class Channel(ABC):
         """True after `stop`."""
         return self._is_stopped
 
+    @property
+    def has_failed(self) -> bool:
+        """True from `fail` to `reopen`."""
+        return self._failure is not None
+
     def call_handlers(self, msg: Any) -> None:
         """Override to see every message, after it was routed; what it raises is logged. Does nothing here."""
 

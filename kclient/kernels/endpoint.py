@@ -183,6 +183,15 @@ class Endpoint:
             self._reservation.release()
             self._reservation = None
 
+    def change_ports(self) -> None:
+        """Choose others for the next start, and put them into the file, unless they were not chosen here."""
+        if not self._wants_fresh_ports or not self.are_ports_given:
+            return
+        self.let_go_of_ports()
+        self._choose()
+        if self.path is not None:
+            write_connection_file(self.info, self.path)
+
     def remove_connection_file(self) -> None:
         """Remove the connection file, if it was written here."""
         if self._is_written and self.path is not None:

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Final
 
+from kclient.errors import LaunchError
 from kclient.kernels.ports import can_bind
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
+
+_IN_USE: Final = "ddress already in use"
+"""What kernels print of a port that was taken, and may be free again when we look."""
 
 _TCP_LISTEN: Final = "0A"
 """The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
@@ -31,6 +35,11 @@ def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
         own = _listening(kernel)
         return [port for port in taken if own is not None and port not in own]
     return taken
+
+
+def were_taken(error: LaunchError) -> bool:
+    """True if a kernel did not come up since another program had one of its ports, and may not have it any more."""
+    return bool(error.taken_ports) or _IN_USE in error.stderr
 
 
 def is_taken(path: str) -> bool:

@@ -510,3 +510,14 @@ def test_calls_from_another_thread_raise_at_once(kernel):
             found.append((name, None))
     assert found == []
     assert kernel.run("'unharmed'").ok
+
+
+def test_kernel_that_had_ended_before_anybody_waited_for_it_never_came_up(install_kernel):
+    with kclient.KernelManager(install_kernel("raise SystemExit(5)")) as manager:
+        manager.start_kernel()
+        manager.start_channels()
+        with pytest.raises(kclient.DeadKernelError):
+            manager.kernel_info(timeout=WAIT)
+        with pytest.raises(kclient.LaunchError) as caught:
+            manager.wait_for_ready(WAIT)
+    assert caught.value.exit_code == 5
