@@ -20,6 +20,9 @@ from kclient.pool.lending import LentKernel, Recipe
 from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
 from kclient.pool.roster import BUSY, IDLE, STARTING, Member, Roster, Ticket
 
+MAX_UNTOLD: Final = 10_000
+"""Events that are kept for an on_event that does not keep up; later ones are dropped."""
+
 LAST_EVENTS: Final = 1.0
 """Seconds that `close` leaves to on_event for what it has not been told yet."""
 
@@ -37,7 +40,8 @@ class Keeper:
         self._alarm = Alarm(self.owner.hub, self.act)
         self._changed = Parking(self.owner)
         self._workers: set[gevent.Greenlet[..., None]] = set()
-        self._is_over = False
+        self._is_over = self._has_dropped = False
+        self._untold = 0
 
     # For callers
 
@@ -77,7 +81,9 @@ class Keeper:
     def _hand_over(self, kernel: LentKernel, member: Member, ticket: Ticket) -> LentKernel:
         kernel.lend()
         self._lent[kernel] = member
-        self._tell("acquired", member, seconds=monotonic() - ticket.since)
+        seconds = monotonic() - ticket.since
+        self.roster.checked_out(seconds)
+        self._tell("acquired", member, seconds=seconds)
         return kernel
 
     def knows(self, kernel: object) -> bool:
@@ -156,14 +162,14 @@ class Keeper:
 
     def act(self) -> None:
         """Hand out what is idle, and do what else is to be done; at once, it never waits."""
-        now = monotonic()
         roster = self.roster
         while (member := roster.offered()) is not None:
             kernel = cast(LentKernel, member.kernel)
             if kernel.is_alive():
-                roster.lend(now).wake()
+                roster.lend().wake()
             else:
                 self._died(member, kernel)
+        now = monotonic()
         steps = roster.next_steps(now)
         for ticket in steps.wake:
             ticket.wake()
@@ -268,9 +274,20 @@ class Keeper:
         return text
 
     def _tell(self, kind: str, member: Member | None = None, **facts: Any) -> None:
-        if self._on_event is not None:
-            kernel_id = None if member is None else member.kernel_id
-            self._deliverer.add(self._on_event, PoolEvent(kind, kernel_id, **facts))
+        if self._on_event is None:
+            return
+        if self._untold >= MAX_UNTOLD:
+            if not self._has_dropped:
+                log().warning("on_event of a KernelPool does not keep up: events are dropped from here on")
+            self._has_dropped = True
+            return
+        self._untold += 1
+        kernel_id = None if member is None else member.kernel_id
+        self._deliverer.add(self._deliver, self._on_event, PoolEvent(kind, kernel_id, **facts))
+
+    def _deliver(self, on_event: Callable[[PoolEvent], object], event: PoolEvent) -> None:
+        self._untold -= 1
+        on_event(event)
 
     def _await_events(self) -> None:
         told = Parking(self.owner)

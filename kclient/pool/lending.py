@@ -35,6 +35,18 @@ class LentKernel(KernelManager):
         self._refuse_if_returned()
         super().restart_kernel(now, **launch)
 
+    def signal_kernel(self, signum: int) -> None:
+        self._refuse_if_returned()
+        super().signal_kernel(signum)
+
+    def interrupt_kernel(self) -> None:
+        self._refuse_if_returned()
+        super().interrupt_kernel()
+
+    def kill_kernel(self) -> None:
+        self._refuse_if_returned()
+        super().kill_kernel()
+
     def lend(self) -> None:
         """Remember which process it is: the user may start another in its place. Forget what it has published."""
         self.lent_process = self.process
