@@ -79,7 +79,7 @@ class Keeper:
             raise ticket.error
 
     def _hand_over(self, kernel: LentKernel, member: Member, ticket: Ticket) -> LentKernel:
-        kernel.lend()
+        kernel.lend(self.give_back)
         self._lent[kernel] = member
         seconds = monotonic() - ticket.since
         self.roster.checked_out(seconds)
@@ -162,31 +162,34 @@ class Keeper:
 
     def act(self) -> None:
         """Hand out what is idle, and do what else is to be done; at once, it never waits."""
-        roster = self.roster
-        while (member := roster.offered()) is not None:
+        with self.owner.call():  # what a Ctrl-C left undone here, nobody would do
+            self._lend()
+            now = monotonic()
+            steps = self.roster.next_steps(now)
+            for ticket in steps.wake:
+                ticket.wake()
+            for member in steps.start:
+                member.starter = self._spawn(self._start, member)
+            for member in steps.renew:
+                member.starter = self._spawn(self._renew, member, member.kernel)
+            for member in steps.end:
+                if member.kernel is not None:
+                    member.kernel.end_use()
+                self._spawn(self._end, member)
+            seconds = self.roster.next_look(now)
+            if seconds is None:
+                self._alarm.cancel()
+            else:
+                self._alarm.set(seconds)
+            self._changed.wake()
+
+    def _lend(self) -> None:
+        while (member := self.roster.offered()) is not None:
             kernel = cast(LentKernel, member.kernel)
             if kernel.is_alive():
-                roster.lend().wake()
+                self.roster.lend().wake()
             else:
                 self._died(member, kernel)
-        now = monotonic()
-        steps = roster.next_steps(now)
-        for ticket in steps.wake:
-            ticket.wake()
-        for member in steps.start:
-            member.starter = self._spawn(self._start, member)
-        for member in steps.renew:
-            member.starter = self._spawn(self._renew, member, member.kernel)
-        for member in steps.end:
-            if member.kernel is not None:
-                member.kernel.end_use()
-            self._spawn(self._end, member)
-        seconds = roster.next_look(now)
-        if seconds is None:
-            self._alarm.cancel()
-        else:
-            self._alarm.set(seconds)
-        self._changed.wake()
 
     def _begin_to_close(self) -> None:
         if not self.roster.is_closed:
@@ -222,9 +225,13 @@ class Keeper:
     def _renew(self, member: Member, former: LentKernel) -> None:
         try:
             kernel = self.recipe.renew(former)
-        except Exception as exc:  # noqa: BLE001 - then another one does
+        except KClientError as exc:
             log().debug("the kernel %s is replaced, since it is not ready for its next user: %s", member.kernel_id, exc)
             self.roster.remove(member)
+        except BaseException:
+            self.roster.remove(member)
+            self.act()
+            raise
         else:
             self._is_ready(member, kernel, "recycled")
         self.act()
@@ -234,6 +241,8 @@ class Keeper:
         kernel.on_death = partial(self._on_death, member, kernel)
         self.roster.ready(member, monotonic())
         self._tell(kind, member, seconds=seconds)
+        if not kernel.is_alive():  # it died when nobody listened yet
+            self._died(member, kernel)
 
     def _end(self, member: Member) -> None:
         """Nobody wants it any more: it is not asked, but killed."""

@@ -20,6 +20,7 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
+from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
 
 
@@ -240,6 +241,14 @@ def test_whatever_the_user_does_to_the_kernel_the_next_one_gets_a_good_one(
     assert pool.stats().deaths == 0
 
 
+def test_kernel_in_a_with_statement_of_its_own_is_given_back(make_pool: Callable[..., KernelPool]) -> None:
+    pool = make_pool()
+    with pool.acquire() as kernel:
+        assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+    with pytest.raises(InvalidState, match="given back already"):
+        pool.release(kernel)
+
+
 def test_kernel_given_back_twice_is_an_error(make_pool: Callable[..., KernelPool]) -> None:
     pool = make_pool()
     kernel = pool.acquire()
@@ -420,6 +429,24 @@ def test_dead_kernel_that_nobody_has_noticed_yet_is_not_handed_out(
     with pool.kernel(timeout=0) as kernel:
         assert kernel.process is launcher.processes[1]
     assert pool.stats().deaths == 1
+
+
+def test_kernel_that_died_while_nobody_listened_is_replaced(
+    make_pool: Callable[..., KernelPool], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Recipe.make
+
+    def make_and_die(recipe: Recipe, kernel_id: str) -> LentKernel:
+        kernel = make(recipe, kernel_id)
+        if len(launcher.processes) == 1:
+            launcher.processes[0].die(3)
+            turn_loop()
+        return kernel
+
+    monkeypatch.setattr(Recipe, "make", make_and_die)
+    pool = make_pool(is_warm=False)
+    pool.wait_until_warm(WAIT)
+    assert (len(launcher.alive), pool.stats().deaths) == (1, 1)
 
 
 def test_kernel_that_dies_in_its_users_hands_is_replaced_when_it_is_given_back(
