@@ -251,11 +251,8 @@ def test_forks_differ_in_what_processes_differ_in(launch):
 
 
 def test_processes_of_a_kind_have_one_server(own_server, launch):
-    one, other, another = (
-        launch(RUN_ON, launcher=own_server),
-        launch(RUN_ON, launcher=own_server),
-        launch(RUN_ON, launcher=own_server, env={"PYTHONHASHSEED": "1"}),
-    )
+    one, other = [launch(RUN_ON, launcher=own_server) for _ in range(2)]
+    another = launch(RUN_ON, launcher=own_server, env={"PYTHONHASHSEED": "1"})
     assert server_of(one) == server_of(other) != server_of(another)
 
 
