@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kclient.autorestart import AutoRestart
     from kclient.comm import Comm
     from kclient.comms import Comms
+    from kclient.kernels.forkserver import ForkServer
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
@@ -68,6 +69,7 @@ __all__ = [
     "Execution",
     "ExecutionAborted",
     "ExecutionError",
+    "ForkServer",
     "ForkedProcess",
     "HBChannel",
     "IOPubChannel",
@@ -112,6 +114,7 @@ _MODULES = {
     "AutoRestart": "kclient.autorestart",
     "Comm": "kclient.comm",
     "Comms": "kclient.comms",
+    "ForkServer": "kclient.kernels.forkserver",
     "KernelManager": "kclient.manager",
     "KernelPool": "kclient.pool.pool",
     "KernelSpec": "kclient.kernels.spec",

@@ -16,8 +16,9 @@ from kclient.errors import InvalidState
 from kclient.hub import Deadline, Owner, Timeout, as_deadline, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.owned import Launch, OwnedKernel
-from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
+from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher
 from kclient.kernels.spec import KernelSpec
+from kclient.kernels.streams import Output
 from kclient.lifecycle import Lifecycle
 from kclient.link import Link
 from kclient.protocol.session import Session

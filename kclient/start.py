@@ -12,7 +12,8 @@ from kclient.hub import Deadline, Owner
 
 if TYPE_CHECKING:
     from kclient.autorestart import AutoRestart
-    from kclient.kernels.process import Launcher, Output
+    from kclient.kernels.process import Launcher
+    from kclient.kernels.streams import Output
     from kclient.manager import KernelManager
 
 _Manager = TypeVar("_Manager", bound="KernelManager")
@@ -61,7 +62,6 @@ def start_kernel(
     With `restart=True`, or an AutoRestart, a kernel that dies once it is ready is restarted: see there what its calls
     do. One that dies before is the LaunchError of this call.
     """
-    from kclient.kernels.taken import were_taken
     from kclient.manager import KernelManager
 
     deadline = Deadline(timeout)
@@ -89,6 +89,8 @@ def start_until_ready(new: Callable[[], _Manager], launch: Mapping[str, Any], de
 
     `launch` has the arguments of KernelManager.start_kernel. Raises as `start_kernel` does.
     """
+    from kclient.kernels.taken import were_taken
+
     for attempts_left in reversed(range(ATTEMPTS)):
         manager = new()
         try:
