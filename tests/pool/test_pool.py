@@ -20,7 +20,7 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
-from kclient.link import LAST_WORDS
+from kclient.deaths import LAST_WORDS
 from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
