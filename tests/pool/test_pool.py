@@ -309,7 +309,7 @@ def test_user_may_restart_a_kernel_that_had_another_user(make_pool: Callable[...
     with pool.kernel(timeout=WAIT) as kernel:
         former = process_of(kernel)
         former.tells = False
-        kernel.restart_kernel(timeout=WAIT)
+        kernel.restart_kernel(now=True, timeout=WAIT)
         former.exited.set()
         turn_loop(2 * LAST_WORDS)
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"
