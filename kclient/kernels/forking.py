@@ -173,6 +173,8 @@ def load(line: socket.socket, preload: list[str]) -> bool:
             return False
     with suppress(ValueError):
         sys.path.remove("")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # each kernel would print it again
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     tell(line, ready=True, threads=others)
     gc.collect()
