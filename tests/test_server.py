@@ -22,7 +22,7 @@ MAX_OUTPUT = 20_000
 @pytest.fixture(scope="module")
 def service(session_folder: Path, warm: None) -> Iterator[Service]:
     limits = ["--max-code", str(MAX_CODE), "--max-output", str(MAX_OUTPUT), "--max-time", "1000"]
-    with serving("--size", "2", "--max-size", "2", "--queue-timeout", str(WAIT), *limits) as service:
+    with serving("--fork", "--size", "2", "--max-size", "2", "--queue-timeout", str(WAIT), *limits) as service:
         yield service
 
 
