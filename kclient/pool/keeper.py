@@ -188,10 +188,14 @@ class Keeper:
             self.act()
 
     def _spawn(self, work: Callable[..., None], *args: Any) -> gevent.Greenlet[..., None]:
-        greenlet = gevent.spawn(work, *args)
+        greenlet = gevent.spawn(self._work, work, *args)
         self._workers.add(greenlet)
         greenlet.rawlink(self._has_worked)
         return greenlet
+
+    def _work(self, work: Callable[..., None], *args: Any) -> None:
+        if not self.owner.forked:  # a fork takes greenlets along that have not begun
+            work(*args)
 
     def _has_worked(self, greenlet: gevent.Greenlet[..., None]) -> None:
         self._workers.discard(greenlet)
