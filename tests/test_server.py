@@ -296,6 +296,12 @@ def test_request_that_runs_too_long_for_a_shutdown_is_told(line: LifeLine) -> No
         idle.close()
 
 
+def test_preloaded_module_and_allowed_host_are_there() -> None:
+    with serving("--size", "1", "--preload", "colorsys", "--allow-host", "service.example") as service:
+        answer = service.ask("POST", "/run", '{"code": "colorsys.__name__"}', Host="service.example:80")
+        assert b'"text/plain":"\'colorsys\'"' in answer.body
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"), [(["--size", "-1"], "size"), (["--max-size", "2"], "max_size"), (["--port", "x"], "--port")]
 )

@@ -16,7 +16,7 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 
 import kclient
 
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 500
 
 PATIENCE = 30.0
 """Seconds of silence after which a client that should say something is given up."""
