@@ -38,13 +38,14 @@ PARENT = "import os; print(os.getppid(), end='')"
 class Gunicorn:
     """gunicorn in a process of its own, which listens on a socket in `folder`."""
 
-    def __init__(self, folder: Path, *arguments: str, kernels: int) -> None:
+    def __init__(self, folder: Path, *arguments: str, kernels: int = 1, preload: str = "") -> None:
         self._path = str(folder / "gunicorn")
         environment = {
             "PYTHONPATH": f"{Path(kclient.__file__).parents[1]}{os.pathsep}{folder}",
             "JUPYTER_RUNTIME_DIR": str(folder / "r"),
             "TMPDIR": str(folder / "t"),
             "POOL_SIZE": str(kernels),
+            "POOL_PRELOAD": preload,
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--bind", f"unix:{self._path}", *arguments],
@@ -115,8 +116,8 @@ def start_gunicorn(folder: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Start gunicorn; what has not ended with the test is killed."""
     started: list[Gunicorn] = []
 
-    def start(*arguments: str) -> Gunicorn:
-        started.append(Gunicorn(folder, *arguments, kernels=1))
+    def start(*arguments: str, **pool: str) -> Gunicorn:
+        started.append(Gunicorn(folder, *arguments, **pool))
         return started[-1]
 
     yield start
@@ -132,6 +133,11 @@ def children(pid: int) -> set[int]:
             if int(leaks.read(other, "stat").rpartition(")")[2].split()[1]) == pid:
                 found.add(other)
     return found
+
+
+def descendants(pid: int) -> set[int]:
+    found = children(pid)
+    return found.union(*map(descendants, found))
 
 
 @contextmanager
@@ -233,11 +239,13 @@ def test_reload_replaces_workers_and_kernels(service: Service) -> None:
 
 @pytest.mark.kernel
 def test_end_lets_a_request_end_and_leaves_nothing(start_gunicorn: Callable[..., Gunicorn], gate: Gate) -> None:
-    server = start_gunicorn(*CONFIGURATION, "--workers", "1")
+    server = start_gunicorn(*CONFIGURATION, "--workers", "1", preload="colorsys")
     begun = Event()
     request = gevent.spawn(server.run, f"print('begun', flush=True); {gate.code} print('done')", begun.set)
     assert begun.wait(WAIT)
-    with ending({server.process.pid, *children(server.await_worker())}):
+    there = descendants(server.process.pid)
+    assert len(there) == 4  # a worker, the orphan guard, the fork server, a kernel
+    with ending(there):
         server.process.terminate()
         server.await_log("Handling signal: term")
         gate.open()

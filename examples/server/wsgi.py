@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 from app import Application, Environ, Limits, StartResponse
 
@@ -12,10 +13,14 @@ import kclient
 SIZE = int(os.environ.get("POOL_SIZE", "4"))
 """Kernels that each worker keeps warm."""
 
+PRELOAD = os.environ.get("POOL_PRELOAD", "").split()
+"""Modules to import before the code comes; if there are any, kernels are forked (on Linux)."""
+
 WARM_UP = 20.0
 """Seconds for the first kernels: less than the silence that gets a worker of gunicorn's killed."""
 
 _application: Application | None = None
+_resources = ExitStack()
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -27,16 +32,21 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 def open_pool(limits: Limits) -> None:
     """Make the pool of this process; raises why its kernels do not start."""
     global _application
-    pool = kclient.KernelPool(size=SIZE, transport="ipc", orphan_guard=True)
-    try:
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            kclient.KernelPool(
+                size=SIZE,
+                launcher=stack.enter_context(kclient.ForkServer(PRELOAD)) if PRELOAD else None,
+                warm_up="\n".join(f"import {module}" for module in PRELOAD) or None,
+                transport="ipc",
+                orphan_guard=True,
+            )
+        )
         pool.wait_until_warm(timeout=WARM_UP)
-    except BaseException:
-        pool.close()
-        raise
+        _resources.push(stack.pop_all())
     _application = Application(pool, limits)
 
 
 def close_pool() -> None:
     """End the kernels of this process, and whatever still runs in them."""
-    if _application is not None:
-        _application.pool.close()
+    _resources.close()
