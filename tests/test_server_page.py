@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def service(session_folder: Path, warm: None) -> Iterator[Service]:
-    with serving("--size", "2", "--max-time", "1000") as service:
+    with serving("--fork", "--preload", "matplotlib.pyplot", "--size", "2", "--max-time", "1000") as service:
         yield service
 
 
