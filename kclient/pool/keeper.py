@@ -300,7 +300,8 @@ class Keeper:
 
     def _deliver(self, on_event: Callable[[PoolEvent], object], event: PoolEvent) -> None:
         self._untold -= 1
-        on_event(event)
+        if not self.owner.forked:  # what the parent will be told, too
+            on_event(event)
 
     def _await_events(self) -> None:
         told = Parking(self.owner)

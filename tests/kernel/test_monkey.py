@@ -259,7 +259,6 @@ warnings.simplefilter("ignore")
 with kclient.KernelPool(size=1, on_event=lambda event: print(event.kind, flush=True)) as pool:
     lending = pool.kernel(timeout={WAIT})
     lent = lending.__enter__()
-    gevent.get_hub().threadpool.apply(check, [kclient.WrongThread])
     if not (pid := os.fork()):
         child_with_a_pool()
         sys.exit()
@@ -268,6 +267,7 @@ with kclient.KernelPool(size=1, on_event=lambda event: print(event.kind, flush=T
     process.start()
     process.join()
     assert process.exitcode == 0
+    gevent.get_hub().threadpool.apply(check, [kclient.WrongThread])
     print(lent.run("'still there'").text, flush=True)
     lending.__exit__(None, None, None)
 """
