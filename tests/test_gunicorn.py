@@ -23,7 +23,7 @@ from gevent.event import Event
 
 import kclient
 
-gunicorn = pytest.importorskip("gunicorn")
+pytest.importorskip("gunicorn")
 
 if not (leaks.PROC and hasattr(os, "pidfd_open")):
     pytest.skip("nothing tells here of the processes of others", allow_module_level=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 pythonpath = str(Path(__file__).parent)
-sys.path.insert(0, pythonpath)
 
 wsgi_app = "wsgi:application"
 worker_class = "gevent"
