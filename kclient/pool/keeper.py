@@ -197,10 +197,14 @@ class Keeper:
             self.act()
 
     def _spawn(self, work: Callable[..., None], *args: Any) -> gevent.Greenlet[..., None]:
-        greenlet = gevent.spawn(work, *args)
+        greenlet = gevent.spawn(self._work, work, *args)
         self._workers.add(greenlet)
         greenlet.rawlink(self._has_worked)
         return greenlet
+
+    def _work(self, work: Callable[..., None], *args: Any) -> None:
+        if not self.owner.forked:  # a fork takes greenlets along that have not begun
+            work(*args)
 
     def _has_worked(self, greenlet: gevent.Greenlet[..., None]) -> None:
         self._workers.discard(greenlet)
@@ -296,7 +300,8 @@ class Keeper:
 
     def _deliver(self, on_event: Callable[[PoolEvent], object], event: PoolEvent) -> None:
         self._untold -= 1
-        on_event(event)
+        if not self.owner.forked:  # what the parent will be told, too
+            on_event(event)
 
     def _await_events(self) -> None:
         told = Parking(self.owner)

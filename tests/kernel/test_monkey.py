@@ -225,3 +225,55 @@ def test_forked_child_and_another_thread_cannot_remove_the_files(run_script):
         "    with kclient.connect(kernel.connection_file) as client: print(client.run('6 * 7').text)\n"
     )
     assert run_script(code) == "42"
+
+
+# Pools
+
+POOL_AND_FORK = f"""
+{PATCH}
+import gevent, multiprocessing, os, signal, sys, warnings, kclient
+
+def check(error):
+    for call in (pool.acquire, pool.kernel().__enter__, pool.stats, pool.kernels, pool.wait_until_warm,
+                 lambda: pool.shutdown_kernel(lent.kernel_id), lambda: pool.release(lent)):
+        try:
+            raise AssertionError(f"not refused: {{call()!r}}")
+        except error:
+            pass
+
+def child():
+    signal.alarm({WAIT})  # nobody else would end it, should it hang
+    check(kclient.ForkedProcess)
+    print("refused", flush=True)
+    for end in (lending.__exit__, pool.__exit__):
+        end(None, None, None)  # does nothing
+    pool.close()
+    gevent.sleep(1e-3)  # greenlets of the parent that had not begun have their turn
+
+def child_with_a_pool():
+    child()
+    with kclient.KernelPool(size=1) as own, own.kernel(timeout={WAIT}) as kernel:
+        print(kernel.run("6 * 7").text, flush=True)
+
+warnings.simplefilter("ignore")
+with kclient.KernelPool(size=1, on_event=lambda event: print(event.kind, flush=True)) as pool:
+    lending = pool.kernel(timeout={WAIT})
+    lent = lending.__enter__()
+    if not (pid := os.fork()):
+        child_with_a_pool()
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    gevent.get_hub().threadpool.apply(check, [kclient.WrongThread])
+    print(lent.run("'still there'").text, flush=True)
+    lending.__exit__(None, None, None)
+"""
+
+
+@pytest.mark.kernel
+def test_pool_is_refused_in_a_forked_child_and_in_a_real_thread(run_script):
+    told = ["started", "acquired", "refused", "42", "refused", "'still there'", "released", "ended", "closed"]
+    assert run_script(POOL_AND_FORK).split("\n") == told
