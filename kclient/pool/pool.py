@@ -75,10 +75,11 @@ class KernelPool:
             "handshake": handshake,
             "spin": spin,
         }
-        env = (
-            dict(env) if isinstance(env, Mapping) else env
-        )  # later changes of theirs are not for kernels started later
-        launch = {"cwd": cwd, "env": env, "extra_arguments": extra_arguments}
+        launch = {
+            "cwd": cwd,
+            "env": dict(env) if isinstance(env, Mapping) else env,  # as it is now, for kernels that start later, too
+            "extra_arguments": extra_arguments,
+        }
         if warm_up is not None:
             check_code(warm_up, "warm_up")
         recipe = Recipe(kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"))

@@ -20,10 +20,12 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
-from kclient.deaths import LAST_WORDS
 from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
+
+AFTER_LAST_WORDS = 0.05
+"""Seconds after which a dead kernel's sockets are read no more."""
 
 
 @pytest.fixture
@@ -311,7 +313,7 @@ def test_user_may_restart_a_kernel_that_had_another_user(make_pool: Callable[...
         former.tells = False
         kernel.restart_kernel(now=True, timeout=WAIT)
         former.exited.set()
-        turn_loop(2 * LAST_WORDS)
+        turn_loop(AFTER_LAST_WORDS)
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"
         process_of(kernel).die(3)
         with pytest.raises(kclient.DeadKernelError):
@@ -330,7 +332,7 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced_and_no_news_to_its_fo
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
     assert pool.stats().deaths == 1
-    turn_loop(2 * LAST_WORDS)
+    turn_loop(AFTER_LAST_WORDS)
     with pytest.raises(InvalidState, match="was given back to its pool"):
         former.run("6 * 7")
 
