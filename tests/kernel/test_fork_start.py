@@ -141,3 +141,33 @@ def test_kernel_that_is_no_python_is_refused(server, install_kernel):
     name = install_kernel("", argv=["bash", "-c", "{connection_file}"])
     with pytest.raises(kclient.InvalidArgument, match="leave out launcher="):
         kclient.start_kernel(name, launcher=server)
+
+
+COMPARE = """
+import subprocess, warnings
+from statistics import median
+from time import perf_counter
+warnings.simplefilter("ignore")
+from jupyter_client.manager import start_new_kernel
+import kclient
+
+ratios = []
+with kclient.ForkServer() as server:
+    for _ in range(16):
+        began = perf_counter()
+        kernel = kclient.start_kernel(launcher=server)
+        ours = perf_counter() - began
+        kernel.shutdown_kernel(now=True)
+        began = perf_counter()
+        manager, client = start_new_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ratios.append(ours / (perf_counter() - began))
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+print(median(ratios[1:]))
+"""
+
+
+def test_start_takes_a_fifth_of_the_time_that_jupyter_client_takes(run_script, figures):
+    if not figures.is_long:
+        pytest.skip("compares times, so only with --long")
+    figures.note("start by fork, of jupyter_client's", float(run_script(COMPARE)), "", at_most=0.20)
