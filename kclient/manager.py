@@ -129,6 +129,7 @@ class KernelManager(ConnectionFileMixin, Runner):
         self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
     ) -> None:
         """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
+        self._kernel.claim.end()
         self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
 
     def stop_channels(self) -> None:
@@ -158,6 +159,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             raise self._kernel.never_came_up(exc) from None
         self._was_ready = True
         self._endpoint.let_go_of_ports()
+        self._kernel.claim.end()
 
     # The process
 
@@ -177,13 +179,14 @@ class KernelManager(ConnectionFileMixin, Runner):
         Raises KernelTimeout if it does not, and RemoteProtocolError if nobody can connect to them; it is killed then.
 
         `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
-        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, and InvalidState, a
-        RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
+        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, TooManyFiles, and InvalidState,
+        a RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
         """
         self._owner.check()
         with self._lock, self._owner.call():
             if self.has_kernel:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
+            self._kernel.claim_descriptors()
             link = self._client.link if self._client is not None else None
             if link is not None:
                 link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
@@ -220,7 +223,8 @@ class KernelManager(ConnectionFileMixin, Runner):
 
         `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
         run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
-        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start.
+        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start, and
+        TooManyFiles, with which the old kernel goes on.
         """
         self._owner.check()
         deadline = Deadline(timeout)
@@ -235,6 +239,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             self._lock.release()
 
     def _restart(self, deadline: Deadline, launch: Launch, *, now: bool) -> None:
+        self._kernel.claim_descriptors(reserve=0)
         link = self.link
         is_beating = link.runs("hb") and not link.hb.is_paused
         link.begin_restart()
@@ -251,6 +256,7 @@ class KernelManager(ConnectionFileMixin, Runner):
             raise
         finally:
             link.end_restart()
+            self._kernel.claim.end()
         if is_beating:
             link.hb.unpause()
 

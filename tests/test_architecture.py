@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kclient"
 MAX_LINES = 350
 """A longer module is two modules."""
 
-BOTTOM = {"context", "errors", "hub", "log", "protocol"}
+BOTTOM = {"context", "descriptors", "errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
 CLIENT |= {"comm", "comms", "link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff"}
@@ -25,7 +25,8 @@ LAYERS = {
     "errors": set(),
     "sigint": set(),
     "log": set(),
-    "context": set(),
+    "descriptors": {"errors"},
+    "context": {"descriptors", "errors"},
     "hub": {"errors", "sigint"},
     "protocol": {"errors"},
     "channels": BOTTOM | {"sigint"},
@@ -61,6 +62,7 @@ PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
     "log": {"gevent"},
+    "descriptors": {"gevent"},
     "context": {"zmq"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
