@@ -14,8 +14,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from gevent import monkey
-
 from kclient.errors import TooManyFiles
 
 CHANNEL: Final = 2 if sys.platform == "linux" else 3
@@ -41,8 +39,6 @@ LAPSE: Final = 60.0
 
 _MOST: Final = 2**31 - 1
 """A descriptor is a C int, whatever the limit."""
-
-_poll: Any = monkey.get_original("select", "poll")  # after monkey.patch_all() that of `select` waits in the hub
 
 _claims: set[weakref.ref[Claim]] = set()
 
@@ -131,9 +127,15 @@ def _free(wanted: int, limit: int) -> int:
     found, top, window = 0, min(limit, _MOST), wanted
     while top > 0 and found < wanted:
         bottom = max(0, top - window)
-        poll = _poll()
+        poll = _new_poll()
         for number in range(bottom, top):
             poll.register(number, 0)
         found += sum(event == select.POLLNVAL for _, event in poll.poll(0))
         top, window = bottom, 2 * window
     return found
+
+
+def _new_poll() -> Any:
+    """The system's: after monkey.patch_all() that of `select` waits in the hub. To import gevent.monkey takes 2 ms."""
+    monkey = sys.modules.get("gevent.monkey")
+    return select.poll() if monkey is None else monkey.get_original("select", "poll")()

@@ -62,7 +62,7 @@ PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
     "log": {"gevent"},
-    "descriptors": {"gevent"},
+    "descriptors": set(),
     "context": {"zmq"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},
