@@ -45,10 +45,13 @@ from kclient.start import connect, start_kernel
 if TYPE_CHECKING:
     from kclient.comm import Comm
     from kclient.comms import Comms
+    from kclient.kernels.forkserver import ForkServer
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
     from kclient.manager import KernelManager
+    from kclient.pool.pool import KernelPool
+    from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
     from kclient.protocol.session import Session
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "Execution",
     "ExecutionAborted",
     "ExecutionError",
+    "ForkServer",
     "ForkedProcess",
     "HBChannel",
     "IOPubChannel",
@@ -75,6 +79,7 @@ __all__ = [
     "KernelClient",
     "KernelInfo",
     "KernelManager",
+    "KernelPool",
     "KernelRestarted",
     "KernelSpec",
     "KernelSpecError",
@@ -85,6 +90,9 @@ __all__ = [
     "Message",
     "NoReply",
     "NoSuchKernel",
+    "PoolEvent",
+    "PoolStats",
+    "PooledKernel",
     "ProtocolError",
     "RemoteProtocolError",
     "Result",
@@ -105,8 +113,13 @@ __all__ = [
 _MODULES = {
     "Comm": "kclient.comm",
     "Comms": "kclient.comms",
+    "ForkServer": "kclient.kernels.forkserver",
     "KernelManager": "kclient.manager",
+    "KernelPool": "kclient.pool.pool",
     "KernelSpec": "kclient.kernels.spec",
+    "PoolEvent": "kclient.pool.records",
+    "PoolStats": "kclient.pool.records",
+    "PooledKernel": "kclient.pool.records",
     "Session": "kclient.protocol.session",
     "find_kernel_spec": "kclient.kernels.search",
     "install_kernel_spec": "kclient.kernels.install",
