@@ -38,8 +38,15 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-BASE = ("ipykernel.kernelapp", "ipykernel.ipkernel", "runpy")
-"""What a kernel needs, as a rule."""
+BASE = (
+    *("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "ipykernel.subshell_manager"),
+    *("IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect"),
+    *("IPython.extensions.storemagic", "debugpy.server", "psutil", "tornado.platform.asyncio", "tornado.queues"),
+    *("encodings.idna", "faulthandler", "pdb", "runpy", "sqlite3"),
+    # for the first completion and the first traceback
+    *("IPython.core.guarded_eval", "jedi", "pygments.formatters.terminal256", "pygments.lexers.python", "stack_data"),
+)
+"""What ipykernel imports until it is ready, and soon after, mostly from inside of functions."""
 
 SET_SIGNAL = 10
 """F_SETSIG of fcntl(2): another signal than SIGIO is to tell of an event."""

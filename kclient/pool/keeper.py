@@ -275,7 +275,7 @@ class Keeper:
         """How things are, for a caller who got no kernel."""
         roster = self.roster
         others = roster.waiting - 1
-        text = f"{roster.count(BUSY)} are busy, {roster.count(STARTING)} starting, of {roster.max_size} at most"
+        text = f"of {roster.max_size} at most {roster.count(BUSY)} are busy and {roster.count(STARTING)} starting"
         if others > 0:
             text += f"; {others} more callers wait"
         if roster.is_failing and roster.last_failure is not None:

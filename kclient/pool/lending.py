@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidState
+from kclient.errors import DeadKernelError, InvalidState, KClientError
 from kclient.hub import Deadline, weakly
 from kclient.kernels.owned import Launch
 from kclient.kernels.process import KernelProcess
@@ -57,7 +58,8 @@ class LentKernel(KernelManager):
         """Remember which process it is: the user may start another in its place. Forget what it has published."""
         self._give_back = give_back
         self.lent_process = self.process
-        self.iopub_channel.get_msgs()
+        with suppress(KClientError):  # it has died in this moment: in its user's hands, then
+            self.iopub_channel.get_msgs()
 
     @property
     def is_clean(self) -> bool:

@@ -130,7 +130,7 @@ def test_without_a_kernel_in_time_the_caller_is_told_how_things_are(make_pool: C
     pool = make_pool()
     with pool.kernel():
         for timeout in (0, 0.01):
-            with pytest.raises(KernelTimeout, match="no free kernel within .*; 1 are busy, 0 starting, of 1 at most"):
+            with pytest.raises(KernelTimeout, match="no free kernel within .*; of 1 at most 1 are busy and 0 starting"):
                 pool.acquire(timeout)
     stats = pool.stats()
     assert (stats.waits, stats.timeouts, stats.waiting) == (2, 2, 0)
@@ -425,9 +425,10 @@ def test_dead_kernel_that_nobody_has_noticed_yet_is_not_handed_out(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
     pool = make_pool(size=2)
-    launcher.processes[0].die(3)
+    first, second = (listed.pid for listed in pool.kernels())
+    next(process for process in launcher.processes if process.pid == first).die(3)
     with pool.kernel(timeout=0) as kernel:
-        assert kernel.process is launcher.processes[1]
+        assert process_of(kernel).pid == second
     assert pool.stats().deaths == 1
 
 
@@ -621,6 +622,7 @@ def test_pool_is_for_the_thread_that_made_it(make_pool: Callable[..., KernelPool
         ({"size": 4, "max_size": 3}, "max_size must be a whole number, 4 or more; not 3"),
         ({"max_uses": 0}, "max_uses must be"),
         ({"max_age": -1}, "max_age must be a number of seconds"),
+        ({"max_age": 0}, "max_age must be more than 0 s"),
         ({"warm_up": b"x"}, "warm_up must be a string"),
         ({"start_timeout": None}, "start_timeout must be"),
         ({"on_event": 1}, "on_event must be a function"),
