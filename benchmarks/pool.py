@@ -2,8 +2,9 @@
 
 `check-out` is the wait for a kernel that is warm, `warm again` the time from giving it back until the next one is; both
 with pools of one kernel. `kclient` starts a new process for each user, `kclient, fork server` forks it, and
-`kclient, used again` has one for all users (max_uses). jupyter_client has no pool: its MultiKernelManager starts one for
-each user, or restarts the one before. Then callers queue for a few kernels: how long each waits, and how many are served.
+`kclient, used again` has one for all users (max_uses). jupyter_client has no pool: its MultiKernelManager starts one
+for each user, or restarts the one before. Then callers queue for a few kernels: how long each waits, and how many are
+served.
 """
 
 from __future__ import annotations
