@@ -37,8 +37,10 @@ COLUMNS = [
 
 
 def kernel_memory(options: Options) -> list[Row]:
-    """A row for each kind, in KiB a kernel: RssAnon, which counts what it shares with others as its own; what nobody else
-    has; and that with its share of what others have, too (Pss), the process that forks among them.
+    """A row for each kind, in KiB a kernel.
+
+    RssAnon counts what a kernel shares with others as its own. Its own is what nobody else has; the share (Pss) is that
+    and its part of what others have, too, the process that forks among them.
     """
     rows = []
     with ProgressLine("memory of kernels", len(KINDS)) as progress:
