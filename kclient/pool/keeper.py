@@ -210,14 +210,14 @@ class Keeper:
         began = monotonic()
         try:
             kernel = self.recipe.make(member.kernel_id)
-        except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
-            self.roster.remove(member)
-            self.act()
-            raise
-        except BaseException as exc:  # noqa: BLE001 - whatever a launcher raises is the callers' to know
-            error = _as_error(exc)
-            self.roster.start_failed(member, error, monotonic())
-            self._tell("start_failed", member, seconds=monotonic() - began, error=error)
+        except BaseException as exc:  # whatever a launcher raises is the callers' to know
+            if member.state == STARTING:
+                error = _as_error(exc)
+                self.roster.start_failed(member, error, monotonic())
+                self._tell("start_failed", member, seconds=monotonic() - began, error=error)
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                self.act()
+                raise
         else:
             self._is_ready(member, kernel, "started", monotonic() - began)
         self.act()

@@ -75,7 +75,6 @@ class LentKernel(KernelManager):
     def end_use(self) -> None:
         """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
         self.is_returned = True
-        self.on_death = None
         if self._client is not None:
             self._client.link.fail(_returned)
 

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
+from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
 
@@ -309,15 +310,20 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced(make_pool: Callable[.
     assert pool.stats().deaths == 1
 
 
-@pytest.mark.parametrize("is_waited_for", [True, False])
-def test_kernel_with_code_of_its_user_left_is_replaced(
-    make_pool: Callable[..., KernelPool], is_waited_for: bool
-) -> None:
+@pytest.mark.parametrize("left", ["an execution", "a request", "an execution of another client"])
+def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., KernelPool], left: str) -> None:
     pool = make_pool(max_uses=5)
-    with pool.kernel() as kernel:
+    with pool.kernel() as kernel, ExitStack() as stack:
         process = process_of(kernel)
         process.kernel.script["hang"] = lambda request: Event().wait()
-        kernel.submit("hang") if is_waited_for else kernel.shell_channel.send("execute_request", {"code": "hang"})
+        if left == "an execution":
+            kernel.submit("hang")
+        elif left == "a request":
+            kernel.shell_channel.send("execute_request", {"code": "hang"})
+        else:
+            stack.enter_context(kclient.connect(kernel.connection_file, watch=False)).submit("hang")
+            while not kernel.link.iopub.outputs.executing:
+                turn_loop()
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
 
@@ -328,7 +334,12 @@ def test_kernel_with_code_of_its_user_left_is_replaced(
 def test_warm_up_has_run_and_nothing_of_it_reaches_the_user(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
-    with make_pool(warm_up="warm up").kernel() as kernel:
+    pool = make_pool(warm_up="warm up")
+    [member] = pool._keeper.roster
+    launcher.processes[0].kernel.publish("stream", {"name": "stdout", "text": "of a thread, later"})
+    while not member.kernel.iopub_channel.msg_ready():
+        turn_loop()
+    with pool.kernel() as kernel:
         assert kernel.iopub_channel.get_msgs() == []
         [request] = [r for r in launcher.processes[0].kernel.requests if r.msg_type == "execute_request"]
         content = request.content
@@ -374,7 +385,7 @@ def test_kernel_that_there_is_not_is_what_callers_are_told() -> None:
         pool.acquire(WAIT)
 
 
-@pytest.mark.parametrize("error", [OSError("no such thing"), gevent.Timeout(1)])
+@pytest.mark.parametrize("error", [OSError("no such thing"), gevent.Timeout(1), gevent.GreenletExit("enough")])
 def test_whatever_a_launcher_raises_callers_get_a_launch_error(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher, error: BaseException
 ) -> None:
@@ -513,6 +524,18 @@ def test_on_event_that_fails_harms_nobody(
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"
     assert len(events) >= 2
     assert "on_event of a KernelPool failed" in caplog.text
+
+
+def test_on_event_that_never_returns_holds_up_nobody_for_long(
+    make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "LAST_EVENTS", 0.01)
+    monkeypatch.setattr(keeper, "MAX_UNTOLD", 2)
+    pool = make_pool(on_event=lambda event: Event().wait())
+    with pool.kernel() as kernel:
+        assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+    pool.close()
+    assert caplog.text.count("events are dropped") == 1
 
 
 def test_on_event_may_use_and_close_the_pool(make_pool: Callable[..., KernelPool]) -> None:
