@@ -6,6 +6,7 @@ cannot get the others. So who opens a client or starts a kernel asks here first.
 
 from __future__ import annotations
 
+import os
 import resource
 import select
 import sys
@@ -41,6 +42,8 @@ _MOST: Final = 2**31 - 1
 """A descriptor is a C int, whatever the limit."""
 
 _claims: set[weakref.ref[Claim]] = set()
+
+os.register_at_fork(after_in_child=_claims.clear)  # they are the parent's
 
 
 class Claim:

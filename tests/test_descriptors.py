@@ -170,6 +170,19 @@ def test_claim_of_what_was_dropped_is_over(free: int) -> None:
     check(free, "all", reserve=0)
 
 
+def test_forked_child_claims_nothing_for_its_parent(run_script: Callable[..., str]) -> None:
+    code = """
+import os, kclient.descriptors as descriptors
+claim = descriptors.Claim()
+claim.take(30, "one", later=30)
+child = os.fork()
+if not child:
+    os._exit(descriptors.Claim.total())
+print(descriptors.Claim.total(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_script(code) == "30 0"
+
+
 def test_whether_a_claim_is_over_is_asked_only_when_there_are_too_few(free: int) -> None:
     class Client:
         asked = 0
