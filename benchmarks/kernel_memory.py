@@ -45,8 +45,8 @@ def kernel_memory(options: Options) -> list[Row]:
     rows = []
     with ProgressLine("memory of kernels", len(KINDS)) as progress:
         for name, (is_forked, module) in KINDS.items():
-            found = memory_of(options.pick(KERNELS, 2), module, is_forked=is_forked)
-            rows.append(Row("scale", "", name, "memory of a kernel", options.pick(KERNELS, 2), extra=found))
+            found = memory_of(options.pick(KERNELS, 1), module, is_forked=is_forked)
+            rows.append(Row("scale", "", name, "memory of a kernel", options.pick(KERNELS, 1), extra=found))
             progress.advance()
     return rows
 

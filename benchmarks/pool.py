@@ -115,7 +115,7 @@ def measure_turns(options: Options) -> tuple[dict[str, Recorder], dict[str, Reco
 
 def measure_queue(options: Options) -> tuple[dict[str, Recorder], dict[str, float]]:
     """The latencies of check-outs while others queue, and the callers that are served in a second, by client."""
-    callers, kernels = options.pick(CALLERS, 4), options.pick(KERNELS, 2)
+    callers, kernels = options.pick(CALLERS, 2), options.pick(KERNELS, 1)
     rounds = options.pick(5, 1)
     waits = {name: Recorder() for name in AT_A_TIME}
     seconds = dict.fromkeys(AT_A_TIME, 0.0)

@@ -20,6 +20,9 @@ from kclient.protocol.session import Session
 
 pytestmark = pytest.mark.skipif(not leaks.PROC, reason="needs /proc")
 
+over_tcp = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
+"""ipc takes as many descriptors."""
+
 HARD = 4000
 
 LIMITED = """
@@ -203,6 +206,7 @@ def test_whether_a_claim_is_over_is_asked_only_when_there_are_too_few(free: int)
     assert client.asked == 2
 
 
+@over_tcp
 def test_client_that_is_connected_claims_nothing(kernel: kclient.KernelManager) -> None:
     with kclient.KernelClient(kernel.connection_file) as client:
         client.start_channels()
@@ -211,6 +215,7 @@ def test_client_that_is_connected_claims_nothing(kernel: kclient.KernelManager) 
         assert Claim.total(thoroughly=True) == 0
 
 
+@over_tcp
 @pytest.mark.parametrize("end", ["wait_for_ready", "stop_channels"])
 def test_client_claims_until_it_is_ready_or_stopped(kernel: kclient.KernelManager, end: str) -> None:
     with kclient.KernelClient(kernel.connection_file) as client:
@@ -220,6 +225,7 @@ def test_client_claims_until_it_is_ready_or_stopped(kernel: kclient.KernelManage
         assert Claim.total() == 0
 
 
+@over_tcp
 def test_dropped_client_claims_nothing(kernel: kclient.KernelManager) -> None:
     client = kclient.KernelClient(kernel.connection_file)
     client.start_channels()
@@ -267,6 +273,7 @@ def test_kernel_that_starts_takes_what_is_claimed_for_it(install_kernel: Callabl
 # At the limit
 
 
+@over_tcp
 def test_process_with_next_to_no_descriptors_left_is_not_aborted(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
@@ -296,6 +303,7 @@ with kclient.connect(sys.argv[1], timeout=30) as client:
     assert run_script(with_noise + LIMITED + code, str(kernel.connection_file)) == "42"
 
 
+@over_tcp
 def test_clients_up_to_the_limit_answer_and_the_next_is_refused(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
@@ -319,6 +327,7 @@ for client in clients:
     assert run_script(LIMITED + code.replace("16 +", f"{RESERVE} +"), str(kernel.connection_file)) == "42"
 
 
+@over_tcp
 def test_clients_that_are_opened_at_once_answer_or_are_refused(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
