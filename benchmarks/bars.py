@@ -39,9 +39,13 @@ BARS = {
     ("concurrency", "pipelined", "kclient"): Bar(0.70, is_floor=True, what=RATE),
     ("scale", "200 clients", "kclient"): Bar(3, "p99_to_one", what="p99 to that of one client"),
     ("startup", "start", "kclient"): Bar(1.15),
+    ("startup", "start", "kclient, fork server"): Bar(0.20, "ratio_to_jupyter_client", what="p50 to jupyter_client's"),
     ("startup", "wait_for_ready", "kclient"): Bar(10_000, "p50_us", what="p50 us"),
     ("startup", "shutdown", "kclient"): Bar(10_000, "over_raw_us", what="p50 us over raw"),
     ("startup", "import", "kclient"): Bar(1.25, what="p50 to that of gevent, zmq.green, attrs"),
+    ("pool", "check-out", "kclient"): Bar(1000, "p99_us", what="p99 us"),
+    ("pool", "check-out", "kclient, fork server"): Bar(1000, "p99_us", what="p99 us"),
+    ("pool", "check-out", "kclient, used again"): Bar(1000, "p99_us", what="p99 us"),
 }
 """By benchmark, operation and client."""
 

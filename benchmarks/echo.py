@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -184,6 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.echo", description="Serve echo kernels.")
     parser.add_argument("--kernels", type=int, default=1, help="how many to host [1]")
     count = parser.parse_args().kernels
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 20 descriptors a kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever started us
     folder = tempfile.mkdtemp(prefix="echo-")
     threading.Thread(target=end_with_stdin, args=[folder], daemon=True).start()

@@ -33,6 +33,8 @@ COLOURS = {
     "kclient": ("#0072b2", "-"),
     "no flood": ("#000000", "-"),
     "kclient spin": ("#56b4e9", "-"),
+    "kclient, fork server": ("#56b4e9", "-"),
+    "kclient, used again": ("#0072b2", ":"),
     "jupyter_client": ("#d55e00", "-"),
 }
 """A colour and a dash for each client, the same in every plot; those of Okabe and Ito, for the colour-blind too."""

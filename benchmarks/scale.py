@@ -2,7 +2,8 @@
 
 Time: one client alone makes calls; then 200 clients of 200 echo kernels, which one process hosts, make one call each in
 turn; and so on. The one client is alone in the process whenever it is measured. Memory and file descriptors: in a fresh
-process for each client library, at 1 client and at 200, with all five channels.
+process for each client library, at 1 client and at 200, with all five channels. Then the memory of 50 real kernels,
+executed and forked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from benchmarks.clients import LATENCY, Client
+from benchmarks.kernel_memory import COLUMNS as KERNEL_MEMORY
+from benchmarks.kernel_memory import kernel_memory
 from benchmarks.kernels import ROOT, Connection, echo_kernels
 from benchmarks.report import Options, Report, parse, run_script
 from kclient.bench.progress import ProgressLine
@@ -99,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = measure_memory(client, [each[transport] for each in connections])
             rows.append(Row("scale", transport, client, "memory of one more client", found.pop("n"), extra=found))
         report.add_rows(transport, "memory of one more client", rows, MEMORY)
+    report.add_rows("", "memory of a kernel", kernel_memory(options), KERNEL_MEMORY)
     report.finish()
 
 

@@ -1,7 +1,8 @@
 """Beginnings and ends: start a kernel, find it ready, shut it down, import the library.
 
 `start` is compared with the bare process: a connection file, the kernel's command, a raw DEALER that tries every 5 ms
-to connect and has kernel_info queued from the first moment; until the reply. `shutdown` with a raw shutdown_request and
+to connect and has kernel_info queued from the first moment; until the reply. `kclient, fork server` forks the kernel
+from a process that was there before the first of them. `shutdown` is compared with a raw shutdown_request and
 the end of the process, `wait_for_ready` with a fresh DEALER and one reply, `import` with what kclient stands on.
 """
 
@@ -56,10 +57,10 @@ def life_of_bare_process(transport: str) -> Times:
             return started, perf_counter_ns() - start
 
 
-def life_with_kclient(transport: str) -> Times:
+def life_with_kclient(transport: str, launcher: kclient.ForkServer | None = None) -> Times:
     """Without encryption, as the others."""
     start = perf_counter_ns()
-    with kclient.start_kernel(transport=transport, encryption="off") as kernel:
+    with kclient.start_kernel(transport=transport, encryption="off", launcher=launcher) as kernel:
         started = perf_counter_ns() - start
         sleep(SETTLE)
         start = perf_counter_ns()
@@ -117,27 +118,29 @@ def wait_for_exit(process: subprocess.Popen[bytes]) -> None:
         os.close(descriptor)
 
 
-LIVES: dict[str, Callable[[str], Times]] = {
-    "raw": life_of_bare_process,
-    "raw (again)": life_of_bare_process,
-    "kclient": life_with_kclient,
-    "jupyter_client": life_with_jupyter_client,
-}
-
-
 def measure_lives(transport: str, options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
     """The latencies of start and shutdown, by client; one kernel after the other, in turn."""
-    names = ["raw", "kclient", "jupyter_client"] if options.quick else list(LIVES)
-    rounds = options.pick(30, 1)
-    starts, ends = ({name: Recorder() for name in names} for _ in range(2))
-    with ProgressLine(f"start and shutdown, {transport}", rounds * len(names)) as progress:
-        for _ in range(rounds):
-            for name in names:
-                start, end = LIVES[name](transport)
-                starts[name].record([start])
-                ends[name].record([end])
-                progress.advance()
-    return starts, ends
+    with kclient.ForkServer() as launcher:
+        life_with_kclient(transport, launcher)  # when it has started one, it has imported all
+        lives: dict[str, Callable[[], Times]] = {
+            "raw": lambda: life_of_bare_process(transport),
+            "raw (again)": lambda: life_of_bare_process(transport),
+            "kclient": lambda: life_with_kclient(transport),
+            "kclient, fork server": lambda: life_with_kclient(transport, launcher),
+            "jupyter_client": lambda: life_with_jupyter_client(transport),
+        }
+        if options.quick:
+            del lives["raw (again)"]
+        rounds = options.pick(30, 1)
+        starts, ends = ({name: Recorder() for name in lives} for _ in range(2))
+        with ProgressLine(f"start and shutdown, {transport}", rounds * len(lives)) as progress:
+            for _ in range(rounds):
+                for name, live in lives.items():
+                    start, end = live()
+                    starts[name].record([start])
+                    ends[name].record([end])
+                    progress.advance()
+        return starts, ends
 
 
 def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Recorder]:

@@ -31,6 +31,7 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    TooManyFiles,
     UnsupportedFeature,
     WrongThread,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "Session",
     "ShellChannel",
     "StdInChannel",
+    "TooManyFiles",
     "UnsupportedFeature",
     "WrongThread",
     "connect",

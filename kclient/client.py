@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.channels.base import Channel
 from kclient.context import context
 from kclient.deathwatch import DeathWatch
-from kclient.errors import ConnectionFileError
+from kclient.descriptors import CHANNEL, Claim
+from kclient.errors import ConnectionFileError, KClientError
 from kclient.hub import Owner, Timeout, as_deadline
 from kclient.link import Kernel, Link
 from kclient.protocol.connection import ConnectionInfo
@@ -47,6 +49,7 @@ class KernelClient(Runner):
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
         self.session.server_key = self.connection.curve_publickey
         self._owner = Owner()
+        self.claim = Claim(self._is_connected)
         self._death_watch: DeathWatch | None = None
         self._link = Link(self._owner, self.session, self._make_channel, kernel, spin)
 
@@ -71,22 +74,36 @@ class KernelClient(Runner):
     ) -> None:
         """Connect those channels; the heartbeat starts paused. A channel that the kernel does not have is left out.
 
-        Raises InvalidPortNumber if the kernel's ports are not chosen yet.
+        Raises InvalidPortNumber if the kernel's ports are not chosen yet, and TooManyFiles before any is open.
         """
         wanted = {"shell": shell, "iopub": iopub, "stdin": stdin, "hb": hb, "control": control}
         with self._owner.call():
-            for name, is_wanted in wanted.items():
-                is_missing = self.connection.shell_port and not self.connection.port(name)
-                if is_wanted and not is_missing:
-                    self.link.start_channel(name)
+            names = [name for name, is_wanted in wanted.items() if is_wanted and self._may_start(name)]
+            if names:  # libzmq's thread connects them, some time later
+                what = f"a client with {len(names)} channels"
+                self.claim.take(CHANNEL * len(names), what, later=len(names))
+            for name in names:
+                self.link.start_channel(name)
             if self._death_watch is not None and not self._death_watch.is_running and self.link.runs("hb"):
                 self.watch(self._death_watch.dead_after)
+
+    def _may_start(self, name: str) -> bool:
+        """False if it runs, or if the kernel has no such channel."""
+        is_missing = self.connection.shell_port and not self.connection.port(name)
+        return not is_missing and not self.link.runs(name)
+
+    def _is_connected(self) -> bool:
+        """True if libzmq has got to the channels, which is known of stdin alone."""
+        with suppress(KClientError):
+            return self._owner.is_here and self.link.runs("stdin") and self.link.stdin.wait_for_peer(0)
+        return False
 
     def stop_channels(self) -> None:
         """Disconnect every channel; whoever waits gets ChannelClosed. `start_channels` opens new ones."""
         if self._owner.forked:
             return
         with self._owner.call():
+            self.claim.end()
             if self._death_watch is not None:
                 self._death_watch.stop()
             self.link.stop()
@@ -122,6 +139,7 @@ class KernelClient(Runner):
         with self._owner.call():
             self.link.wait_until_usable(deadline)
             self.link.prober.wait_for_ready(deadline)
+            self.claim.end()
 
     def watch(self, dead_after: float | None = None) -> None:
         """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.

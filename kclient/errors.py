@@ -21,6 +21,7 @@
     |- DeadKernelError              it died              .exit_code .stderr .result
     |   |- LaunchError              it never came up     .argv .taken_ports
     |- KernelRestarted              .msg_id
+    |- TooManyFiles                 (also OSError)       .needed .in_use .limit .hard_limit
     |- KernelTimeout                (also TimeoutError)  .waiting_for .timeout .msg_id .execution .result
     |- WrongThread, ForkedProcess
     |- ExecutionError               .ename .evalue .traceback .result; raised on request only
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
+from errno import EMFILE
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -270,6 +272,23 @@ class KernelTimeout(KClientError, TimeoutError):
 
     def _facts(self) -> dict[str, Any]:
         return super()._facts() | {"execution": None}  # it belongs to a hub
+
+
+class TooManyFiles(KClientError, OSError):
+    """No room for a client or a kernel: it would take more file descriptors, or ZeroMQ sockets, than are allowed.
+
+    `in_use` of `limit` are, and `needed` more were wanted; `hard_limit` is what the limit can be raised to, None if
+    there is none.
+    """
+
+    errno = EMFILE
+
+    def __init__(self, message: str, *, needed: int, in_use: int, limit: int, hard_limit: int | None) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.in_use = in_use
+        self.limit = limit
+        self.hard_limit = hard_limit
 
 
 class WrongThread(KClientError):

@@ -79,12 +79,16 @@ class Lifecycle(ABC):
     def _replace(self, deadline: Deadline, launch: Launch, *, now: bool) -> None:
         """End the process and start another, to which the same client goes on."""
         link = self.link
-        self._end_process(deadline.half(), now=now, restart=True)
-        link.reopen()
-        self._endpoint.remove_ipc_files()
-        self._launch(launch, deadline)
-        if link.runs("shell"):
-            self._await_ready(deadline)
+        self._kernel.claim_descriptors(reserve=0)
+        try:
+            self._end_process(deadline.half(), now=now, restart=True)
+            link.reopen()
+            self._endpoint.remove_ipc_files()
+            self._launch(launch, deadline)
+            if link.runs("shell"):
+                self._await_ready(deadline)
+        finally:
+            self._kernel.claim.end()
         if self._was_beating and link.runs("hb"):
             link.hb.unpause()
         self._was_beating = False
@@ -142,6 +146,9 @@ class Lifecycle(ABC):
             self._restarter.started()
         self._was_ready = True
         self._endpoint.let_go_of_ports()
+        self._kernel.claim.end()
+        if self._client is not None:
+            self._client.claim.end()
 
     def _on_exit(self) -> None:
         """The process has ended, and nobody here meant it to."""

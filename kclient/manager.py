@@ -132,6 +132,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
     ) -> None:
         """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
+        self._kernel.claim.end()
         self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
 
     def stop_channels(self) -> None:
@@ -173,8 +174,8 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         Raises KernelTimeout if it does not, and RemoteProtocolError if nobody can connect to them; it is killed then.
 
         `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
-        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, and InvalidState, a
-        RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
+        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, TooManyFiles, and InvalidState,
+        a RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
         """
         self._owner.check()
         with self._lock, self._owner.call():
@@ -182,6 +183,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
             if self._restarter is not None:
                 self._restarter.cancel()
+            self._kernel.claim_descriptors()
             link = self._client.link if self._client is not None else None
             if link is not None:
                 link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
@@ -218,7 +220,8 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
 
         `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
         run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
-        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start.
+        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start, and
+        TooManyFiles, with which the old kernel goes on.
         """
         self._owner.check()
         deadline = Deadline(timeout)

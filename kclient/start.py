@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kclient.client import Connection, KernelClient
+from kclient.descriptors import CLIENT, KERNEL, check
 from kclient.errors import LaunchError
 from kclient.hub import Deadline, Owner
 
@@ -44,8 +45,8 @@ def start_kernel(
     """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
 
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
-    LaunchError with the command, exit code and output of a kernel that did not come up, and KernelTimeout; then nothing
-    is left behind.
+    LaunchError with the command, exit code and output of a kernel that did not come up, TooManyFiles before anything
+    starts, and KernelTimeout; then nothing is left behind.
 
     `encryption` (CurveZMQ, of all five sockets) is "auto", for kernels whose spec declares that they can, "required",
     which refuses others by an InvalidArgument before anything starts, or "off".
@@ -62,6 +63,7 @@ def start_kernel(
     With `restart=True`, or an AutoRestart, a kernel that dies once it is ready is restarted: see there what its calls
     do. One that dies before is the LaunchError of this call.
     """
+    check(KERNEL, f"the kernel {kernel_name!r}")  # or not even the next line could be sure to work
     from kclient.manager import KernelManager
 
     deadline = Deadline(timeout)
@@ -121,13 +123,15 @@ def connect(
 
     `connection` is the path of a connection file, its name or kernel id in Jupyter's runtime directory, its values, or
     a ConnectionInfo. `watch` runs the heartbeat, so that the kernel's death wakes whoever waits; `KernelClient.watch`
-    explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running.
+    explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running. Raises
+    KernelTimeout, ConnectionFileError, and TooManyFiles, with which nothing was opened.
 
     `spin`, 1 s at most, is busy polling: a call that waits for a reply first looks at its sockets again and again, for
     so many seconds at most, and only then yields to the hub. It beats a blocking receive, since nobody has to be
     woken, and it costs a whole processor and every other greenlet meanwhile, which stand still. 0.0003 is enough for
     a kernel that answers at once; a longer one is worth it where nothing else goes on in the process.
     """
+    check(CLIENT, "a client")  # or the connection file could not even be read
     client = KernelClient(connection, spin=spin)
     deadline = Deadline(timeout)
     try:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kclient"
 MAX_LINES = 350
 """A longer module is two modules."""
 
-BOTTOM = {"context", "errors", "hub", "log", "protocol"}
+BOTTOM = {"context", "descriptors", "errors", "hub", "log", "protocol"}
 CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
 CLIENT |= {"comm", "comms", "deaths", "link", "runner"}
 MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff", "autorestart"}
@@ -26,7 +26,8 @@ LAYERS = {
     "errors": set(),
     "sigint": set(),
     "log": set(),
-    "context": set(),
+    "descriptors": {"errors"},
+    "context": {"descriptors", "errors"},
     "hub": {"errors", "sigint"},
     "protocol": {"errors"},
     "channels": BOTTOM | {"sigint"},
@@ -65,6 +66,7 @@ PACKAGES = {
     "errors": set(),
     "sigint": {"gevent"},
     "log": {"gevent"},
+    "descriptors": set(),
     "context": {"zmq"},
     "hub": {"gevent"},
     "protocol": {"attrs", "orjson"},

@@ -103,11 +103,15 @@ def test_requests_are_pipelined_and_then_stressed(folder: Path) -> None:
     assert named(rows, "stress") == {"kclient"}
 
 
+@pytest.mark.kernel
 def test_many_clients_are_counted_in_time_and_memory(folder: Path) -> None:
     rows = results_of("scale", folder, "--transport", "ipc", "--plot", folder / "plot.png")
-    memory = [row for row in rows if row["operation"].startswith("memory")]
+    memory = [row for row in rows if row["operation"] == "memory of one more client"]
     assert [row["client"] for row in memory] == ["kclient", "jupyter_client"]
     assert all(row["kib_at_all"] >= row["kib_at_one"] > 0 and row["descriptors"] > 0 for row in memory)
+    kernels = {row["client"]: row["private_kib"] for row in rows if row["operation"] == "memory of a kernel"}
+    assert 0 < kernels["kclient, fork server"] < kernels["kclient"]
+    assert 0 < kernels["kclient, fork server, numpy"] < kernels["kclient, numpy"]
 
 
 @pytest.mark.kernel
@@ -115,6 +119,16 @@ def test_startup_compares_beginnings_and_ends(folder: Path) -> None:
     rows = results_of("startup", folder, "--transport", "ipc", "--plot", folder / "plot.png")
     for operation in ("start", "shutdown", "wait_for_ready", "import"):
         assert {"raw", "kclient", "jupyter_client"} <= named(rows, operation)
+    assert "kclient, fork server" in named(rows, "start")
+
+
+@pytest.mark.kernel
+def test_pool_is_compared_with_a_kernel_for_each_user(folder: Path) -> None:
+    rows = results_of("pool", folder, "--plot", folder / "plot.png")
+    pools = {"kclient", "kclient, fork server", "kclient, used again"}
+    assert named(rows, "check-out") == named(rows, "warm again") == {*pools, "jupyter_client"}
+    assert named(rows, "queue") == pools
+    assert all(row["served_per_s"] > 0 for row in rows if row["operation"] == "queue")
 
 
 def test_single_functions_run(folder: Path) -> None:
@@ -170,7 +184,7 @@ def wait_for_child(pid: int) -> None:
     leaks.turn_loop(0.5)
 
 
-@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "stress"])
+@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "pool", "stress"])
 def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Path) -> None:
     done = run(f"benchmarks.{module}", "--json", folder / "missing" / "figures.json")
     assert (done.returncode, done.stdout) == (2, "")
@@ -235,5 +249,5 @@ def test_readme_of_the_suite_has_the_markers() -> None:
 
 
 def test_every_bar_is_that_of_a_client_that_is_measured() -> None:
-    assert {benchmark for benchmark, _, _ in BARS} == {"latency", "iopub", "concurrency", "scale", "startup"}
+    assert {benchmark for benchmark, _, _ in BARS} == {"latency", "iopub", "concurrency", "scale", "startup", "pool"}
     assert all(bar.limit > 0 and bar.what for bar in BARS.values())

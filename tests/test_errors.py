@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import signal
+from errno import EMFILE
 
 import pytest
 
@@ -32,6 +33,7 @@ from kclient.errors import (
     NoSuchKernel,
     ProtocolError,
     RemoteProtocolError,
+    TooManyFiles,
     UnsupportedFeature,
     WrongThread,
 )
@@ -61,6 +63,7 @@ BASES = {
     LaunchError: DeadKernelError,
     KernelRestarted: KClientError,
     KernelTimeout: (KClientError, TimeoutError),
+    TooManyFiles: (KClientError, OSError),
     WrongThread: KClientError,
     ForkedProcess: KClientError,
     ExecutionError: KClientError,
@@ -89,6 +92,7 @@ MADE = [
     KernelRestarted("id"),
     KernelTimeout("execute_reply on shell", 2.5, msg_id="id", result=RESULT, hint="interrupt it"),
     KernelTimeout("message", None),
+    TooManyFiles("text", needed=10, in_use=250, limit=256, hard_limit=None),
     WrongThread("text"),
     ForkedProcess("text"),
     ExecutionError("ValueError", "bad", ["line 1"], result=RESULT),
@@ -145,6 +149,10 @@ CARRIES = [
     (KernelRestarted(), {"msg_id": None}),
     (KernelRestarted("a"), {"msg_id": "a"}),
     (KernelTimeout("x", 1), {"waiting_for": "x", "timeout": 1, "msg_id": None, "execution": None, "result": None}),
+    (
+        TooManyFiles("x", needed=10, in_use=250, limit=256, hard_limit=4096),
+        {"needed": 10, "in_use": 250, "limit": 256, "hard_limit": 4096, "errno": EMFILE},
+    ),
     (ExecutionError("E", "v"), {"ename": "E", "evalue": "v", "traceback": [], "result": None}),
     (ExecutionAborted("E", "v", ("t",), result=RESULT), {"traceback": ["t"], "result": RESULT}),
 ]
@@ -169,6 +177,7 @@ SAYS = [
     (DeadKernelError("gone", exit_code=0), ["exit code 0"]),
     (DeadKernelError("gone", exit_code=-9, stderr="boom\n"), ["gone", "SIGKILL", "boom"]),
     (LaunchError("no start", exit_code=1, stderr="No module named x"), ["no start", "exit code 1", "No module"]),
+    (TooManyFiles("a client: 10", needed=10, in_use=250, limit=256, hard_limit=None), ["a client: 10"]),
     (ExecutionError("E", "v"), ["E: v"]),
     (ExecutionError("E", ""), ["E"]),
 ]

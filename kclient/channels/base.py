@@ -18,6 +18,7 @@ from kclient.channels.curve import encrypt
 from kclient.channels.delivery import Deliverer
 from kclient.channels.frames import FrameReader, MessageReader
 from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
+from kclient.context import no_socket
 from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
 from kclient.hub import Deadline, Owner, Parking
 from kclient.log import WARNING, log, log_soon
@@ -175,7 +176,7 @@ class Channel(ABC):
         try:
             socket = self.context.socket(self.socket_type)
         except zmq.ZMQError as exc:
-            raise InvalidState(f"cannot open a socket for the {self.name} channel: {exc}") from exc
+            raise no_socket(f"the {self.name} channel", self.context, exc) from exc
         try:
             socket.linger = 0
             socket.rcvhwm = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from kclient.descriptors import CLIENT, KERNEL, RESERVE, Claim
 from kclient.errors import (
     STDERR_SHOWN,
     DeadKernelError,
@@ -106,6 +107,7 @@ class OwnedKernel:
         self.process: KernelProcess | None = None
         self.launch: Launch | None = None
         self.argv: list[str] = []
+        self.claim = Claim()
         self._owner = Owner()
         self._spec: KernelSpec | None = None
         self._wants_guard = orphan_guard
@@ -118,6 +120,10 @@ class OwnedKernel:
         if self._spec is None:
             self._spec = find_kernel_spec(self.kernel_name)
         return self._spec
+
+    def claim_descriptors(self, *, reserve: int = RESERVE) -> None:
+        """For a start, and the channels that follow; raises TooManyFiles before anything has happened."""
+        self.claim.take(KERNEL, f"the kernel {self.kernel_name!r}", later=CLIENT, reserve=reserve)
 
     def start(self, launch: Launch, on_exit: Callable[[], None], deadline: Deadline) -> None:
         """Start the process and, if it chooses its ports itself, wait until it has reported them.
@@ -327,6 +333,7 @@ class OwnedKernel:
 
     def clean_up(self) -> None:
         """Remove the files, and tell the guard that there is nothing left to do."""
+        self.claim.end()
         self.endpoint.remove()
         if self._ward is not None:
             self._ward.release()

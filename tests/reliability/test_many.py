@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,6 +18,7 @@ from figures import Figures
 from fixtures import WAIT
 
 import kclient
+from benchmarks.kernels import echo_kernels
 
 pytestmark = pytest.mark.kernel
 
@@ -23,6 +26,14 @@ CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
 LONG_START = 300
 """Seconds that a kernel may take to start beside a hundred others."""
+
+FLOOD = 10_000
+"""Messages of a flood, each with one `LINE`."""
+
+DESCRIPTORS = 6500
+"""Of a process with 300 echo kernels, 20 each and some for all; their clients take half as many."""
+
+LINE = "a line of output, as long as one is\n"
 
 MIB = 2**20
 
@@ -99,6 +110,64 @@ def test_kernels_that_are_started_at_once_all_start_and_share_nothing(transport:
         assert len({*pids}) == number
     finally:
         gevent.joinall([gevent.spawn(manager.shutdown_kernel, now=True) for manager in managers])
+
+
+def answers_of(clients: Sequence[kclient.KernelManager | kclient.KernelClient], code: str) -> list[Any]:
+    """What each of them gets for `code` with its number in it, all at once."""
+    jobs = [gevent.spawn(client.run, code.format(number), timeout=WAIT) for number, client in enumerate(clients)]
+    gevent.joinall(jobs, raise_error=True)
+    return [job.value for job in jobs]
+
+
+@pytest.mark.timeout(300)
+def test_thirty_forked_kernels_in_one_process_each_answer_their_own(figures: Figures) -> None:
+    number = 30
+    managers: list[kclient.KernelManager] = []
+    with kclient.ForkServer() as launcher, ExitStack() as stack:
+
+        def start() -> None:
+            managers.append(stack.enter_context(kclient.start_kernel(launcher=launcher, timeout=LONG_START)))
+
+        started = perf_counter()
+        gevent.joinall([gevent.spawn(start) for _ in range(number)], raise_error=True)
+        figures.note(f"{number} forked kernels at once: all are ready", perf_counter() - started, "s")
+        results = answers_of(managers, "import os; mine = {0}; print(mine); os.getpid()")
+        assert [(result.stdout, result.complete) for result in results] == [(f"{n}\n", True) for n in range(number)]
+        pids = [manager.process.pid for manager in managers if manager.process is not None]
+        assert [int(result.text) for result in results] == pids
+        assert [result.text for result in answers_of(managers, "mine + {0}")] == [str(2 * n) for n in range(number)]
+        gevent.joinall([gevent.spawn(manager.shutdown_kernel, now=True) for manager in managers], raise_error=True)
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """The soft limit as high as the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
+        pytest.skip(f"RLIMIT_NOFILE allows {hard} descriptors, and {DESCRIPTORS} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.timeout(120)
+def test_three_hundred_clients_in_one_process_each_get_their_own(transport: str, figures: Figures) -> None:
+    """Of as many echo kernels; then one of them floods, and all others are answered meanwhile."""
+    number = 300
+    with echo_kernels(number) as kernels, ExitStack() as stack:
+        started = perf_counter()
+        jobs = [gevent.spawn(kclient.connect, kernel[transport], timeout=WAIT) for kernel in kernels]
+        gevent.joinall(jobs, raise_error=True)
+        clients = [stack.enter_context(job.value) for job in jobs]
+        figures.note(f"{number} clients at once over {transport}: all are ready", perf_counter() - started, "s")
+        assert len({id(client.shell_channel.context) for client in clients}) == 1
+        for _ in range(2):
+            results = answers_of(clients, "say {0}")
+            assert [(result.stdout, result.complete) for result in results] == [(str(n), True) for n in range(number)]
+        flood = clients[0].submit(f"flood {FLOOD}")
+        assert [result.stdout for result in answers_of(clients[1:], "say {0}")] == [str(n) for n in range(number - 1)]
+        assert flood.result(timeout=WAIT).stdout == FLOOD * LINE
 
 
 @pytest.mark.timeout(600)

@@ -1,0 +1,87 @@
+"""The memory of many kernels that were executed, and of as many that were forked and so share theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import gevent
+
+import kclient
+from benchmarks.report import Options
+from kclient.bench.progress import ProgressLine
+from kclient.bench.results import Row
+from kclient.bench.table import figure
+
+KERNELS = 50
+
+PATIENCE = 300.0
+"""Seconds for a kernel to start, with all others beside it."""
+
+KINDS = {
+    "kclient": (False, ""),
+    "kclient, fork server": (True, ""),
+    "kclient, numpy": (False, "numpy"),
+    "kclient, fork server, numpy": (True, "numpy"),
+}
+"""Whether the kernels are forked, and what they have imported, by name; what forked ones have is preloaded."""
+
+COLUMNS = [
+    figure("kernels", "n"),
+    figure("KiB RssAnon", "anonymous_kib"),
+    figure("KiB its own", "private_kib"),
+    figure("KiB with its share", "share_kib"),
+]
+
+
+def kernel_memory(options: Options) -> list[Row]:
+    """A row for each kind, in KiB a kernel.
+
+    RssAnon counts what a kernel shares with others as its own. Its own is what nobody else has; the share (Pss) is that
+    and its part of what others have, too, the process that forks among them.
+    """
+    rows = []
+    with ProgressLine("memory of kernels", len(KINDS)) as progress:
+        for name, (is_forked, module) in KINDS.items():
+            found = memory_of(options.pick(KERNELS, 1), module, is_forked=is_forked)
+            rows.append(Row("scale", "", name, "memory of a kernel", options.pick(KERNELS, 1), extra=found))
+            progress.advance()
+    return rows
+
+
+def memory_of(count: int, module: str, *, is_forked: bool) -> dict[str, float]:
+    """The mean of so many kernels that are ready and have imported that."""
+    known = {*descendants(os.getpid())}
+    kernels: list[kclient.KernelManager] = []
+    with ExitStack() as stack:
+        launcher = stack.enter_context(kclient.ForkServer([module] if module else [])) if is_forked else None
+
+        def start() -> None:
+            kernels.append(stack.enter_context(kclient.start_kernel(launcher=launcher, timeout=PATIENCE)))
+            kernels[-1].run(f"import {module}" if module else "None", timeout=PATIENCE, check=True)
+
+        gevent.joinall([gevent.spawn(start) for _ in range(count)], raise_error=True)
+        pids = [kernel.process.pid for kernel in kernels if kernel.process is not None]
+        found = {
+            "anonymous_kib": kib(pids, "status", "RssAnon:") / count,
+            "private_kib": kib(pids, "smaps_rollup", "Private_") / count,
+            "share_kib": kib({*descendants(os.getpid())} - known, "smaps_rollup", "Pss:") / count,
+        }
+        gevent.joinall([gevent.spawn(kernel.shutdown_kernel, now=True) for kernel in kernels], raise_error=True)
+        return found
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that it has started, and theirs."""
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, tasks.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def kib(pids: Sequence[int] | set[int], file: str, field: str) -> int:
+    """The sum of the lines of that file in /proc that begin so."""
+    lines = (line for pid in pids for line in Path(f"/proc/{pid}/{file}").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith(field))
