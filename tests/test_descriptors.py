@@ -15,7 +15,7 @@ from fixtures import WAIT
 
 import kclient
 from kclient import descriptors
-from kclient.descriptors import CLIENT, PORTS, PROCESS, RESERVE, Claim, check
+from kclient.descriptors import RESERVE, Claim, check
 from kclient.protocol.session import Session
 
 pytestmark = pytest.mark.skipif(not leaks.PROC, reason="needs /proc")
@@ -237,37 +237,26 @@ def test_dropped_client_claims_nothing(kernel: kclient.KernelManager) -> None:
 # What a client and a kernel take
 
 
-def settled_count(expected: int) -> int:
-    """How many descriptors are open; libzmq opens and closes some a little later."""
-    leaks.settled(lambda: [] if len(leaks.descriptors()) == expected else ["not yet"])
-    return len(leaks.descriptors())
-
-
-def test_client_takes_what_is_claimed_for_it(kernel: kclient.KernelManager) -> None:
-    before = len(leaks.descriptors())
-    with kclient.connect(kernel.connection_file, timeout=WAIT):
-        expected = before + CLIENT
-        assert settled_count(expected) == expected
-
-
-def test_kernel_takes_what_is_claimed_for_it(start_kernel: Callable[..., kclient.KernelManager]) -> None:
-    before = len(leaks.descriptors())
-    start_kernel(timeout=WAIT)
-    expected = before + PROCESS + CLIENT
-    assert settled_count(expected) == expected
-
-
-def test_kernel_that_starts_takes_what_is_claimed_for_it(install_kernel: Callable[..., str]) -> None:
-    """Until it is ready its ports are held, and it has no channels yet."""
-    manager = kclient.KernelManager(install_kernel("import time; time.sleep(60)"))
-    before = len(leaks.descriptors())
-    try:
-        manager.start_kernel()
-        assert len(leaks.descriptors()) == before + PROCESS + PORTS
+def test_client_and_kernel_take_what_is_claimed_for_them(run_script: Callable[..., str]) -> None:
+    """A kernel that starts has its ports held, too, and no channels yet."""
+    code = """
+from kclient.descriptors import CLIENT, KERNEL, PORTS, PROCESS, Claim
+with kclient.start_kernel(timeout=60) as kernel:
+    before = count()
+    with kclient.connect(kernel.connection_file, timeout=60):
+        until(lambda: count() == before + CLIENT)  # it is libzmq's thread that connects
+    until(lambda: count() == before)
+    with kclient.KernelManager() as other:
+        other.start_kernel()
+        assert count() == before + PROCESS + PORTS, (before, count())
         assert Claim.total() == CLIENT
-    finally:
-        manager.shutdown_kernel(now=True)
-    assert Claim.total() == 0
+        other.start_channels()
+        other.wait_for_ready(60)
+        until(lambda: count() == before + PROCESS + CLIENT == before + KERNEL - PORTS)
+        assert Claim.total() == 0
+print("ok")
+"""
+    assert run_script(LIMITED + code) == "ok"
 
 
 # At the limit
