@@ -193,7 +193,9 @@ class Pool:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(kernel.end() for kernel in [*self.idle, *self.busy]), return_exceptions=True)
+        left = [*self.idle, *self.busy]
+        self.idle.clear()
+        await asyncio.gather(*(kernel.end() for kernel in left), return_exceptions=True)
         self._context.destroy(linger=0)
 
     async def _take(self, timeout: float) -> Kernel:
