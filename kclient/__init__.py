@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
     from kclient.manager import KernelManager
+    from kclient.pool.pool import KernelPool
+    from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
     from kclient.protocol.session import Session
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "KernelClient",
     "KernelInfo",
     "KernelManager",
+    "KernelPool",
     "KernelRestarted",
     "KernelSpec",
     "KernelSpecError",
@@ -84,6 +87,9 @@ __all__ = [
     "Message",
     "NoReply",
     "NoSuchKernel",
+    "PoolEvent",
+    "PoolStats",
+    "PooledKernel",
     "ProtocolError",
     "RemoteProtocolError",
     "Result",
@@ -104,7 +110,11 @@ _MODULES = {
     "Comm": "kclient.comm",
     "Comms": "kclient.comms",
     "KernelManager": "kclient.manager",
+    "KernelPool": "kclient.pool.pool",
     "KernelSpec": "kclient.kernels.spec",
+    "PoolEvent": "kclient.pool.records",
+    "PoolStats": "kclient.pool.records",
+    "PooledKernel": "kclient.pool.records",
     "Session": "kclient.protocol.session",
     "find_kernel_spec": "kclient.kernels.search",
     "install_kernel_spec": "kclient.kernels.install",

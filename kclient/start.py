@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kclient.client import Connection, KernelClient
 from kclient.errors import LaunchError
@@ -13,6 +13,8 @@ from kclient.hub import Deadline, Owner
 if TYPE_CHECKING:
     from kclient.kernels.process import Launcher, Output
     from kclient.manager import KernelManager
+
+_Manager = TypeVar("_Manager", bound="KernelManager")
 
 ATTEMPTS: Final = 3
 """Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
@@ -61,8 +63,9 @@ def start_kernel(
     from kclient.manager import KernelManager
 
     deadline = Deadline(timeout)
-    for attempts_left in reversed(range(ATTEMPTS)):
-        manager = KernelManager(
+
+    def new() -> KernelManager:
+        return KernelManager(
             kernel_name,
             transport=transport,
             ip=ip,
@@ -73,11 +76,21 @@ def start_kernel(
             orphan_guard=orphan_guard,
             handshake=handshake,
         )
+
+    launch = {"extra_arguments": extra_arguments, "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr}
+    return start_until_ready(new, launch, deadline)
+
+
+def start_until_ready(new: Callable[[], _Manager], launch: Mapping[str, Any], deadline: Deadline) -> _Manager:
+    """Start a kernel of a `new` manager, connect and wait until it is ready; again if its ports were taken meanwhile.
+
+    `launch` has the arguments of KernelManager.start_kernel. Raises as `start_kernel` does.
+    """
+    for attempts_left in reversed(range(ATTEMPTS)):
+        manager = new()
         try:
             with Owner().call():
-                manager.start_kernel(
-                    extra_arguments=extra_arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr, timeout=deadline
-                )
+                manager.start_kernel(**launch, timeout=deadline)
                 manager.start_channels()
                 manager.wait_for_ready(deadline)
             return manager

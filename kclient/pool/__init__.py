@@ -1,0 +1,1 @@
+"""Pools of kernels that are ready before they are asked for."""

@@ -1,0 +1,153 @@
+"""LentKernel: a kernel that goes from a pool to one user after the other, none of whom can reach the next one's."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from kclient.errors import DeadKernelError, InvalidState
+from kclient.hub import Deadline, weakly
+from kclient.kernels.owned import Launch
+from kclient.kernels.process import KernelProcess
+from kclient.manager import KernelManager
+from kclient.start import start_until_ready
+
+
+def _returned(msg_id: str | None) -> InvalidState:
+    return InvalidState("the kernel was given back to its pool, or shut down with it; take another: pool.kernel()")
+
+
+class LentKernel(KernelManager):
+    """The KernelManager of one user of a pool's kernel; `on_death()` is called when the kernel dies by itself."""
+
+    on_death: Callable[[], None] | None = None
+    is_returned = False
+    lent_process: KernelProcess | None = None
+
+    def start_kernel(self, **launch: Any) -> None:
+        self._refuse_if_returned()
+        super().start_kernel(**launch)
+
+    def restart_kernel(self, now: bool = False, **launch: Any) -> None:
+        self._refuse_if_returned()
+        super().restart_kernel(now, **launch)
+
+    def lend(self) -> None:
+        """Remember which process it is: the user may start another in its place. Forget what it has published."""
+        self.lent_process = self.process
+        self.iopub_channel.get_msgs()
+
+    @property
+    def is_clean(self) -> bool:
+        """True if the process lives and has nothing left to do of what its user, or anybody, asked it for."""
+        if self.process is None or self.process is not self.lent_process or not self.process.is_alive():
+            return False
+        link = self.link
+        if link.failure is not None or len(link.running()) < 5:
+            return False
+        link.drain()
+        return link.outputs is not None and not link.outputs.executing and not link.ledger.unanswered
+
+    def end_use(self) -> None:
+        """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
+        self.is_returned = True
+        self.on_death = None
+        if self._client is not None:
+            self._client.link.fail(_returned)
+
+    def inherit(self, former: LentKernel) -> None:
+        """Take the process over from its former user, who is left with none; `start_channels` is to follow."""
+        self.kernel_id = former.kernel_id
+        self._kernel, former._kernel = former._kernel, self._kernel
+        self._endpoint, former._endpoint = former._endpoint, self._endpoint
+        self._session = self._endpoint.new_session()
+        for manager in (self, former):
+            manager._finalizer.detach()
+            manager._finalizer = weakref.finalize(manager, manager._kernel.abandon)
+        if former._client is not None:
+            former._client.link.kernel = former._kernel
+        former._drop_client()
+        on_exit = weakly(self._on_exit)
+        self._kernel.require().exited.rawlink(lambda exited: on_exit())
+
+    def death(self) -> DeadKernelError:
+        """How it died."""
+        return self._kernel.death()
+
+    def _refuse_if_returned(self) -> None:
+        if self.is_returned:
+            raise _returned(None)
+
+    def _on_exit(self) -> None:
+        if self.is_returned:
+            return
+        super()._on_exit()
+        if self.on_death is not None and self.process is not None and not self._expects_exit:
+            self.on_death()
+
+    def _fail_pending(self, death: DeadKernelError | None) -> None:
+        if not self.is_returned:
+            super()._fail_pending(death)
+
+    def _drop_client(self) -> None:
+        """Once given back, keep the client: it says why it does not work."""
+        if self.is_returned:
+            self.stop_channels()
+            self.end_use()
+        else:
+            super()._drop_client()
+
+
+@attrs.frozen
+class Recipe:
+    """How a pool's kernels are made; raises InvalidArgument for what is no good for any.
+
+    `options` are those of KernelManager, `launch` those of its start_kernel.
+    """
+
+    kernel_name: str
+    options: dict[str, Any]
+    launch: dict[str, Any]
+    warm_up: str | None
+    start_timeout: float
+
+    def __attrs_post_init__(self) -> None:
+        self._new_manager()
+        Launch(**self.launch)
+
+    def make(self, kernel_id: str) -> LentKernel:
+        """Start a kernel, and warm it up; raises what `kclient.start_kernel` raises, and ExecutionError."""
+
+        def new() -> LentKernel:
+            manager = self._new_manager()
+            manager.kernel_id = kernel_id
+            return manager
+
+        deadline = Deadline(self.start_timeout)
+        kernel = start_until_ready(new, self.launch, deadline)
+        try:
+            if self.warm_up is not None:
+                kernel.run(self.warm_up, timeout=deadline.left(), check=True, silent=True, keep_outputs=False)
+                kernel.iopub_channel.flush()
+        except BaseException:
+            kernel.shutdown_kernel(now=True)
+            raise
+        return kernel
+
+    def renew(self, former: LentKernel) -> LentKernel:
+        """The same kernel for another user; raises KernelTimeout if it does not answer."""
+        kernel = self._new_manager()
+        kernel.inherit(former)
+        try:
+            kernel.start_channels()
+            kernel.wait_for_ready(Deadline(self.start_timeout))
+        except BaseException:
+            kernel.shutdown_kernel(now=True)
+            raise
+        return kernel
+
+    def _new_manager(self) -> LentKernel:
+        return LentKernel(self.kernel_name, **self.options)

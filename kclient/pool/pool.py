@@ -1,0 +1,178 @@
+"""KernelPool: kernels that are ready before somebody asks for one, and gone when that one is done."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from kclient.errors import InvalidArgument, InvalidState
+from kclient.hub import check_callback, check_seconds
+from kclient.manager import KernelManager
+from kclient.pool.keeper import Keeper
+from kclient.pool.lending import Recipe
+from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
+from kclient.pool.roster import BUSY, IDLE, Roster
+from kclient.protocol.messages import check_code
+
+if TYPE_CHECKING:
+    from kclient.kernels.process import Launcher
+
+_Self = TypeVar("_Self", bound="KernelPool")
+
+
+class KernelPool:
+    """Hands out warm kernels, first come first served; a context manager, which ends them all.
+
+    `size` kernels are kept, those that are in use among them; up to `max_size` (default: `size`) while callers wait. A
+    kernel beyond `size` ends with its use, or when it was idle for 10 s. Kernels that are about to end count, since
+    they still have their memory: there are never more than `max_size` processes. As many start at a time as there are
+    processors.
+
+    Each user gets a kernel of his own: when he is done it is killed, and another one started. With `max_uses` above 1
+    the same process goes on to the next user, with all variables, threads and files of the one before, if it is alive
+    and nothing of the former user still runs or waits in it; but through another KernelManager: that of the former user
+    raises InvalidState. `max_age` is in seconds: idle kernels that are older are replaced, by a new one first if there
+    is room below `max_size`, else one at a time.
+
+    `warm_up` is code that each new kernel runs, silently, before it is handed out; to start and to warm up it has
+    `start_timeout` seconds. While kernels fail to start, or die as soon as they are idle, the pool tries less and less
+    often, every 30 s in the end; callers get the reason at once if there is no kernel they could wait for.
+
+    `on_event` is called with each PoolEvent, in order, in a greenlet of its own; what it raises is logged. The other
+    arguments are those of `kclient.start_kernel`. A pool belongs to the thread that made it, and not to a forked child.
+    Raises InvalidArgument; that the kernel cannot be started, callers learn.
+    """
+
+    def __init__(
+        self,
+        kernel_name: str = "python3",
+        *,
+        size: int = 4,
+        max_size: int | None = None,
+        max_uses: int = 1,
+        max_age: float | None = None,
+        warm_up: str | None = None,
+        launcher: Launcher | None = None,
+        start_timeout: float = 60.0,
+        on_event: Callable[[PoolEvent], object] | None = None,
+        transport: str = "tcp",
+        encryption: str = "auto",
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        extra_arguments: Sequence[str] = (),
+        orphan_guard: bool = False,
+        handshake: str = "auto",
+        spin: float = 0.0,
+    ) -> None:
+        options = {
+            "transport": transport,
+            "encryption": encryption,
+            "launcher": launcher,
+            "orphan_guard": orphan_guard,
+            "handshake": handshake,
+            "spin": spin,
+        }
+        launch = {"cwd": cwd, "env": env, "extra_arguments": extra_arguments}
+        if warm_up is not None:
+            check_code(warm_up, "warm_up")
+        recipe = Recipe(kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"))
+        _check_count(size, "size")
+        most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)
+        if max_age is not None:
+            check_seconds(max_age, "max_age", alternative=", or None")
+        roster = Roster(
+            size, most, max_uses=_check_count(max_uses, "max_uses"), max_age=max_age, starters=_processors()
+        )
+        self._keeper = Keeper(roster, recipe, check_callback(on_event, "on_event"))
+        self._finalizer = weakref.finalize(self, self._keeper.abandon)
+        self._finalizer.atexit = False  # each manager has a finalizer of its own, for then
+        self._keeper.act()
+
+    def __repr__(self) -> str:
+        roster = self._keeper.roster
+        state = "closed" if roster.is_closed else f"{roster.count(IDLE)} idle, {roster.count(BUSY)} busy"
+        return f"<KernelPool {self._keeper.recipe.kernel_name!r} {state}>"
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self.close()
+        except BaseException:  # Ctrl-C, say; nobody else will wait for the end
+            self.close()
+            raise
+
+    @contextmanager
+    def kernel(self, timeout: float | None = None) -> Iterator[KernelManager]:
+        """A kernel for a `with` block, which gives it back however the block ends; raises as `acquire` does."""
+        kernel = self._keeper.acquire(timeout)
+        try:
+            yield kernel
+        finally:
+            self._keeper.give_back(kernel)
+
+    def acquire(self, timeout: float | None = None) -> KernelManager:
+        """A kernel, warm and ready, to `release` later; waits in the order of calls, `timeout` seconds at most.
+
+        Raises KernelTimeout if none was free in time; what the kernel raises that cannot be started, if there is none
+        to wait for; and InvalidState after `close`. ``timeout=0`` answers at once.
+        """
+        return self._keeper.acquire(timeout)
+
+    def release(self, kernel: KernelManager) -> None:
+        """Give back what `acquire` returned, at once: its calls raise InvalidState from here on.
+
+        Raises InvalidArgument for what is no kernel of this pool, and InvalidState for one that was given back already.
+        """
+        keeper = self._keeper
+        keeper.owner.check()
+        if not keeper.knows(kernel):
+            raise InvalidArgument(f"not a kernel of this pool: {kernel!r}; release what acquire() returned")
+        if not keeper.give_back(kernel):
+            raise InvalidState(f"the kernel {kernel.kernel_id} was given back already")
+
+    def stats(self) -> PoolStats:
+        """How the pool is now, and what has happened in it."""
+        return self._keeper.stats()
+
+    def kernels(self) -> list[PooledKernel]:
+        """Every kernel that there is, those that start and end, too."""
+        return self._keeper.kernels()
+
+    def shutdown_kernel(self, kernel_id: str) -> None:
+        """End the kernel of that id, whatever it is at, and replace it; its user's calls raise InvalidState.
+
+        Returns when it has ended. Raises InvalidArgument if there is none.
+        """
+        self._keeper.shut_down(kernel_id)
+
+    def wait_until_warm(self, timeout: float | None = None) -> None:
+        """Return when `size` kernels are idle; raises why they cannot be, KernelTimeout, or InvalidState after close.
+
+        It waits `timeout` seconds at most.
+        """
+        self._keeper.wait_until_warm(timeout)
+
+    def close(self) -> None:
+        """End every kernel, those in use, too, whose users' calls raise then; callers that wait get InvalidState.
+
+        Returns when nothing is left of the pool. Once is enough; does nothing in a forked child.
+        """
+        self._keeper.close()
+
+
+def _check_count(number: int, name: str, *, at_least: int = 1) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < at_least:
+        raise InvalidArgument(f"{name} must be a whole number, {at_least} or more; not {number!r}")
+    return number
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
