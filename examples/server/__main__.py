@@ -1,0 +1,104 @@
+"""Run the service on gevent's pywsgi: ``python examples/server --help``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import gevent
+from app import LOCAL_HOSTS, Application, Limits
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIHandler, WSGIServer
+
+import kclient
+
+MAX_CONNECTIONS = 1000
+
+PATIENCE = 30.0
+"""Seconds of silence after which a client that should say something is given up."""
+
+
+class Handler(WSGIHandler):
+    """Shows the application its client's socket, and waits for no client for ever."""
+
+    def handle(self) -> None:
+        self.socket.settimeout(PATIENCE)
+        super().handle()
+
+    def get_environ(self) -> dict[str, Any]:
+        return {**super().get_environ(), "kclient.socket": self.socket}
+
+    def handle_one_response(self) -> None:
+        super().handle_one_response()
+        if self.server.closed:
+            self.close_connection = True
+
+
+def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) -> None:
+    """Serve until `stop` is set; then requests have `grace` seconds to end, and nobody new is let in."""
+    limits = Limits(options.max_code, options.max_output, options.max_time, options.queue_timeout)
+    application = Application(pool, limits, {*LOCAL_HOSTS, options.host, *options.allow_host})
+    server = WSGIServer(
+        (options.host, options.port), application, handler_class=Handler, spawn=Pool(MAX_CONNECTIONS), log=None
+    )
+    try:
+        server.start()
+    except OSError as exc:
+        sys.exit(f"cannot listen on {options.host}, port {options.port}: {exc.strerror}")
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"http://{host}:{server.server_port}/", flush=True)
+    stop.wait()
+    server.close()
+    application.running.join(timeout=options.grace)
+    pool.close()  # who still runs code is told so
+    server.stop(timeout=1)  # what is left are connections that nobody uses
+
+
+def main() -> None:
+    options = parse_arguments()
+    stop = Event()
+    loop = gevent.get_hub().loop
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: loop.run_callback_threadsafe(stop.set))
+    with ExitStack() as stack:
+        launcher = stack.enter_context(kclient.ForkServer(preload=options.preload)) if options.fork else None
+        pool = kclient.KernelPool(
+            options.kernel,
+            size=options.size,
+            max_size=options.max_size,
+            warm_up="\n".join(f"import {module}" for module in options.preload) or None,
+            launcher=launcher,
+        )
+        serve(options, stack.enter_context(pool), stop)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python examples/server",
+        description="Run code that comes by HTTP, from anybody who can reach the port, in kernels of a pool.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    limits = Limits()
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=8899, help="port to listen on; 0: any that is free")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="a name that browsers may reach this by")
+    add("--kernel", default="python3", metavar="NAME", help="kernel to run")
+    add("--size", type=int, default=4, help="kernels that wait, warm")
+    add("--max-size", type=int, default=None, help="kernels at most, busy ones too")
+    add("--preload", action="append", default=[], metavar="MODULE", help="import it before the code comes")
+    add("--fork", action=argparse.BooleanOptionalAction, default=False, help="start kernels by forking")
+    add("--queue-timeout", type=float, default=limits.queue_timeout, metavar="S", help="wait for a kernel")
+    add("--max-code", type=int, default=limits.max_code, metavar="BYTES", help="size of a request")
+    add("--max-output", type=int, default=limits.max_output, metavar="BYTES", help="output of a request")
+    add("--max-time", type=float, default=limits.max_time, metavar="S", help="time that code may run")
+    add("--grace", type=float, default=10.0, metavar="S", help="time to end requests at shutdown")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

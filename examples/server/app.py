@@ -1,0 +1,270 @@
+"""The service as a WSGI application: code in, events out, and a kernel of the pool's for each request.
+
+It runs in any server whose requests are greenlets: pywsgi (see `__main__.py`), gunicorn's gevent worker.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import gevent
+import orjson
+from gevent.pool import Group
+from hangup import HungUp, raised_at_hang_up
+
+import kclient
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], Callable[[bytes], object]]
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+SEND_GRACE = 5.0
+"""Seconds that the client has, when its time is up, to read what it was sent."""
+
+BODY_TIME = 10.0
+"""Seconds that the client has to send its request's body."""
+
+BACKLOG = 16 * 2**20
+"""Bytes of output that wait in memory for a client who reads more slowly than the kernel writes."""
+
+RETRY_AFTER = "2"
+"""Seconds after which a client may ask again for a kernel."""
+
+SOCKETS = ("kclient.socket", "gunicorn.socket", "gunicorn.sock")
+"""Where the environment may hold the client's socket: by our own handler, and by gunicorn's workers."""
+
+HEADERS = [
+    ("Cache-Control", "no-store"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("X-Content-Type-Options", "nosniff"),
+]
+
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+_script = PAGE.partition("<script>")[2].partition("</script>")[0]
+_script_hash = base64.b64encode(hashlib.sha256(_script.encode()).digest()).decode()
+
+PAGE_POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_script_hash}'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Only the page's own script runs, whatever a kernel sends; nothing is loaded from elsewhere."""
+
+
+@attrs.frozen
+class Limits:
+    """What a request may take: bytes of its body and of the output it gets, seconds of running and of waiting."""
+
+    max_code: int = 64 * 1024
+    max_output: int = 8 * 2**20
+    max_time: float = 30.0
+    queue_timeout: float = 10.0
+
+
+class Refused(Exception):
+    """A request that is answered with an error, as `status` says, and nothing else."""
+
+    def __init__(self, status: str, message: str, *headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+class TooMuchOutput(Exception):
+    """The code has written more than its client may get."""
+
+
+class Application:
+    """The WSGI application; each POST to /run has a kernel of `pool` to itself.
+
+    `hosts` are the names under which browsers may reach it: a page elsewhere is to run no code here.
+    `running` holds the greenlets of the requests that have a kernel, for who wants to wait for their end.
+    """
+
+    def __init__(
+        self, pool: kclient.KernelPool, limits: Limits | None = None, hosts: Iterable[str] = LOCAL_HOSTS
+    ) -> None:
+        self.pool = pool
+        self.limits = limits or Limits()
+        self.hosts = frozenset(hosts)
+        self.running = Group()
+        self._routes = {
+            "/": ("GET", self._page),
+            "/run": ("POST", self._run),
+            "/stats": ("GET", self._stats),
+            "/health": ("GET", self._health),
+        }
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            self._check_origin(environ)
+            method, answer = self._routes.get(environ["PATH_INFO"], ("", None))
+            if answer is None:
+                raise Refused("404 Not Found", f"there are only {', '.join(self._routes)}")
+            if environ["REQUEST_METHOD"] != method:
+                raise Refused("405 Method Not Allowed", f"this takes {method} only", ("Allow", method))
+            return answer(environ, start_response)
+        except Refused as refusal:
+            return _respond(start_response, refusal.status, {"error": str(refusal)}, *refusal.headers)
+
+    def _page(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        policy = ("Content-Security-Policy", PAGE_POLICY)
+        return _respond(start_response, "200 OK", PAGE.encode(), ("Content-Type", "text/html; charset=utf-8"), policy)
+
+    def _stats(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return _respond(start_response, "200 OK", attrs.asdict(self.pool.stats()))
+
+    def _health(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        stats = self.pool.stats()
+        if stats.idle + stats.busy == 0:
+            reason = stats.last_failure or "the first ones are starting"
+            raise Refused("503 Service Unavailable", f"there is no kernel: {reason}", ("Retry-After", RETRY_AFTER))
+        return _respond(start_response, "200 OK", {"status": "ok"})
+
+    def _run(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        code, seconds = self._read_request(environ)
+        client = next((environ[name] for name in SOCKETS if name in environ), None)
+        with raised_at_hang_up(client), self._kernel() as kernel:
+            # write() and no generator, so that sending is bounded in time, too, and its errors end the run.
+            write = start_response(
+                "200 OK", [("Content-Type", "text/event-stream"), ("X-Accel-Buffering", "no"), *HEADERS]
+            )
+            with gevent.Timeout(seconds + SEND_GRACE, HungUp("the client reads too slowly")):
+                stream = EventStream(write, self.limits.max_output)
+                stream.send("started", {"kernel_id": kernel.kernel_id})
+                stream.send("done", _execute(kernel, code, seconds, stream))
+        return []
+
+    @contextmanager
+    def _kernel(self) -> Iterator[kclient.KernelManager]:
+        try:
+            kernel = self.pool.acquire(timeout=self.limits.queue_timeout)
+        except kclient.KClientError as exc:
+            raise Refused("503 Service Unavailable", str(exc), ("Retry-After", RETRY_AFTER)) from exc
+        me = gevent.getcurrent()
+        self.running.add(me)
+        try:
+            yield kernel
+        finally:
+            self.running.discard(me)
+            self.pool.release(kernel)
+
+    def _check_origin(self, environ: Environ) -> None:
+        """Refuse a page from elsewhere, by its Origin, and a name from elsewhere for our address, by the Host."""
+        host = environ.get("HTTP_HOST", "")
+        try:
+            is_ours = urlsplit(f"//{host}").hostname in self.hosts
+            is_own_page = urlsplit(environ.get("HTTP_ORIGIN", f"//{host}")).netloc == host
+        except ValueError:
+            is_ours = is_own_page = False
+        if not is_ours:
+            raise Refused("403 Forbidden", f"not served as {host!r}; --allow-host adds a name")
+        if not is_own_page:
+            raise Refused("403 Forbidden", "a page from elsewhere may not run code here")
+
+    def _read_request(self, environ: Environ) -> tuple[str, float]:
+        """The code, and the seconds that it may run; raises Refused."""
+        # A page from elsewhere may post forms and plain text without being asked, but not this type.
+        if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refused("415 Unsupported Media Type", "the Content-Type must be application/json")
+        try:
+            request = json.loads(self._read_body(environ))
+        except (ValueError, RecursionError) as exc:
+            raise Refused("400 Bad Request", f"the body is no JSON: {exc}") from exc
+        if not isinstance(request, dict) or not isinstance(request.get("code"), str):
+            raise Refused("400 Bad Request", 'the body must be an object with the text "code"')
+        timeout = request.get("timeout")
+        if timeout is None:
+            return request["code"], self.limits.max_time
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise Refused("400 Bad Request", '"timeout" must be a number of seconds, more than 0')
+        return request["code"], min(timeout, self.limits.max_time)
+
+    def _read_body(self, environ: Environ) -> bytes:
+        most = self.limits.max_code
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        late = Refused("408 Request Timeout", f"the body did not come within {BODY_TIME:g} s")
+        with gevent.Timeout(BODY_TIME, late):
+            body: bytes = environ["wsgi.input"].read(most + 1) if length <= most else b""
+        if max(length, len(body)) > most:
+            raise Refused("413 Content Too Large", f"a request may have {most} bytes at most")
+        return body
+
+
+class EventStream:
+    """Server-sent events to one client, of which those with output may have `max_output` bytes."""
+
+    def __init__(self, write: Callable[[bytes], object], max_output: int) -> None:
+        self._write = write
+        self._max_output = max_output
+        self._sent = 0
+
+    def send(self, name: str, data: dict[str, Any]) -> None:
+        self._write(_event(name, data))
+
+    def send_output(self, message: kclient.Message) -> None:
+        """Send what the kernel has written; raises TooMuchOutput instead of sending more than allowed."""
+        event = _event("output", message.content | {"output_type": message.msg_type})
+        self._sent += len(event)
+        if self._sent > self._max_output:
+            raise TooMuchOutput(f"more than {self._max_output} bytes of output; the code was stopped")
+        self._write(event)
+
+
+def _execute(kernel: kclient.KernelManager, code: str, seconds: float, stream: EventStream) -> dict[str, Any]:
+    """Run the code, and send its output as it comes; returns how it ended."""
+    start = perf_counter()
+    message = count = None
+    try:
+        result = kernel.run(
+            code, timeout=seconds, on_output=stream.send_output, keep_outputs=False, max_output_bytes=BACKLOG
+        )
+        count = result.execution_count
+        status = "ok" if result.ok else "error"
+        if result.error is not None:
+            message = f"{result.error.ename}: {result.error.evalue}"
+        if result.truncated:
+            status, message = "too_much_output", "the output came faster than it was read; some of it was dropped"
+    except TooMuchOutput as exc:
+        status, message = "too_much_output", str(exc)
+    except kclient.KernelTimeout:
+        status, message = "timeout", f"stopped after {seconds:g} s"
+    except kclient.DeadKernelError as exc:
+        status, message = "died", str(exc)
+    except kclient.KClientError as exc:
+        status, message = "failed", str(exc)
+    spent = round(perf_counter() - start, 6)
+    return {"status": status, "message": message, "execution_count": count, "seconds": spent}
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _json(data))
+
+
+def _json(data: Any) -> bytes:
+    """JSON on one line that browsers take: no NaN, which Python's own would write."""
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # half of a surrogate pair, a very large number
+        return json.dumps(data).encode()
+
+
+def _respond(
+    start_response: StartResponse, status: str, body: bytes | dict[str, Any], *headers: tuple[str, str]
+) -> list[bytes]:
+    """A whole response; a dict goes as JSON."""
+    if isinstance(body, dict):
+        body = _json(body)
+        headers = (("Content-Type", "application/json"), *headers)
+    start_response(status, [("Content-Length", str(len(body))), *headers, *HEADERS])
+    return [body]
