@@ -3,7 +3,8 @@
 It does what that one does, as well as jupyter_client lets one: kernels are started ahead and replaced in the background
 (peer_pool.py), outputs are streamed as they come, time, output and code are limited, who hangs up ends the code, an exit
 is known at once (a pidfd, not is_alive() now and then), one zmq context serves all, iopub loses nothing, no channel is
-opened that nobody needs. It cannot fork kernels, and it has no page and no encryption.
+opened that nobody needs, and messages are encrypted (jupyter_client 8.10 and later). It cannot fork kernels, and it has
+no page.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listening = socket.create_server((options.host, options.port), backlog=1024)
 
     def say(_: str) -> None:
-        sys.stdout.write(f"listening on http://{options.host}:{listening.getsockname()[1]}\n")
+        sys.stdout.write(f"http://{options.host}:{listening.getsockname()[1]}/\n")
         sys.stdout.flush()
 
     web.run_app(
