@@ -20,6 +20,9 @@ from kclient.pool.lending import LentKernel, Recipe
 from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
 from kclient.pool.roster import BUSY, IDLE, STARTING, Member, Roster, Ticket
 
+MAX_UNTOLD: Final = 10_000
+"""Events that are kept for an on_event that does not keep up; later ones are dropped."""
+
 LAST_EVENTS: Final = 1.0
 """Seconds that `close` leaves to on_event for what it has not been told yet."""
 
@@ -37,7 +40,8 @@ class Keeper:
         self._alarm = Alarm(self.owner.hub, self.act)
         self._changed = Parking(self.owner)
         self._workers: set[gevent.Greenlet[..., None]] = set()
-        self._is_over = False
+        self._is_over = self._has_dropped = False
+        self._untold = 0
 
     # For callers
 
@@ -75,9 +79,11 @@ class Keeper:
             raise ticket.error
 
     def _hand_over(self, kernel: LentKernel, member: Member, ticket: Ticket) -> LentKernel:
-        kernel.lend()
+        kernel.lend(self.give_back)
         self._lent[kernel] = member
-        self._tell("acquired", member, seconds=monotonic() - ticket.since)
+        seconds = monotonic() - ticket.since
+        self.roster.checked_out(seconds)
+        self._tell("acquired", member, seconds=seconds)
         return kernel
 
     def knows(self, kernel: object) -> bool:
@@ -156,31 +162,34 @@ class Keeper:
 
     def act(self) -> None:
         """Hand out what is idle, and do what else is to be done; at once, it never waits."""
-        now = monotonic()
-        roster = self.roster
-        while (member := roster.offered()) is not None:
+        with self.owner.call():  # what a Ctrl-C left undone here, nobody would do
+            self._lend()
+            now = monotonic()
+            steps = self.roster.next_steps(now)
+            for ticket in steps.wake:
+                ticket.wake()
+            for member in steps.start:
+                member.starter = self._spawn(self._start, member)
+            for member in steps.renew:
+                member.starter = self._spawn(self._renew, member, member.kernel)
+            for member in steps.end:
+                if member.kernel is not None:
+                    member.kernel.end_use()
+                self._spawn(self._end, member)
+            seconds = self.roster.next_look(now)
+            if seconds is None:
+                self._alarm.cancel()
+            else:
+                self._alarm.set(seconds)
+            self._changed.wake()
+
+    def _lend(self) -> None:
+        while (member := self.roster.offered()) is not None:
             kernel = cast(LentKernel, member.kernel)
             if kernel.is_alive():
-                roster.lend(now).wake()
+                self.roster.lend().wake()
             else:
                 self._died(member, kernel)
-        steps = roster.next_steps(now)
-        for ticket in steps.wake:
-            ticket.wake()
-        for member in steps.start:
-            member.starter = self._spawn(self._start, member)
-        for member in steps.renew:
-            member.starter = self._spawn(self._renew, member, member.kernel)
-        for member in steps.end:
-            if member.kernel is not None:
-                member.kernel.end_use()
-            self._spawn(self._end, member)
-        seconds = roster.next_look(now)
-        if seconds is None:
-            self._alarm.cancel()
-        else:
-            self._alarm.set(seconds)
-        self._changed.wake()
 
     def _begin_to_close(self) -> None:
         if not self.roster.is_closed:
@@ -216,9 +225,13 @@ class Keeper:
     def _renew(self, member: Member, former: LentKernel) -> None:
         try:
             kernel = self.recipe.renew(former)
-        except Exception as exc:  # noqa: BLE001 - then another one does
+        except KClientError as exc:
             log().debug("the kernel %s is replaced, since it is not ready for its next user: %s", member.kernel_id, exc)
             self.roster.remove(member)
+        except BaseException:
+            self.roster.remove(member)
+            self.act()
+            raise
         else:
             self._is_ready(member, kernel, "recycled")
         self.act()
@@ -228,6 +241,8 @@ class Keeper:
         kernel.on_death = partial(self._on_death, member, kernel)
         self.roster.ready(member, monotonic())
         self._tell(kind, member, seconds=seconds)
+        if not kernel.is_alive():  # it died when nobody listened yet
+            self._died(member, kernel)
 
     def _end(self, member: Member) -> None:
         """Nobody wants it any more: it is not asked, but killed."""
@@ -268,9 +283,20 @@ class Keeper:
         return text
 
     def _tell(self, kind: str, member: Member | None = None, **facts: Any) -> None:
-        if self._on_event is not None:
-            kernel_id = None if member is None else member.kernel_id
-            self._deliverer.add(self._on_event, PoolEvent(kind, kernel_id, **facts))
+        if self._on_event is None:
+            return
+        if self._untold >= MAX_UNTOLD:
+            if not self._has_dropped:
+                log().warning("on_event of a KernelPool does not keep up: events are dropped from here on")
+            self._has_dropped = True
+            return
+        self._untold += 1
+        kernel_id = None if member is None else member.kernel_id
+        self._deliverer.add(self._deliver, self._on_event, PoolEvent(kind, kernel_id, **facts))
+
+    def _deliver(self, on_event: Callable[[PoolEvent], object], event: PoolEvent) -> None:
+        self._untold -= 1
+        on_event(event)
 
     def _await_events(self) -> None:
         told = Parking(self.owner)

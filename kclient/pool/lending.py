@@ -26,6 +26,12 @@ class LentKernel(KernelManager):
     on_death: Callable[[], None] | None = None
     is_returned = False
     lent_process: KernelProcess | None = None
+    _give_back: Callable[[LentKernel], object] | None = None
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Give it back: ``with pool.acquire() as kernel`` does what one would expect."""
+        if self._give_back is not None:
+            self._give_back(self)
 
     def start_kernel(self, **launch: Any) -> None:
         self._refuse_if_returned()
@@ -35,8 +41,21 @@ class LentKernel(KernelManager):
         self._refuse_if_returned()
         super().restart_kernel(now, **launch)
 
-    def lend(self) -> None:
+    def signal_kernel(self, signum: int) -> None:
+        self._refuse_if_returned()
+        super().signal_kernel(signum)
+
+    def interrupt_kernel(self) -> None:
+        self._refuse_if_returned()
+        super().interrupt_kernel()
+
+    def kill_kernel(self) -> None:
+        self._refuse_if_returned()
+        super().kill_kernel()
+
+    def lend(self, give_back: Callable[[LentKernel], object]) -> None:
         """Remember which process it is: the user may start another in its place. Forget what it has published."""
+        self._give_back = give_back
         self.lent_process = self.process
         self.iopub_channel.get_msgs()
 

@@ -147,18 +147,21 @@ class Roster:
         """The kernel that the first of the queue would get; the pool looks whether it is alive, and then lends it."""
         return next(iter(self._states[IDLE]), None) if self._queue else None
 
-    def lend(self, now: float) -> Ticket:
+    def lend(self) -> Ticket:
         """The first of the queue gets the kernel that is offered."""
         ticket = next(iter(self._queue))
         del self._queue[ticket]
         ticket.member = next(iter(self._states[IDLE]))
         self._move(ticket.member, BUSY)
         ticket.member.uses += 1
-        self.counters.checkouts += 1
-        self.lately.append(now - ticket.since)
         self._backoff.reset()
         self._retry_at = 0.0
         return ticket
+
+    def checked_out(self, seconds: float) -> None:
+        """A caller has its kernel, so long after it asked."""
+        self.counters.checkouts += 1
+        self.lately.append(seconds)
 
     def withdraw(self, ticket: Ticket) -> None:
         """The caller of `ticket` is gone. A kernel that it had got, and not seen, is there for the next, unused."""
@@ -166,7 +169,6 @@ class Roster:
         member, ticket.member = ticket.member, None
         if member is not None and member.state == BUSY:
             member.uses -= 1
-            self.counters.checkouts -= 1
             self._states[IDLE] = {member: None, **self._states[IDLE]}
             del self._states[BUSY][member]
             member.state = IDLE
@@ -330,7 +332,8 @@ class Roster:
         self.last_failure = error
         if member.began >= self._failed_at:
             self._failed_at = now
-            self._retry_at = now + (self._backoff.after(lasted) or 0.0)
+            seconds = self._backoff.after(lasted)
+            self._retry_at = now + seconds if seconds else 0.0
 
     def _move(self, member: Member, state: str) -> None:
         del self._states[member.state][member]
