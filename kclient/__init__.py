@@ -44,6 +44,7 @@ from kclient.start import connect, start_kernel
 if TYPE_CHECKING:
     from kclient.comm import Comm
     from kclient.comms import Comms
+    from kclient.kernels.forkserver import ForkServer
     from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
     from kclient.kernels.search import find_kernel_spec, list_kernel_specs
     from kclient.kernels.spec import KernelSpec
@@ -66,6 +67,7 @@ __all__ = [
     "Execution",
     "ExecutionAborted",
     "ExecutionError",
+    "ForkServer",
     "ForkedProcess",
     "HBChannel",
     "IOPubChannel",
@@ -109,6 +111,7 @@ __all__ = [
 _MODULES = {
     "Comm": "kclient.comm",
     "Comms": "kclient.comms",
+    "ForkServer": "kclient.kernels.forkserver",
     "KernelManager": "kclient.manager",
     "KernelPool": "kclient.pool.pool",
     "KernelSpec": "kclient.kernels.spec",

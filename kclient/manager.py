@@ -18,8 +18,9 @@ from kclient.goodbye import ask_to_exit
 from kclient.hub import Deadline, Owner, Timeout, as_deadline, check_spin, weakly
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.owned import Launch, OwnedKernel
-from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher, Output
+from kclient.kernels.process import KernelProcess, Launcher, LocalLauncher
 from kclient.kernels.spec import KernelSpec
+from kclient.kernels.streams import Output
 from kclient.link import Link
 from kclient.protocol.session import Session
 from kclient.runner import Runner

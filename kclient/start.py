@@ -11,7 +11,8 @@ from kclient.errors import LaunchError
 from kclient.hub import Deadline, Owner
 
 if TYPE_CHECKING:
-    from kclient.kernels.process import Launcher, Output
+    from kclient.kernels.process import Launcher
+    from kclient.kernels.streams import Output
     from kclient.manager import KernelManager
 
 _Manager = TypeVar("_Manager", bound="KernelManager")

@@ -88,7 +88,7 @@ class ExitWatch:
             if self._owner.is_here:
                 if self.exit_code is None:
                     self.exit_code = self._code_seen_by_gevent()
-                _kill_group_of_reaped(self.pid)
+                kill_group_of_reaped(self.pid)
         return True
 
     def _on_exit(self) -> None:
@@ -111,7 +111,7 @@ class ExitWatch:
         if self.exit_code is None:
             self.exit_code = self._code_seen_by_gevent()
         if self.exit_code is None and self._pidfd is not None:
-            self.exit_code = _code_kept_by_linux(self._pidfd)
+            self.exit_code = code_kept_by_linux(self._pidfd)
         for watcher in (self._watcher, self._by_gevent):
             if watcher is not None:
                 watcher.stop()
@@ -132,7 +132,7 @@ class ExitWatch:
             self.exit_code = os.waitstatus_to_exitcode(waitpid(self.pid, 0)[1])
         except ChildProcessError:
             self.exit_code = self._code_seen_by_gevent()
-        _kill_group_of_reaped(self.pid)
+        kill_group_of_reaped(self.pid)
         self._thread_is_done = True
         with suppress(ValueError):  # the hub was destroyed: nobody waits there any more
             self._watcher.send()
@@ -147,7 +147,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, SIGKILL)
 
 
-def _kill_group_of_reaped(pid: int) -> None:
+def kill_group_of_reaped(pid: int) -> None:
     """End what is left of the group of a leader that has been reaped already.
 
     The system gives no process a number that is still a group's. So while no process has it the group is the old one;
@@ -159,6 +159,18 @@ def _kill_group_of_reaped(pid: int) -> None:
         _kill_group(pid)
     except PermissionError:  # another user's process has the number
         pass
+
+
+def end_child(pid: int) -> int | None:
+    """Kill a child and reap it, which takes a millisecond; returns its exit code, None if somebody else has that."""
+    try:
+        found, status = waitpid(pid, os.WNOHANG)
+        if not found:  # so the number is still its own
+            os.kill(pid, SIGKILL)
+            status = waitpid(pid, 0)[1]
+    except ChildProcessError:  # gevent's SIGCHLD handler has reaped it
+        return None
+    return os.waitstatus_to_exitcode(status)
 
 
 def _watch_by_gevent(pid: int, hub: Hub) -> Any:
@@ -206,7 +218,7 @@ def _open_pidfd(pid: int) -> int | None:
     return pidfd
 
 
-def _code_kept_by_linux(pidfd: int) -> int | None:
+def code_kept_by_linux(pidfd: int) -> int | None:
     if sys.platform != "linux":
         return None
     import fcntl

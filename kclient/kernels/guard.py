@@ -13,15 +13,15 @@ import sys
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from posix import waitpid  # that of os is gevent's after monkey.patch_all()
-from signal import SIGKILL
 from typing import Any, Final
 
 from gevent import monkey
 
 from kclient.errors import InvalidArgument, LaunchError
 from kclient.kernels import guardian
-from kclient.kernels.process import KernelProcess, LocalProcess, popen_class, reason
+from kclient.kernels.exitwatch import end_child
+from kclient.kernels.process import KernelProcess, LocalProcess, popen_class
+from kclient.kernels.streams import reason
 from kclient.log import WARNING, log, log_soon
 
 _SEND: Final = getattr(_socket, "MSG_NOSIGNAL", 0)
@@ -108,7 +108,7 @@ class _Guard:
                 ours.sendall(b"".join(self._records.values()), _SEND)
                 ours.setblocking(False)
             except BaseException:
-                _end(popen.pid)
+                end_child(popen.pid)
                 raise
             self._line, self._pid = ours, popen.pid
         except BaseException:
@@ -123,7 +123,7 @@ class _Guard:
         self._line, self._pid = None, 0
         if line is not None:
             line.close()
-            _end(pid)
+            end_child(pid)
 
 
 class Ward:
@@ -173,14 +173,6 @@ class Ward:
 
 def _record(*fields: str) -> bytes:
     return b"\0".join(os.fsencode(field) for field in fields if field) + b"\0\0"
-
-
-def _end(pid: int) -> None:
-    """Kill a child and reap it, which takes a millisecond."""
-    with suppress(ChildProcessError):  # gevent's SIGCHLD handler has reaped it
-        if waitpid(pid, os.WNOHANG) == (0, 0):  # so the number is still its own
-            os.kill(pid, SIGKILL)
-            waitpid(pid, 0)
 
 
 _guard = _Guard()

@@ -22,9 +22,10 @@ from kclient.errors import (
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
-from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, Output
+from kclient.kernels.process import KernelProcess, Launcher, LocalProcess
 from kclient.kernels.search import find_kernel_spec
 from kclient.kernels.spec import KernelSpec
+from kclient.kernels.streams import Output
 from kclient.kernels.taken import describe, taken_ports
 
 if TYPE_CHECKING:

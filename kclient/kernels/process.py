@@ -13,31 +13,21 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec, module_from_spec
 from posix import close, waitpid  # those of os are gevent's after monkey.patch_all()
 from types import ModuleType
-from typing import IO, Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from gevent import monkey
 from gevent.event import Event
 
-from kclient.errors import InvalidArgument, InvalidState, LaunchError
+from kclient.errors import InvalidArgument, InvalidState
 from kclient.hub import Owner
 from kclient.kernels.exitwatch import ExitWatch
-
-Output: TypeAlias = "int | IO[Any] | None"
-"""As in `subprocess`: PIPE, DEVNULL, STDOUT, a file or its number; None is a hidden file for `stderr_tail`."""
-
-_TAIL: Final = 16 * 1024
-"""Bytes of output that `stderr_tail` returns: some ten long tracebacks."""
-
-
-_SHOWN: Final = 1000
-"""Characters of the command that an error shows; "Argument list too long" can mean two megabytes."""
+from kclient.kernels.streams import Output, Streams, cannot_start, reason, tail_of
 
 
 class KernelProcess(Protocol):
@@ -86,19 +76,31 @@ class Launcher(Protocol):
         """Start `argv` with exactly the environment `env` (None: ours); raises LaunchError if that cannot be done."""
 
 
+class Watch(Protocol):
+    """Knows of the end of one process, as ExitWatch does."""
+
+    pid: int
+    exited: Event
+    exit_code: int | None
+
+    def has_ended(self) -> bool:
+        """True if the process has ended, seen now; from any thread."""
+
+    def signal_group(self, signum: int) -> None:
+        """Signal the process group that it leads; does nothing after its end or in a forked child."""
+
+
 class LocalProcess:
-    """A child process, leader of a session of its own. `stdout` and `stderr` are its pipes where one was asked for.
+    """A process of this machine that leads a session of its own. `stdout` and `stderr` are its pipes, if asked for.
 
     Its own children end with it, unless they left for a session or process group of their own.
     """
 
-    def __init__(
-        self, watch: ExitWatch, pipes: tuple[IO[Any] | None, IO[Any] | None], output: IO[bytes] | None
-    ) -> None:
-        self.stdout, self.stderr = pipes
+    def __init__(self, watch: Watch, streams: Streams) -> None:
+        self.stdout, self.stderr = streams.pipes
         self._owner = Owner()
         self._watch = watch
-        self._output = output
+        self._output = streams.hidden
         self._tail = ""
 
     def __repr__(self) -> str:
@@ -139,10 +141,7 @@ class LocalProcess:
     def stderr_tail(self) -> str:
         """The last 16 KiB that the process printed, unless its output went elsewhere; also after `close`."""
         if self._output is not None and not self._owner.forked:
-            # pread, since the process writes at the offset that it shares with this file
-            number = self._output.fileno()
-            size = os.fstat(number).st_size
-            self._tail = os.pread(number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+            self._tail = tail_of(self._output)
         return self._tail
 
     def close(self) -> None:
@@ -169,25 +168,25 @@ class LocalLauncher:
         stderr: Output = None,
     ) -> LocalProcess:
         """Start `argv`; raises LaunchError, which says what is wrong with the command, its directory or environment."""
-        output = _hidden_file(argv) if stdout is None or stderr is None else None
+        streams = None
         try:
+            streams = Streams(argv, stdout, stderr)
             popen = popen_class()(
                 argv,
                 env=env,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
-                stdout=output if stdout is None else stdout,
-                stderr=output if stderr is None else stderr,
+                stdout=streams.stdout,
+                stderr=streams.stderr,
                 start_new_session=True,  # a Ctrl-C in the terminal is not for the kernel
             )
         except (OSError, ValueError, TypeError, IndexError) as exc:  # IndexError: an empty argv
-            if output is not None:
-                output.close()
-            raise LaunchError(
-                f"cannot start the kernel: {reason(exc)}; the command was {_shown(argv)}", argv=argv
-            ) from exc
+            if streams is not None:
+                streams.close()
+            raise cannot_start(argv, reason(exc)) from exc
+        streams.started()
         popen.returncode = 0  # so that Popen never waits: ExitWatch reaps
-        return LocalProcess(_watch(popen.pid), (popen.stdout, popen.stderr), output)
+        return LocalProcess(_watch(popen.pid), streams)
 
 
 def _watch(pid: int) -> ExitWatch:
@@ -198,29 +197,6 @@ def _watch(pid: int) -> ExitWatch:
         with suppress(ChildProcessError):
             waitpid(pid, 0)
         raise
-
-
-def _hidden_file(argv: Sequence[str]) -> IO[bytes]:
-    """Where a kernel's output goes: a pipe that nobody drains would block it."""
-    try:
-        return tempfile.TemporaryFile(prefix="kclient-", buffering=0)
-    except OSError as exc:
-        raise LaunchError(
-            f"cannot start the kernel: no temporary file for its output: {reason(exc)}; "
-            "set TMPDIR to a usable directory, or pass stdout= and stderr=",
-            argv=argv,
-        ) from exc
-
-
-def reason(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        return f"{exc.strerror}: {exc.filename!r}" if exc.filename is not None else exc.strerror
-    return str(exc)
-
-
-def _shown(argv: Sequence[str]) -> str:
-    text = repr(argv)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def popen_class() -> type[subprocess.Popen[Any]]:

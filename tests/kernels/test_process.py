@@ -656,7 +656,7 @@ def test_codes_are_right_once_gevent_subprocess_was_used(platform, loop):
 
 
 def test_codes_are_right_when_gevent_subprocess_is_used_while_the_process_runs():
-    done = run_script(CODES + GEVENT_RUN + "print(exitwatch._code_kept_by_linux, codes())")
+    done = run_script(CODES + GEVENT_RUN + "print(exitwatch.code_kept_by_linux, codes())")
     assert done.endswith(("(3, -9, 4)", "(None, -9, 4)"))  # None: before Linux 6.15
 
 

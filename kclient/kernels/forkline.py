@@ -1,0 +1,272 @@
+"""ForkLine: the process of one fork server, and the line to it."""
+
+from __future__ import annotations
+
+import _socket  # after monkey.patch_all() that of `socket` waits in the hub
+import json
+import os
+import weakref
+from array import array
+from collections.abc import Mapping, Sequence
+from copy import copy
+from posix import close  # that of os is gevent's after monkey.patch_all()
+from select import POLLIN
+from typing import Any, Final
+
+from kclient.errors import LaunchError
+from kclient.hub import Deadline, Owner, Parking
+from kclient.kernels import forking
+from kclient.kernels.exitwatch import end_child
+from kclient.kernels.forked import READ, ForkedWatch, has_event
+from kclient.kernels.process import popen_class
+from kclient.kernels.streams import cannot_start, hidden_file, reason, tail_of
+from kclient.log import WARNING, log, log_soon
+
+PATIENCE: Final = 60.0
+"""Seconds for a fork server to import its modules, and to fork."""
+
+AT_ONCE: Final = 8
+"""Starts under way at one server, which forks one after the other; their files would fill the line."""
+
+HOLD: Final = 0.1
+"""Seconds that the hub waits for an exit code where it may not turn; a server that is not busy answers in 0.0002."""
+
+_RIGHTS: Final = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+
+
+class Lost(Exception):
+    """The server has ended, and did not say why; `exit_code` and the end of its `output` may."""
+
+    def __init__(self, exit_code: int | None, output: str) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+        self.output = output
+
+
+class _Start:
+    """A kernel that was asked for; its leash is the watch's once there is one."""
+
+    def __init__(self, leash: int) -> None:
+        self.leash = leash
+        self.watch: ForkedWatch | None = None
+        self.error = ""
+
+    @property
+    def is_answered(self) -> bool:
+        return self.watch is not None or self.error != ""
+
+    def give_up(self) -> None:
+        """Let go of the leash, which ends the kernel that nobody wants any more, also one still to come."""
+        leash, self.leash = self.leash, -1
+        if self.watch is not None:
+            self.watch.let_go()
+        elif leash >= 0:
+            close(leash)
+
+
+class ForkLine:
+    """Starts the process, which imports `preload` in the background; for one hub. Raises LaunchError.
+
+    It lasts until `retire`, and then until the last of its kernels has ended.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], preload: Sequence[str]) -> None:
+        self.is_open = True
+        self.was_used = False
+        self.kernels: dict[int, ForkedWatch] = {}
+        self._owner = Owner()
+        self._changed = Parking(self._owner)
+        self._starts: dict[int, _Start] = {}
+        self._count = 0
+        self._dead: list[ForkedWatch] = []
+        self._is_reaping = self._is_retired = False
+        self._failure: LaunchError | None = None
+        self._lost = Lost(None, "")
+        argv = [*command, forking.__file__, *preload]
+        self._output = hidden_file(argv)
+        self._line, its = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        try:
+            process = popen_class()(
+                argv,
+                stdin=its.fileno(),
+                stdout=self._output,
+                stderr=self._output,
+                # ipykernel notes the parent when it is imported, and watches none that has the number 1
+                env={**env, "JPY_PARENT_PID": "1"},
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as exc:
+            self._line.close()
+            self._output.close()
+            raise cannot_start(argv, f"no fork server: {reason(exc)}") from exc
+        finally:
+            its.close()
+        process.returncode = 0  # so that Popen never waits
+        self._pid = process.pid
+        self._line.setblocking(False)
+        self._watcher: Any = self._owner.hub.loop.io(self._line.fileno(), READ, ref=False)
+        self._watcher.start(self._take_in)
+        _lines.add(self)
+
+    @property
+    def is_over(self) -> bool:
+        """True if the server has ended, and has told so: that of a failed import is for the next start to raise."""
+        if self.is_open:
+            self._take_in()
+        return not self.is_open and (self._failure is None or self.was_used)
+
+    def start(self, files: Sequence[int]) -> ForkedWatch:
+        """Fork a kernel, with the files of `forking.Job`; raises LaunchError, OSError, and Lost if the server ends."""
+        deadline = Deadline(PATIENCE)
+        self.was_used = True
+        self._take_in()
+        while self.is_open and len(self._starts) >= AT_ONCE:
+            self._wait(deadline)
+        held, leash = os.pipe()
+        self._count += 1
+        number = self._count
+        start = self._starts[number] = _Start(leash)
+        try:
+            self._tell([*files, held], start=number)
+            while self.is_open and not start.is_answered:
+                self._wait(deadline)
+            if start.watch is None:
+                raise LaunchError(f"cannot start the kernel: {start.error}") if start.error else self._end_of_server()
+            return start.watch
+        except BaseException:
+            start.give_up()
+            raise
+        finally:
+            close(held)
+            if not self.is_open:  # no answer will come
+                self._starts.pop(number, None)
+
+    def reap(self, watch: ForkedWatch, *, at_once: bool = False) -> None:
+        """The kernel has ended: settle its watch, soon or, as far as the server answers within `HOLD`, `at_once`."""
+        if watch not in self._dead:
+            self._dead.append(watch)
+            self._ask_to_reap()
+        until = Deadline(HOLD)
+        while at_once and not watch.exited.is_set() and has_event(self._line.fileno(), POLLIN, until.left() or 0.0):
+            self._take_in()
+
+    def retire(self) -> None:
+        """End with the last kernel, now if there is none."""
+        self._is_retired = True
+        if not self.kernels and not self._starts:
+            self._end()
+
+    def let_go(self) -> None:
+        """In a forked child: what is held here would keep the server and its kernels alive."""
+        if self.is_open:
+            self._watcher.stop()
+            self._line.close()
+        for watch in self.kernels.values():
+            watch.let_go()
+        for start in self._starts.values():
+            start.give_up()
+
+    def _wait(self, deadline: Deadline) -> None:
+        if not self._changed.wait(deadline):
+            output = tail_of(self._output)
+            self._end()
+            raise LaunchError(
+                f"cannot start the kernel: its fork server has not answered within {PATIENCE:g} s", stderr=output
+            )
+
+    def _tell(self, files: Sequence[int], **what: object) -> None:
+        rights = [(*_RIGHTS, array("i", files))] if files else []
+        try:
+            self._line.sendmsg([json.dumps(what).encode()], rights, _socket.MSG_NOSIGNAL)
+        except ConnectionError:
+            self._take_in()
+            self._end()
+
+    def _take_in(self) -> None:
+        """Hear all that the server has said."""
+        while self.is_open and not self._owner.forked:
+            try:
+                data, ancillary, *_ = self._line.recvmsg(
+                    1 << 16, _socket.CMSG_SPACE(array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except ConnectionResetError:  # it has left requests unread; what it said before comes now
+                continue
+            if not data:
+                self._end()
+                return
+            files = array("i")
+            for *kind, numbers in ancillary:
+                if tuple(kind) == _RIGHTS:
+                    files.frombytes(numbers)
+            self._hear(json.loads(data), files)
+
+    def _hear(self, message: dict[str, Any], files: Sequence[int]) -> None:
+        if "start" in message:
+            start = self._starts.pop(message["start"])
+            start.error = message.get("error", "")
+            if files:
+                start.watch = self.kernels[message["pid"]] = ForkedWatch(self, message["pid"], files[0], start.leash)
+        elif "codes" in message:
+            self._is_reaping = False
+            for pid, code in message["codes"]:
+                self._settle(self.kernels[pid], code)
+            self._ask_to_reap()
+        elif "failed" in message:
+            self._failure = LaunchError(
+                f"cannot start the kernel: its fork server is to preload {message['module']!r}, which cannot be "
+                f"imported: {message['failed']}",
+                stderr=message["traceback"],
+            )
+        elif message["threads"]:
+            log_soon(
+                log(),
+                WARNING,
+                "what a fork server has preloaded runs threads, which its kernels will not have: %s",
+                ", ".join(message["threads"]),
+            )
+        self._changed.wake()
+        if self._is_retired:
+            self.retire()
+
+    def _ask_to_reap(self) -> None:
+        if self.is_open and self._dead and not self._is_reaping:
+            self._is_reaping = True
+            self._tell([], reap=[watch.pid for watch in self._dead])
+        if not self.is_open:
+            for watch in list(self._dead):
+                self._settle(watch, None)
+
+    def _settle(self, watch: ForkedWatch, code: int | None) -> None:
+        self._dead.remove(watch)
+        del self.kernels[watch.pid]
+        watch.settle(code)
+
+    def _end_of_server(self) -> Exception:
+        return copy(self._failure) if self._failure is not None else self._lost
+
+    def _end(self) -> None:
+        """End the process, or learn that it has ended; its kernels go on."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._watcher.stop()
+        self._watcher.close()
+        self._line.close()
+        exit_code = end_child(self._pid)
+        self._lost = Lost(exit_code, tail_of(self._output))
+        self._output.close()
+        self._changed.wake()
+        self._ask_to_reap()
+
+
+_lines: weakref.WeakSet[ForkLine] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for line in list(_lines):
+        line.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go)
