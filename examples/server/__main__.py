@@ -21,6 +21,9 @@ MAX_CONNECTIONS = 1000
 PATIENCE = 30.0
 """Seconds of silence after which a client that should say something is given up."""
 
+LAST_WORDS = 1.0
+"""Seconds in which requests whose kernel was taken away can tell their clients."""
+
 
 class Handler(WSGIHandler):
     """Shows the application its client's socket, and waits for no client for ever."""
@@ -48,14 +51,16 @@ def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) ->
     try:
         server.start()
     except OSError as exc:
-        sys.exit(f"cannot listen on {options.host}, port {options.port}: {exc.strerror}")
+        sys.exit(f"cannot listen: {exc.strerror}")
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{host}:{server.server_port}/", flush=True)
     stop.wait()
     server.close()
+    print(f"closing; {len(application.running)} requests still run", flush=True)
     application.running.join(timeout=options.grace)
     pool.close()  # who still runs code is told so
-    server.stop(timeout=1)  # what is left are connections that nobody uses
+    application.running.join(timeout=LAST_WORDS)
+    server.stop(timeout=0)  # what is left are connections that nobody uses
 
 
 def main() -> None:
@@ -64,17 +69,21 @@ def main() -> None:
     loop = gevent.get_hub().loop
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: loop.run_callback_threadsafe(stop.set))
-    with ExitStack() as stack:
-        launcher = stack.enter_context(kclient.ForkServer(preload=options.preload)) if options.fork else None
-        pool = kclient.KernelPool(
-            options.kernel,
-            size=options.size,
-            max_size=options.max_size,
-            max_uses=options.max_uses,
-            warm_up="\n".join(f"import {module}" for module in options.preload) or None,
-            launcher=launcher,
-        )
-        serve(options, stack.enter_context(pool), stop)
+    try:
+        with ExitStack() as stack:
+            launcher = stack.enter_context(kclient.ForkServer(preload=options.preload)) if options.fork else None
+            pool = kclient.KernelPool(
+                options.kernel,
+                size=options.size,
+                max_size=options.max_size,
+                max_uses=options.max_uses,
+                warm_up="\n".join(f"import {module}" for module in options.preload) or None,
+                launcher=launcher,
+                orphan_guard=not options.fork,
+            )
+            serve(options, stack.enter_context(pool), stop)
+    except kclient.KClientError as exc:  # a size that is none, say
+        sys.exit(str(exc))
 
 
 def parse_arguments() -> argparse.Namespace:

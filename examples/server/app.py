@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 import gevent
@@ -34,8 +33,14 @@ SEND_GRACE = 5.0
 BODY_TIME = 10.0
 """Seconds that the client has to send its request's body."""
 
-BACKLOG = 16 * 2**20
-"""Bytes of output that wait in memory for a client who reads more slowly than the kernel writes."""
+BACKLOG = 64 * 2**20
+"""Bytes of output that wait in memory for a client who reads more slowly than the kernel writes.
+
+A loop that prints makes one message of all that it prints in 0.2 s, which may be as much.
+"""
+
+LONGEST_CHARACTER = 12
+"""Bytes in JSON, of one beyond the first 65536 that is escaped."""
 
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for a kernel."""
@@ -162,14 +167,10 @@ class Application:
     def _check_origin(self, environ: Environ) -> None:
         """Refuse a page from elsewhere, by its Origin, and a name from elsewhere for our address, by the Host."""
         host = environ.get("HTTP_HOST", "")
-        try:
-            is_ours = urlsplit(f"//{host}").hostname in self.hosts
-            is_own_page = urlsplit(environ.get("HTTP_ORIGIN", f"//{host}")).netloc == host
-        except ValueError:
-            is_ours = is_own_page = False
-        if not is_ours:
-            raise Refused("403 Forbidden", f"not served as {host!r}; --allow-host adds a name")
-        if not is_own_page:
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if name.strip("[]").lower() not in self.hosts:
+            raise Refused("403 Forbidden", f"not served as {name!r}; --allow-host adds a name")
+        if environ.get("HTTP_ORIGIN", f"//{host}").partition("//")[2] != host:
             raise Refused("403 Forbidden", "a page from elsewhere may not run code here")
 
     def _read_request(self, environ: Environ) -> tuple[str, float]:
@@ -213,12 +214,17 @@ class EventStream:
         self._write(_event(name, data))
 
     def send_output(self, message: kclient.Message) -> None:
-        """Send what the kernel has written; raises TooMuchOutput instead of sending more than allowed."""
-        event = _event("output", message.content | {"output_type": message.msg_type})
+        """Send what the kernel has written; of text that is too long its beginning, before TooMuchOutput is raised."""
+        output = message.content | {"output_type": message.msg_type}
+        event = _event("output", output)
         self._sent += len(event)
-        if self._sent > self._max_output:
-            raise TooMuchOutput(f"more than {self._max_output} bytes of output; the code was stopped")
-        self._write(event)
+        if self._sent <= self._max_output:
+            self._write(event)
+            return
+        if message.msg_type == "stream":
+            room = self._max_output - self._sent + len(event)
+            self.send("output", output | {"text": output["text"][: room // LONGEST_CHARACTER]})
+        raise TooMuchOutput(f"more than {self._max_output} bytes of output; the code was stopped")
 
 
 def _execute(kernel: kclient.KernelManager, code: str, seconds: float, stream: EventStream) -> dict[str, Any]:
@@ -243,6 +249,8 @@ def _execute(kernel: kclient.KernelManager, code: str, seconds: float, stream: E
         status, message = "died", str(exc)
     except kclient.KClientError as exc:
         status, message = "failed", str(exc)
+    except (ValueError, RecursionError) as exc:
+        status, message = "failed", f"it has written what cannot be sent: {exc}"
     spent = round(perf_counter() - start, 6)
     return {"status": status, "message": message, "execution_count": count, "seconds": spent}
 
@@ -252,11 +260,11 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 
 
 def _json(data: Any) -> bytes:
-    """JSON on one line that browsers take: no NaN, which Python's own would write."""
+    """JSON on one line, with null for NaN, which browsers do not take; raises ValueError and RecursionError."""
     try:
         return orjson.dumps(data)
-    except TypeError:  # half of a surrogate pair, a very large number
-        return json.dumps(data).encode()
+    except TypeError:  # half of a surrogate pair, a very large number, lists in lists in lists
+        return json.dumps(data, allow_nan=False).encode()
 
 
 def _respond(
