@@ -80,7 +80,7 @@ class Request:
             "error": str(number),
         }.get(kind, f"{number}\n")
         code = KINDS[kind].format(number=expression, for_ever=FOR_EVER)
-        timeout = {"endless": 1.0}.get(kind)
+        timeout = {"endless": 0.5}.get(kind)
         return cls(kind, code, output, STATUS.get(kind, "ok"), timeout)
 
     @property
@@ -97,6 +97,7 @@ class Answer:
     output: str = ""
     first: int | None = None
     done: int | None = None
+    retry_after: float = 0
 
 
 class Wrong(Exception):
@@ -128,16 +129,18 @@ async def converse(session: aiohttp.ClientSession, url: str, request: Request, a
     async with session.post(f"{url}/run", json=request.body) as response:
         if response.status == 503:
             answer.reason = str((await response.json()).get("error") or "")
-            check(answer.reason and response.headers.get("Retry-After"), "a 503 without reason or Retry-After")
-            answer.outcome = "refused"
+            retry_after = response.headers.get("Retry-After", "")
+            check(answer.reason and retry_after.isdecimal(), "a 503 without reason or Retry-After")
+            answer.outcome, answer.retry_after = "refused", float(retry_after)
             return
-        check(response.status == 200, f"HTTP {response.status}: {await response.text() if response.status != 200 else ''}")
+        text = "" if response.status == 200 else await response.text()
+        check(response.status == 200, f"HTTP {response.status}: {text}")
         check(response.content_type == "text/event-stream", f"not a stream of events but {response.content_type}")
-        events = events_of(response)
-        name, data = await anext(events, ("nothing", {}))
-        check(name == "started" and isinstance(data.get("kernel_id"), str), f"it began with {name} {data}")
-        async for name, data in events:
+        has_begun = False
+        async for name, data in events_of(response):
             check(answer.done is None, f"{name} {data} after done")
+            check((name == "started") is not has_begun, f"{name} {data}, and started comes first, and once")
+            has_begun = True
             if name == "output":
                 answer.first = answer.first or perf_counter_ns() - start
                 answer.output += text_of(data)
@@ -145,10 +148,11 @@ async def converse(session: aiohttp.ClientSession, url: str, request: Request, a
                     answer.outcome = "left"
                     response.close()
                     return
-            else:
-                check(name == "done", f"an event {name}")
+            elif name == "done":
                 answer.done = perf_counter_ns() - start
                 judge(request, data, answer)
+            else:
+                check(isinstance(data.get("kernel_id"), str) and name == "started", f"an event {name} {data}")
         check(answer.done is not None, "it ended without done")
 
 
@@ -234,9 +238,11 @@ class Load:
     async def _keep_asking(self, session: aiohttp.ClientSession, requests: Iterator[Request]) -> None:
         """One of so many callers."""
         for request in requests:
-            self._note(request, await ask(session, self.options.url, request, self.options.patience))
+            answer = await ask(session, self.options.url.rstrip("/"), request, self.options.patience)
+            self._note(request, answer)
             if perf_counter() > self._until:
                 return
+            await asyncio.sleep(answer.retry_after)
 
     def _note(self, request: Request, answer: Answer) -> None:
         self.outcomes[answer.outcome] += 1
@@ -291,7 +297,9 @@ class Load:
                 found = recorder.figures()
                 lines.append(f"{what}: p50 {found.p50_us / 1e3:.1f} ms, p99 {found.p99_us / 1e3:.1f} ms")
         if self.server_kib:
-            lines.append(f"memory: server {max(self.server_kib) / 1024:.1f} MiB, all {median(self.all_kib) / 1024:.1f} MiB")
+            lines.append(
+                f"memory: server {max(self.server_kib) / 1024:.1f} MiB, all {median(self.all_kib) / 1024:.1f} MiB"
+            )
         return "\n".join([*lines, *self.complaints[:TOLD]])
 
 
@@ -301,7 +309,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--concurrent", type=int, default=200, help="requests under way [200]")
     parser.add_argument("--requests", type=int, default=1000, help="requests at most [1000]")
     parser.add_argument("--seconds", type=float, default=300, help="no request begins after that [300]")
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=["print"], help=f"of {','.join(KINDS)} [print]")
+    parser.add_argument(
+        "--kinds", type=lambda text: text.split(","), default=["print"], help=f"of {','.join(KINDS)} [print]"
+    )
     parser.add_argument("--fresh", action="store_true", help="no kernel is to run the code of two")
     parser.add_argument("--patience", type=float, default=120, help="seconds after which a request hangs [120]")
     parser.add_argument("--pid", type=int, help="the service's process, to look at its memory")

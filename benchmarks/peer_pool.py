@@ -49,7 +49,9 @@ class Kernel:
     @classmethod
     async def start(cls, kernel_name: str, context: zmq.asyncio.Context) -> Kernel:
         """Raises whatever jupyter_client does where none can be started."""
-        options = {"transport_encryption": "auto"} if AsyncKernelManager.class_traits().get("transport_encryption") else {}
+        options = (
+            {"transport_encryption": "auto"} if AsyncKernelManager.class_traits().get("transport_encryption") else {}
+        )
         manager = AsyncKernelManager(kernel_name=kernel_name, context=context, **options)
         client: AsyncKernelClient | None = None
         try:

@@ -138,7 +138,9 @@ def refusal(status: int, error: str, headers: dict[str, str] | None = None) -> w
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_service", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peer_service", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1]")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free [8000]")
     parser.add_argument("--kernel", default="python3", help="[python3]")

@@ -1,0 +1,209 @@
+"""A service that runs code for 200 callers at once: examples/server beside the same with jupyter_client on aiohttp.
+
+Each service is a process with as many kernels as the others. benchmarks.load, a process too, keeps so many requests under
+way: where each has a kernel of its own, the start of kernels is what it waits for; where kernels are used again it is
+the service; and the third time kernels are killed, busy or not. With --readme the figures go into examples/server/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import attrs
+
+from benchmarks.kernels import ROOT
+from benchmarks.load import BAD, CLEAR
+from benchmarks.readme import markdown
+from benchmarks.report import JUPYTER, Options, Report, parse, run_script
+from kclient.bench.machine import describe_machine, machine_line
+from kclient.bench.progress import ProgressLine
+from kclient.bench.recorder import Recorder
+from kclient.bench.results import Row, row_of
+from kclient.bench.table import figure
+
+SERVICES = {
+    "kclient": ["examples/server"],
+    "kclient, forked": ["examples/server", "--fork"],
+    JUPYTER: ["-m", "benchmarks.peer_service"],
+}
+
+README = ROOT / "examples" / "server" / "README.md"
+
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+
+QUICK = "kernels used again"
+"""The trial of a quick run."""
+
+ROUNDS = 2
+
+ENDS = 30
+"""Seconds that a service has to end."""
+
+
+@attrs.frozen
+class Trial:
+    """A kind of load: options of the services, and of benchmarks.load; `requests` for each round."""
+
+    requests: int
+    service: Sequence[str] = ()
+    load: Sequence[str] = ()
+
+
+TRIALS = {
+    "a kernel each": Trial(300, load=["--fresh"]),
+    "kernels used again": Trial(3000, ["--max-uses", "1000000"]),
+    "a kernel each, some killed": Trial(300, load=["--fresh", "--kill", "1"]),
+}
+
+
+@attrs.define
+class Found:
+    """What the rounds of one service have given."""
+
+    recorder: Recorder = attrs.field(factory=Recorder)
+    outcomes: Counter[str] = attrs.field(factory=Counter)
+    seconds: float = 0.0
+    killed: int = 0
+    server_kib: list[float] = attrs.field(factory=list)
+    all_kib: list[float] = attrs.field(factory=list)
+
+    def add(self, found: dict[str, Any]) -> None:
+        self.recorder.record(found["done_ns"])
+        self.outcomes.update(found["outcomes"])
+        self.seconds += found["seconds"]
+        self.killed += found["killed"]
+        self.server_kib.append(found["server_kib"])
+        self.all_kib.append(found["all_kib"])
+
+    def row(self, client: str, operation: str) -> Row:
+        """A rate is that of results; what ended in a clear error counts as one, and takes part in nothing else."""
+        row = row_of("service", "", client, operation, self.recorder)
+        row = attrs.evolve(row, per_s=self.recorder.n / self.seconds)
+        return row.with_extra(
+            errors=sum(self.outcomes[name] for name in CLEAR),
+            bad=sum(self.outcomes[name] for name in BAD),
+            killed=self.killed,
+            server_kib=mean(self.server_kib),
+            all_kib=mean(self.all_kib),
+            p50_ms=(row.p50_us or 0) / 1e3,
+            p99_ms=(row.p99_us or 0) / 1e3,
+            server_mib=mean(self.server_kib) / 1024,
+            all_mib=mean(self.all_kib) / 1024,
+        )
+
+
+COLUMNS = [
+    figure("results", "n"),
+    figure("results/s", "per_s", 1),
+    figure("p50 ms", "p50_ms"),
+    figure("p99 ms", "p99_ms"),
+    figure("server MiB", "server_mib", 1),
+    figure("with kernels MiB", "all_mib", 1),
+    figure("killed", "killed"),
+    figure("errors", "errors"),
+    figure("bad", "bad"),
+]
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Such a service, on a port that is free: its URL, and its pid; it is to end well when it is told to."""
+    command = [sys.executable, *arguments, "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            if url:
+                yield url, process.pid
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=ENDS)
+            if process.returncode or not url:
+                sys.exit(f"{' '.join(command)} ended with {process.returncode}: {stderr}")
+        finally:
+            process.kill()
+
+
+def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
+    """What benchmarks.load has to say."""
+    command = [sys.executable, "-m", "benchmarks.load", url, "--json", "--pid", str(pid), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    found: dict[str, Any] = json.loads(done.stdout)
+    for complaint in found["complaints"]:
+        sys.stderr.write(f"{complaint}\n")
+    return found
+
+
+def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str, Found]:
+    """The services in turn, each begun anew for each round."""
+    found = {name: Found() for name in SERVICES}
+    size = options.pick(options.rest.size, 1)
+    for number in range(options.pick(ROUNDS, 1)):
+        for name, command in SERVICES.items():
+            fixed = ["--size", str(size), "--queue-timeout", "100", "--max-time", "30"]
+            with serving([*command, *fixed, *trial.service]) as (url, pid):
+                put_load(url, pid, "--concurrent", size, "--requests", size)  # until its kernels are warm
+                concurrent = options.pick(options.rest.concurrent, 5)
+                requests = options.pick(trial.requests, 20)
+                where = ["--concurrent", concurrent, "--requests", requests, "--seed", number + 1]
+                found[name].add(put_load(url, pid, *where, *trial.load))
+            progress.advance()
+    return found
+
+
+def as_markdown(operation: str, rows: Sequence[Row]) -> str:
+    columns = [*COLUMNS, figure(f"to {JUPYTER}", "ratio_to_jupyter_client", 2)]
+    cells = [[row.client, *(column.text(row) for column in columns)] for row in rows]
+    return f"**{operation}**\n\n" + markdown(["service", *(column.title for column in columns)], cells, 1)
+
+
+def write_readme(text: str, readme: Path) -> None:
+    """Put it between the markers; raises ValueError if they are not there."""
+    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{readme} lacks {START} or {END}")
+    readme.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--concurrent", type=int, default=200, help="requests under way [200]")
+    parser.add_argument("--size", type=int, default=4, help="kernels of each service [4]")
+    parser.add_argument("--readme", action="store_true", help="write the figures into examples/server/README.md")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse("service", __doc__ or "", argv, add_options)
+    report = Report("service", options)
+    trials = {QUICK: TRIALS[QUICK]} if options.quick else TRIALS
+    with ProgressLine("service", len(trials) * options.pick(ROUNDS, 1) * len(SERVICES)) as progress:
+        for operation, trial in trials.items():
+            found = measure(trial, options, progress)
+            rows = [each.row(name, operation) for name, each in found.items()]
+            report.add_rates("", operation, rows, COLUMNS)
+            report.add_panel("", operation, {name: each.recorder for name, each in found.items()})
+    parts = [machine_line(describe_machine())]
+    for operation in trials:
+        parts.append(as_markdown(operation, [row for row in report.rows if row.operation == operation]))
+    text = "\n\n".join(parts)
+    report.say(f"\n{text}")
+    if options.rest.readme:
+        write_readme(text, README)
+    report.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)
