@@ -28,7 +28,7 @@ def descendants(pid: int) -> dict[int, int]:
 
 
 def kernels_of(pid: int) -> list[int]:
-    """The kernels below that process: started by their command, or forked, with the command of the one that forked them."""
+    """The kernels below that process: started by their command, or forked, with that of who forked them."""
     kernels = []
     for child, parent in descendants(pid).items():
         command = command_of(child)

@@ -1,8 +1,9 @@
 """Many requests at once to a service that runs code, from a process of its own: python -m benchmarks.load http://...
 
-Each request's code computes a number that is in no other and not in the code. An answer has to be the complete sequence
-of events with that number as its output, or an error that says why not, with nothing but the beginning of that output. So
-many requests are always under way: whoever has his answer asks again, and a latency has in it what a request waited.
+Each request's code computes a number that is in no other and not in the code. An answer has to be the complete
+sequence of events with that number as its output, or an error that says why not, with nothing but the beginning of that
+output. So many requests are always under way: who has his answer asks again, and who was refused does so when he was
+told to. A latency has in it what a request waited for its kernel.
 """
 
 from __future__ import annotations

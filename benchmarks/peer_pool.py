@@ -1,4 +1,4 @@
-"""Warm kernels of jupyter_client's AsyncKernelManager on asyncio: what the service of comparison has for a KernelPool."""
+"""Warm kernels of jupyter_client's AsyncKernelManager on asyncio: what the peer service has for a KernelPool."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def exit_of(pid: int) -> asyncio.Future[None]:
 
 
 class Pool:
-    """`size` warm kernels, and up to `max_size` where callers wait, each for `max_uses` calls; first come, first served."""
+    """`size` warm kernels, up to `max_size` where callers wait, each for `max_uses` calls; first come, first served."""
 
     def __init__(self, kernel_name: str, *, size: int, max_size: int, max_uses: int) -> None:
         self.size, self.max_size, self.max_uses = size, max_size, max_uses

@@ -1,10 +1,10 @@
 """The service of examples/server with jupyter_client's AsyncKernelManager on aiohttp: the peer of benchmarks.service.
 
 It does what that one does, as well as jupyter_client lets one: kernels are started ahead and replaced in the background
-(peer_pool.py), outputs are streamed as they come, time, output and code are limited, who hangs up ends the code, an exit
-is known at once (a pidfd, not is_alive() now and then), one zmq context serves all, iopub loses nothing, no channel is
-opened that nobody needs, and messages are encrypted (jupyter_client 8.10 and later). It cannot fork kernels, and it has
-no page.
+(peer_pool.py), outputs are streamed as they come, time, output and code are limited, who hangs up ends the code, an
+exit is known at once (a pidfd, not is_alive() now and then), one zmq context serves all, iopub loses nothing, no
+channel is opened that nobody needs, and messages are encrypted (by jupyter_client 8.10 and later). It forks no kernels,
+has no page, does not look where a request comes from, and what a kernel's user leaves running the next one meets.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Service:
     def wish_of(self, body: object) -> tuple[str, float]:
         """The code and its seconds; raises ValueError."""
         if not isinstance(body, dict) or not isinstance(body.get("code"), str):
-            raise ValueError('the body is to be JSON: {"code": "print(1)", "timeout": 10}')
+            raise ValueError('the body is to be JSON: {"code": "print(1)", "timeout": 10}')  # noqa: TRY004  (of a client)
         timeout = body.get("timeout", self.options.max_time)
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
             raise ValueError(f"timeout is a number of seconds, more than 0, not {timeout!r}")

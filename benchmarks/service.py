@@ -1,8 +1,9 @@
 """A service that runs code for 200 callers at once: examples/server beside the same with jupyter_client on aiohttp.
 
-Each service is a process with as many kernels as the others. benchmarks.load, a process too, keeps so many requests under
-way: where each has a kernel of its own, the start of kernels is what it waits for; where kernels are used again it is
-the service; and the third time kernels are killed, busy or not. With --readme the figures go into examples/server/README.md.
+Each service is a process with as many kernels as the others. benchmarks.load, a process too, keeps so many requests
+under way. Where each has a kernel of its own, the start of kernels is what it waits for; where kernels are used again
+it is the service; and the third time kernels are killed, busy or not. The figures are printed as tables, and once more
+in Markdown; with --readme they go into examples/server/README.md.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ QUICK = "kernels used again"
 """The trial of a quick run."""
 
 ROUNDS = 2
+
+QUEUE = 300
+"""Seconds that a request waits for its kernel, on whatever machine: nobody is to be refused since all are slow."""
 
 ENDS = 30
 """Seconds that a service has to end."""
@@ -153,13 +157,15 @@ def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str,
     size = options.pick(options.rest.size, 1)
     for number in range(options.pick(ROUNDS, 1)):
         for name, command in SERVICES.items():
-            fixed = ["--size", str(size), "--queue-timeout", "100", "--max-time", "30"]
+            fixed = ["--size", str(size), "--queue-timeout", str(QUEUE), "--max-time", "30"]
             with serving([*command, *fixed, *trial.service]) as (url, pid):
                 put_load(url, pid, "--concurrent", size, "--requests", size)  # until its kernels are warm
                 concurrent = options.pick(options.rest.concurrent, 5)
                 requests = options.pick(trial.requests, 20)
-                where = ["--concurrent", concurrent, "--requests", requests, "--seed", number + 1]
-                found[name].add(put_load(url, pid, *where, *trial.load))
+                more = ["--seed", number + 1, "--patience", QUEUE + 60]
+                found[name].add(
+                    put_load(url, pid, "--concurrent", concurrent, "--requests", requests, *more, *trial.load)
+                )
             progress.advance()
     return found
 
@@ -195,10 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = [each.row(name, operation) for name, each in found.items()]
             report.add_rates("", operation, rows, COLUMNS)
             report.add_panel("", operation, {name: each.recorder for name, each in found.items()})
-    parts = [machine_line(describe_machine())]
-    for operation in trials:
-        parts.append(as_markdown(operation, [row for row in report.rows if row.operation == operation]))
-    text = "\n\n".join(parts)
+    tables = [as_markdown(name, [row for row in report.rows if row.operation == name]) for name in trials]
+    text = "\n\n".join([machine_line(describe_machine()), *tables])
     report.say(f"\n{text}")
     if options.rest.readme:
         write_readme(text, README)
