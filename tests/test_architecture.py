@@ -100,7 +100,10 @@ IMPURE = {
     *("sched", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess", "tempfile"),
     *("threading", "urllib"),
 }
-"""What `protocol`, which does no I/O and never waits, has no use for."""
+"""What `protocol`, and others that do no I/O and never wait, have no use for."""
+
+PURE = {"kclient.pool.roster", "kclient.pool.records", "kclient.backoff"}
+"""Modules outside `protocol` that decide and do nothing else."""
 
 NEVER = {"asyncio", "tornado"}
 
@@ -229,8 +232,10 @@ def test_module_never_monkey_patches(module: Module) -> None:
     assert not wrong, "\n".join([f"{module.name} patches what is not ours", *wrong])
 
 
-@pytest.mark.parametrize("module", [pytest.param(m, id=m.name) for m in MODULES if m.layer == "protocol"])
-def test_protocol_does_no_io(module: Module) -> None:
+@pytest.mark.parametrize(
+    "module", [pytest.param(m, id=m.name) for m in MODULES if m.layer == "protocol" or m.name in PURE]
+)
+def test_what_decides_does_no_io(module: Module) -> None:
     wrong = [f"line {line}: imports {name}" for line, name in module.imports() if name.split(".")[0] in IMPURE]
     wrong += [
         f"line {node.lineno}: calls {called(node)}"

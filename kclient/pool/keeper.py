@@ -210,14 +210,14 @@ class Keeper:
         began = monotonic()
         try:
             kernel = self.recipe.make(member.kernel_id)
-        except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
-            self.roster.remove(member)
-            self.act()
-            raise
-        except BaseException as exc:  # noqa: BLE001 - whatever a launcher raises is the callers' to know
-            error = _as_error(exc)
-            self.roster.start_failed(member, error, monotonic())
-            self._tell("start_failed", member, seconds=monotonic() - began, error=error)
+        except BaseException as exc:  # whatever a launcher raises is the callers' to know
+            if member.state == STARTING:
+                error = _as_error(exc)
+                self.roster.start_failed(member, error, monotonic())
+                self._tell("start_failed", member, seconds=monotonic() - began, error=error)
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                self.act()
+                raise
         else:
             self._is_ready(member, kernel, "started", monotonic() - began)
         self.act()
@@ -275,7 +275,7 @@ class Keeper:
         """How things are, for a caller who got no kernel."""
         roster = self.roster
         others = roster.waiting - 1
-        text = f"{roster.count(BUSY)} are busy, {roster.count(STARTING)} starting, of {roster.max_size} at most"
+        text = f"of {roster.max_size} at most {roster.count(BUSY)} are busy and {roster.count(STARTING)} starting"
         if others > 0:
             text += f"; {others} more callers wait"
         if roster.is_failing and roster.last_failure is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidState
+from kclient.errors import DeadKernelError, InvalidState, KClientError
 from kclient.hub import Deadline, weakly
 from kclient.kernels.owned import Launch
 from kclient.kernels.process import KernelProcess
@@ -57,7 +58,8 @@ class LentKernel(KernelManager):
         """Remember which process it is: the user may start another in its place. Forget what it has published."""
         self._give_back = give_back
         self.lent_process = self.process
-        self.iopub_channel.get_msgs()
+        with suppress(KClientError):  # it has died in this moment: in its user's hands, then
+            self.iopub_channel.get_msgs()
 
     @property
     def is_clean(self) -> bool:
@@ -73,7 +75,6 @@ class LentKernel(KernelManager):
     def end_use(self) -> None:
         """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
         self.is_returned = True
-        self.on_death = None
         if self._client is not None:
             self._client.link.fail(_returned)
 

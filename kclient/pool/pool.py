@@ -75,14 +75,17 @@ class KernelPool:
             "handshake": handshake,
             "spin": spin,
         }
+        env = (
+            dict(env) if isinstance(env, Mapping) else env
+        )  # later changes of theirs are not for kernels started later
         launch = {"cwd": cwd, "env": env, "extra_arguments": extra_arguments}
         if warm_up is not None:
             check_code(warm_up, "warm_up")
         recipe = Recipe(kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"))
         _check_count(size, "size")
         most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)
-        if max_age is not None:
-            check_seconds(max_age, "max_age", alternative=", or None")
+        if max_age is not None and check_seconds(max_age, "max_age", alternative=", or None") == 0:
+            raise InvalidArgument("max_age must be more than 0 s: each kernel would be replaced as soon as it is ready")
         roster = Roster(
             size, most, max_uses=_check_count(max_uses, "max_uses"), max_age=max_age, starters=_processors()
         )

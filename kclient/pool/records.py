@@ -38,7 +38,7 @@ class PoolStats:
 class PooledKernel:
     """A kernel of a pool: its state is "starting", "idle", "busy" or "ending", its age in seconds; `uses` counts users.
 
-    `pid` is None until there is a process.
+    `pid` is None until it is ready.
     """
 
     kernel_id: str

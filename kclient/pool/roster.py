@@ -175,10 +175,10 @@ class Roster:
 
     def give_back(self, member: Member, now: float, *, reusable: bool) -> None:
         """Its user is done with it; `reusable` if it is alive and nothing is left of what that user asked it for."""
+        self.counters.recycled += 1
         if member.state != BUSY:  # it was shut down meanwhile
             return
         again = reusable and member.uses < self.max_uses and not self._is_old(member, now)
-        self.counters.recycled += 1
         if again and (self._queue or len(self) - self.count(ENDING) <= self.size):
             self._move(member, STARTING)
             self._renewing.add(member)
@@ -315,7 +315,7 @@ class Roster:
             extra = self._extra()
             if self._is_old(member, now):
                 is_full = len(self) >= self.max_size and not self._states[STARTING] and not self._states[ENDING]
-                if extra > 0 or (is_full and now >= self._retry_at):
+                if extra > 0 or is_full:
                     self.remove(member)
             elif extra > 0 and now >= member.idle_since + EXTRA_IDLE:
                 self.remove(member)

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
+from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
 
@@ -130,7 +131,7 @@ def test_without_a_kernel_in_time_the_caller_is_told_how_things_are(make_pool: C
     pool = make_pool()
     with pool.kernel():
         for timeout in (0, 0.01):
-            with pytest.raises(KernelTimeout, match="no free kernel within .*; 1 are busy, 0 starting, of 1 at most"):
+            with pytest.raises(KernelTimeout, match="no free kernel within .*; of 1 at most 1 are busy and 0 starting"):
                 pool.acquire(timeout)
     stats = pool.stats()
     assert (stats.waits, stats.timeouts, stats.waiting) == (2, 2, 0)
@@ -309,15 +310,20 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced(make_pool: Callable[.
     assert pool.stats().deaths == 1
 
 
-@pytest.mark.parametrize("is_waited_for", [True, False])
-def test_kernel_with_code_of_its_user_left_is_replaced(
-    make_pool: Callable[..., KernelPool], is_waited_for: bool
-) -> None:
+@pytest.mark.parametrize("left", ["an execution", "a request", "an execution of another client"])
+def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., KernelPool], left: str) -> None:
     pool = make_pool(max_uses=5)
-    with pool.kernel() as kernel:
+    with pool.kernel() as kernel, ExitStack() as stack:
         process = process_of(kernel)
         process.kernel.script["hang"] = lambda request: Event().wait()
-        kernel.submit("hang") if is_waited_for else kernel.shell_channel.send("execute_request", {"code": "hang"})
+        if left == "an execution":
+            kernel.submit("hang")
+        elif left == "a request":
+            kernel.shell_channel.send("execute_request", {"code": "hang"})
+        else:
+            stack.enter_context(kclient.connect(kernel.connection_file, watch=False)).submit("hang")
+            while not kernel.link.iopub.outputs.executing:
+                turn_loop()
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
 
@@ -328,7 +334,12 @@ def test_kernel_with_code_of_its_user_left_is_replaced(
 def test_warm_up_has_run_and_nothing_of_it_reaches_the_user(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
-    with make_pool(warm_up="warm up").kernel() as kernel:
+    pool = make_pool(warm_up="warm up")
+    [member] = pool._keeper.roster
+    launcher.processes[0].kernel.publish("stream", {"name": "stdout", "text": "of a thread, later"})
+    while not member.kernel.iopub_channel.msg_ready():
+        turn_loop()
+    with pool.kernel() as kernel:
         assert kernel.iopub_channel.get_msgs() == []
         [request] = [r for r in launcher.processes[0].kernel.requests if r.msg_type == "execute_request"]
         content = request.content
@@ -374,7 +385,7 @@ def test_kernel_that_there_is_not_is_what_callers_are_told() -> None:
         pool.acquire(WAIT)
 
 
-@pytest.mark.parametrize("error", [OSError("no such thing"), gevent.Timeout(1)])
+@pytest.mark.parametrize("error", [OSError("no such thing"), gevent.Timeout(1), gevent.GreenletExit("enough")])
 def test_whatever_a_launcher_raises_callers_get_a_launch_error(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher, error: BaseException
 ) -> None:
@@ -425,9 +436,10 @@ def test_dead_kernel_that_nobody_has_noticed_yet_is_not_handed_out(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
     pool = make_pool(size=2)
-    launcher.processes[0].die(3)
+    first, second = (listed.pid for listed in pool.kernels())
+    next(process for process in launcher.processes if process.pid == first).die(3)
     with pool.kernel(timeout=0) as kernel:
-        assert kernel.process is launcher.processes[1]
+        assert process_of(kernel).pid == second
     assert pool.stats().deaths == 1
 
 
@@ -512,6 +524,18 @@ def test_on_event_that_fails_harms_nobody(
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"
     assert len(events) >= 2
     assert "on_event of a KernelPool failed" in caplog.text
+
+
+def test_on_event_that_never_returns_holds_up_nobody_for_long(
+    make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "LAST_EVENTS", 0.01)
+    monkeypatch.setattr(keeper, "MAX_UNTOLD", 2)
+    pool = make_pool(on_event=lambda event: Event().wait())
+    with pool.kernel() as kernel:
+        assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+    pool.close()
+    assert caplog.text.count("events are dropped") == 1
 
 
 def test_on_event_may_use_and_close_the_pool(make_pool: Callable[..., KernelPool]) -> None:
@@ -621,6 +645,7 @@ def test_pool_is_for_the_thread_that_made_it(make_pool: Callable[..., KernelPool
         ({"size": 4, "max_size": 3}, "max_size must be a whole number, 4 or more; not 3"),
         ({"max_uses": 0}, "max_uses must be"),
         ({"max_age": -1}, "max_age must be a number of seconds"),
+        ({"max_age": 0}, "max_age must be more than 0 s"),
         ({"warm_up": b"x"}, "warm_up must be a string"),
         ({"start_timeout": None}, "start_timeout must be"),
         ({"on_event": 1}, "on_event must be a function"),

@@ -228,11 +228,14 @@ def test_kernel_that_is_not_clean_is_replaced_however_often_it_may_be_used() -> 
 
 
 def test_kernel_being_renewed_takes_no_place_of_one_that_starts() -> None:
-    house = warm(size=1, max_size=3, max_uses=2, starters=1)
-    first = house.ask()
+    house = warm(size=2, max_uses=2, starters=1)
+    first, second = house.ask(), house.ask()
     house.ask()
     house.ask()
     house.give_back(first, reusable=True)
+    house.give_back(second)
+    assert house.counts() == (1, 0, 0, 1)
+    house.end()
     assert house.counts() == (2, 0, 0, 0)
 
 
