@@ -24,9 +24,10 @@ if __name__ == "__main__" and not IS_PATH_SAFE:
 import array
 import fcntl
 import gc
-import importlib
+import importlib.machinery
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -38,8 +39,15 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-BASE = ("ipykernel.kernelapp", "ipykernel.ipkernel", "runpy")
-"""What a kernel needs, as a rule."""
+BASE = (
+    *("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "ipykernel.subshell_manager"),
+    *("IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect"),
+    *("IPython.extensions.storemagic", "debugpy.server", "psutil", "tornado.platform.asyncio", "tornado.queues"),
+    *("encodings.idna", "faulthandler", "pdb", "sqlite3"),
+    # for the first completion and the first traceback
+    *("IPython.core.guarded_eval", "jedi", "pygments.formatters.terminal256", "pygments.lexers.python", "stack_data"),
+)
+"""What ipykernel imports until it is ready, and soon after, mostly from inside of functions."""
 
 SET_SIGNAL = 10
 """F_SETSIG of fcntl(2): another signal than SIGIO is to tell of an event."""
@@ -83,38 +91,43 @@ class Job:
         """Be what the interpreter is for `argv`."""
         set_environment(self.env)
         renew_secrets()
+        vars(threading.main_thread())["_native_id"] = threading.get_native_id()  # before 3.13 nobody does
         sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
         sys.orig_argv = self.argv
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
-        vars(main)["__builtins__"] = __builtins__
-        if self.kind == "module":
-            import runpy
-
-            self.arrive(os.getcwd())
-            sys.argv[:] = ["-m", *self.arguments]
-            runpy._run_module_as_main(self.target)  # type: ignore[attr-defined]
-            return
-        if self.kind == "code":
-            self.arrive("")
-            sys.argv[:] = ["-c", *self.arguments]
-            code = compile(self.target, "<string>", "exec")
-        else:
-            self.arrive(os.path.dirname(os.path.realpath(self.target)))
-            sys.argv[:] = [self.target, *self.arguments]
-            main.__file__ = self.target
-            with open(self.target, "rb") as file:
-                code = compile(file.read(), self.target, "exec")
-        exec(code, main.__dict__)  # noqa: S102 - as the interpreter does
-
-    def arrive(self, path: str) -> None:
-        """The first entry of sys.path."""
+        sys.argv[:] = ["-m" if self.kind == "module" else "-c" if self.kind == "code" else self.target, *self.arguments]
         importlib.invalidate_caches()
-        if not IS_PATH_SAFE:
-            sys.path.insert(0, path)
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        vars(main).update(__annotations__={}, __builtins__=__builtins__, __loader__=importlib.machinery.BuiltinImporter)
+        if self.kind == "module":
+            extend_path(os.getcwd())
+            runpy._run_module_as_main(self.target)  # type: ignore[attr-defined]
+        elif self.kind == "code":
+            extend_path("")
+            exec(self.target, vars(main))  # noqa: S102 - as the interpreter does
+        else:
+            self.run_script(vars(main))
+
+    def run_script(self, names: dict[str, Any]) -> None:
+        path = os.path.abspath(self.target)
+        extend_path(os.path.dirname(os.path.realpath(path)))
+        loader = importlib.machinery.SourceFileLoader("__main__", path)
+        names.update(__cached__=None, __file__=path, __loader__=loader)
+        try:
+            source = loader.get_data(path)
+        except OSError as exc:
+            os.write(2, f"{sys.executable}: can't open file {path!r}: [Errno {exc.errno}] {exc.strerror}\n".encode())
+            sys.exit(2)
+        exec(compile(source, path, "exec"), names)  # noqa: S102 - as the interpreter does
+
+
+def extend_path(first: str) -> None:
+    """Where Python finds what lies beside the program."""
+    if not IS_PATH_SAFE:
+        sys.path.insert(0, first)
 
 
 def set_environment(environment: dict[str, str]) -> None:
-    for name in [name for name in os.environ if name not in environment]:
+    for name in os.environ.keys() - environment.keys() - {"LC_CTYPE"}:  # which Python may have set as it started
         del os.environ[name]
     for name, value in environment.items():
         if os.environ.get(name) != value:

@@ -209,7 +209,7 @@ class ForkLine:
             if files:
                 start.watch = self.kernels[message["pid"]] = ForkedWatch(self, message["pid"], files[0], start.leash)
         elif "codes" in message:
-            self._is_reaping = False
+            self._is_reaping = self._watcher.ref = False  # an idle server does not keep the loop going
             for pid, code in message["codes"]:
                 self._settle(self.kernels[pid], code)
             self._ask_to_reap()
@@ -232,7 +232,7 @@ class ForkLine:
 
     def _ask_to_reap(self) -> None:
         if self.is_open and self._dead and not self._is_reaping:
-            self._is_reaping = True
+            self._is_reaping = self._watcher.ref = True
             self._tell([], reap=[watch.pid for watch in self._dead])
         if not self.is_open:
             for watch in list(self._dead):

@@ -124,7 +124,7 @@ class ForkServer:
             ) from None
 
     def _line_for(self, command: tuple[str, ...], environment: Mapping[str, str]) -> ForkLine:
-        key = command, frozenset(pair for pair in environment.items() if pair[0].startswith(_EARLY))
+        key = command, frozenset(pair for pair in environment.items() if _is_early(pair[0]))
         line = self._lines.pop(key, None)
         if line is None or line.is_over:
             for other in [other for other in self._lines if not self._lines[other].was_used]:
@@ -134,6 +134,10 @@ class ForkServer:
             line = ForkLine(command, environment, self._preload)
         self._lines[key] = line  # as the latest
         return line
+
+
+def _is_early(name: str) -> bool:
+    return name.startswith(_EARLY) and name != "PYTHONSTARTUP"  # which the kernel reads
 
 
 def _retire(owner: Owner, lines: dict[_Key, ForkLine]) -> None:

@@ -1,0 +1,485 @@
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import weakref
+
+import gevent
+import pytest
+from fixtures import in_forked_child
+
+import kclient
+from kclient import ForkServer, InvalidArgument, InvalidState, LaunchError, WrongThread
+from kclient.kernels import forked
+from kclient.kernels.process import LocalLauncher
+from kclient.kernels.pythonline import read_python_line
+
+WAIT = 20
+"""Seconds for what takes milliseconds on an idle machine."""
+
+BARE = [sys.executable, "-I", "-S"]
+"""A Python that has nothing to import, so that its fork server is up at once."""
+
+RUN_ON = "print('up', flush=True); import signal; signal.alarm(60); signal.pause()"
+
+STATE = """
+import json, os, signal, sys, threading
+names = dict(globals())
+print(json.dumps({
+    "names": {name: str(value) for name, value in names.items() if name.startswith("__")},
+    "is main": vars(sys.modules["__main__"]) is globals(),
+    "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path, "flags": str(sys.flags), "-W": sys.warnoptions,
+    "environment": dict(os.environ), "directory": os.getcwd(),
+    "handlers": [str(signal.getsignal(signum)) for signum in signal.valid_signals()],
+    "mask": [*signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+    "leads a session": os.getsid(0) == os.getpgid(0) == os.getpid(),
+    "stdin": os.readlink("/proc/self/fd/0"),
+    "line by line": [sys.stdout.line_buffering, sys.stderr.line_buffering],
+    "threads": threading.active_count(), "main thread": threading.main_thread().native_id == os.getpid(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A fork server for BARE that many tests use, and some kill."""
+    with ForkServer() as server:
+        process = server.start([*BARE, "-c", ""])
+        process.exited.wait(WAIT)
+        process.close()
+        yield server
+
+
+@pytest.fixture
+def own_server():
+    """One whose processes the test may kill."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture
+def launch(server):
+    """Start Python code in a forked process; what still runs at the end is ended."""
+    started = []
+
+    def start(code, *arguments, launcher=None, python=BARE, **where):
+        process = (launcher or server).start([*python, "-c", code, *arguments], **where)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        assert process.exited.wait(WAIT)
+        process.close()
+
+
+@pytest.fixture(params=["forked", "local"])
+def either(request, server):
+    """Both launchers: what holds for one has to hold for the other."""
+    return server if request.param == "forked" else LocalLauncher()
+
+
+@pytest.fixture
+def running(launch, either):
+    process = launch(RUN_ON, launcher=either, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    return process
+
+
+def end_of(process):
+    assert process.exited.wait(WAIT)
+    return process.exit_code
+
+
+def text_of(process):
+    text = process.stdout.read().decode()
+    assert end_of(process) == 0, process.stderr_tail()
+    return text
+
+
+def server_of(process):
+    """The pid of the parent, by proc_pid_stat(5)."""
+    with open(f"/proc/{process.pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def kill_server_of(process):
+    """Kill it, and wait until it is dead; nobody has reaped it then."""
+    pid = server_of(process)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+# As any other kernel
+
+
+@pytest.mark.parametrize("how", ["code", "module", "script", "options"])
+def test_process_is_what_the_interpreter_would_be(own_server, folder, how):
+    (folder / "program.py").write_text(STATE)
+    argv = {
+        "code": [*BARE, "-c", STATE, "-x", "y"],
+        "module": [sys.executable, "-S", "-m", "program", "-x", "y"],
+        "script": [sys.executable, "-S", "program.py", "-x", "y"],
+        "options": [sys.executable, "-SBX", "faulthandler", "-W", "ignore::UserWarning", "-m", "program"],
+    }[how]
+    env = {**os.environ, "ONLY_THERE": "1"}
+    states = []
+    for launcher in (own_server, LocalLauncher()):
+        process = launcher.start(argv, env=env, cwd=folder, stdout=subprocess.PIPE)
+        states.append(json.loads(text_of(process)))
+        process.close()
+    one, other = [re.sub("0x[0-9a-f]+", "", json.dumps(state, indent=1, sort_keys=True)) for state in states]
+    assert one == other
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_exit_code_is_known(launch, either, code):
+    assert end_of(launch(f"raise SystemExit({code})", launcher=either)) == code
+
+
+def test_signal_that_ended_it_is_known(running):
+    running.send_signal(signal.SIGTERM)
+    assert end_of(running) == -signal.SIGTERM
+    assert not running.is_alive()
+    running.send_signal(signal.SIGTERM)
+
+
+def test_interrupt_is_a_keyboard_interrupt(launch, either):
+    code = "try:\n print('up', flush=True)\n while True: pass\nexcept KeyboardInterrupt: raise SystemExit(5)"
+    process = launch(code, launcher=either, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert end_of(process) == 5
+
+
+def test_end_is_seen_without_a_turn_of_the_loop(running):
+    running.kill()
+    with open(os.pidfd_open(running.pid)) as pidfd:
+        assert forked.has_event(pidfd.fileno(), 1, WAIT)  # blocks the hub
+    assert not running.is_alive()
+    assert running.exit_code == -signal.SIGKILL
+
+
+def test_children_end_with_it(launch, either):
+    code = "import os, signal\nif os.fork():\n print('up', flush=True); raise SystemExit(3)\nsignal.pause()"
+    reading, writing = os.pipe()
+    process = launch(code, launcher=either, stdout=writing)
+    os.close(writing)
+    with open(reading) as pipe:
+        assert end_of(process) == 3
+        assert pipe.read() == "up\n"  # to its end, which is that of the child
+
+
+def test_last_output_is_kept(launch, either):
+    process = launch("import sys; print('out'); sys.exit('wrong')", launcher=either)
+    assert end_of(process) == 1
+    assert sorted(process.stderr_tail().split()) == ["out", "wrong"]
+    process.close()
+    assert "wrong" in process.stderr_tail()
+
+
+def test_errors_go_where_the_output_goes(launch, either):
+    code = "import os; os.write(1, b'1'); os.write(2, b'2')"
+    process = launch(code, launcher=either, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert text_of(process) == "12"
+
+
+def test_output_goes_into_a_file_of_the_users_own(launch, either, folder):
+    with open(folder / "out", "w") as file:
+        process = launch("print('hi')", launcher=either, stdout=file, stderr=subprocess.DEVNULL)
+    assert end_of(process) == 0
+    assert (folder / "out").read_text() == "hi\n"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"cwd": "/nonexistent"}, {"cwd": "/etc/passwd"}, {"env": {"A": "\0"}}, {"stdout": 999}],
+    ids=str,
+)
+def test_what_cannot_be_started_is_a_launch_error(server, where):
+    messages = []
+    for launcher in (server, LocalLauncher()):
+        with pytest.raises(LaunchError) as caught:
+            launcher.start([*BARE, "-c", ""], **where)
+        messages.append((str(caught.value), caught.value.argv))
+    assert messages[0] == messages[1]
+
+
+def test_interpreter_that_does_not_exist_is_a_launch_error(server):
+    with pytest.raises(LaunchError, match="No such file or directory: '/nonexistent/python3'"):
+        server.start(["/nonexistent/python3", "-m", "ipykernel_launcher"])
+
+
+def test_process_has_no_other_files_than_its_own(launch):
+    code = "import os\nwith os.scandir('/proc/self/fd') as all: print([os.readlink(file)[:5] for file in all])"
+    text = text_of(launch(code, stdout=subprocess.PIPE))
+    assert text.count("/dev/") == 1
+    assert text.count("pipe:") == 2, "its output, and its leash"
+    assert "socke" not in text
+
+
+def test_large_environment_is_no_obstacle(launch):
+    code = "import os; print(len(os.environ['BIG']))"
+    assert text_of(launch(code, env={**os.environ, "BIG": "x" * 1_000_000}, stdout=subprocess.PIPE)) == "1000000\n"
+
+
+# What forks must not share
+
+
+SECRETS = """
+import random, secrets, tempfile, uuid, multiprocessing, numpy, json
+print(json.dumps([random.random(), secrets.token_hex(), tempfile.mktemp(), str(uuid.uuid1()), str(uuid.uuid4()),
+    numpy.random.random(), numpy.random.default_rng().random(), multiprocessing.current_process().authkey.hex()]))
+"""
+
+
+def test_forks_differ_in_what_processes_differ_in(launch):
+    preload = ["random", "secrets", "tempfile", "uuid", "multiprocessing", "numpy.random"]
+    with ForkServer(preload) as server:
+        processes = [
+            launch(SECRETS, launcher=server, python=[sys.executable], stdout=subprocess.PIPE) for _ in range(2)
+        ]
+        one, other = [json.loads(text_of(process)) for process in processes]
+    assert [left for left, right in zip(one, other, strict=True) if left == right] == []
+
+
+# Which server
+
+
+def test_processes_of_a_kind_have_one_server(own_server, launch):
+    one, other, another = (
+        launch(RUN_ON, launcher=own_server),
+        launch(RUN_ON, launcher=own_server),
+        launch(RUN_ON, launcher=own_server, env={"PYTHONHASHSEED": "1"}),
+    )
+    assert server_of(one) == server_of(other) != server_of(another)
+
+
+def test_modules_are_imported_before_the_fork(launch, folder, monkeypatch):
+    (folder / "slowly.py").write_text("import os\npid = os.getpid()\nprint('noise')")
+    monkeypatch.chdir(folder)
+    with ForkServer(["slowly"]) as server:
+        python = [sys.executable, "-S"]
+        process = launch("import slowly; print(slowly.pid)", launcher=server, python=python, stdout=subprocess.PIPE)
+        pid = int(text_of(process))
+    assert pid != process.pid
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import nonexistent_", "ModuleNotFoundError: No module named 'nonexistent_'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_module_that_cannot_be_imported_is_named_with_the_reason(folder, monkeypatch, source, said):
+    (folder / "broken.py").write_text(source)
+    monkeypatch.chdir(folder)
+    with ForkServer(["json", "broken"]) as server:
+        for _ in range(2):
+            with pytest.raises(LaunchError) as caught:
+                server.start([sys.executable, "-S", "-c", ""])
+            assert f"'broken', which cannot be imported: {said}" in str(caught.value)
+            assert 'broken.py", line 1' in caught.value.stderr
+        (folder / "broken.py").write_text("")
+        process = server.start([sys.executable, "-S", "-c", ""])
+        assert end_of(process) == 0
+        process.close()
+
+
+def test_server_that_dies_as_it_imports_is_a_launch_error(folder, monkeypatch):
+    (folder / "deadly.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.kill(os.getpid(), 9)")
+    monkeypatch.chdir(folder)
+    with ForkServer(["deadly"]) as server, pytest.raises(LaunchError, match="last words") as caught:
+        server.start([sys.executable, "-S", "-c", ""])
+    assert caught.value.exit_code == -signal.SIGKILL
+
+
+def test_threads_of_a_preloaded_module_are_warned_of(launch, folder, monkeypatch, caplog):
+    code = "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
+    (folder / "threaded.py").write_text(code)
+    monkeypatch.chdir(folder)
+    with ForkServer(["threaded"]) as server:
+        launch("", launcher=server, python=[sys.executable, "-S"])
+    gevent.sleep()
+    assert "which its kernels will not have: busy" in caplog.text
+
+
+# The server's end
+
+
+def test_kernels_go_on_without_their_server_and_the_next_start_has_a_new_one(own_server, launch):
+    process = launch(RUN_ON, launcher=own_server, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    kill_server_of(process)
+    other = launch(RUN_ON, launcher=own_server)
+    assert process.is_alive()
+    process.send_signal(signal.SIGTERM)
+    assert process.exited.wait(WAIT)
+    assert process.exit_code in (-signal.SIGTERM, None)  # None before Linux 6.15, or if nobody reaps orphans
+    assert other.is_alive()
+
+
+def test_server_that_is_killed_while_it_starts_a_kernel_is_replaced(own_server, launch, background):
+    process = launch(RUN_ON, launcher=own_server)
+    pid = server_of(process)
+    os.kill(pid, signal.SIGSTOP)
+    start = background(launch, RUN_ON, launcher=own_server)
+    os.kill(pid, signal.SIGKILL)
+    assert server_of(start.get()) != pid
+
+
+def test_start_that_is_given_up_leaves_no_process(server, launch, background):
+    process = launch(RUN_ON)
+    pid = server_of(process)
+    os.kill(pid, signal.SIGSTOP)
+    start = background(server.start, [*BARE, "-c", RUN_ON])
+    start.greenlet.kill()
+    os.kill(pid, signal.SIGCONT)
+    other = launch(RUN_ON)  # the server does one thing after the other
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        assert {process.pid, other.pid} <= {*map(int, children.read().split())}
+    gevent.sleep()
+
+
+def test_closed_server_ends_with_the_last_of_its_kernels(launch):
+    server = ForkServer()
+    process = launch(RUN_ON, launcher=server)
+    pidfd = os.pidfd_open(server_of(process))
+    server.close()
+    server.close()
+    with pytest.raises(InvalidState, match="closed"):
+        server.start([*BARE, "-c", ""])
+    assert process.is_alive()
+    assert not forked.has_event(pidfd, 1)
+    process.kill()
+    assert end_of(process) == -signal.SIGKILL
+    assert forked.has_event(pidfd, 1)
+    os.close(pidfd)
+
+
+def test_dropped_server_ends():
+    server = ForkServer()
+    gone = weakref.ref(server)
+    del server
+    gc.collect()
+    assert gone() is None  # and the fixture sees to it that no process is left
+
+
+KILLED = """
+import subprocess, sys, os
+from kclient import ForkServer
+process = ForkServer().start([sys.executable, "-I", "-S", "-c", sys.argv[1]], stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("server_too", [False, True], ids=["", "after its server"])
+def test_kernels_end_with_a_program_that_is_killed(start_script, server_too):
+    script = start_script(KILLED, RUN_ON)
+    pidfd = os.pidfd_open(pid := int(script.read_line()))
+    if server_too:
+        with open(f"/proc/{pid}/stat") as stat:
+            os.kill(int(stat.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        assert not forked.has_event(pidfd, 1)
+    script.process.kill()
+    assert forked.has_event(pidfd, 1, WAIT)
+    os.close(pidfd)
+
+
+def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(start_script):
+    script = start_script(KILLED.replace("sys.stdin.read()", "os.fork(); import signal; signal.pause()"), RUN_ON)
+    pidfd = os.pidfd_open(int(script.read_line()))
+    with open(f"/proc/{script.process.pid}/task/{script.process.pid}/children") as children:
+        others = children.read().split()
+    script.process.kill()
+    assert forked.has_event(pidfd, 1, WAIT)
+    os.close(pidfd)
+    for other in others:
+        try:
+            os.kill(int(other), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+# Who may, and with what
+
+
+def test_server_of_another_thread_or_process_is_refused(server):
+    def start():
+        with pytest.raises(WrongThread):
+            server.start([*BARE, "-c", ""])
+        return "refused"
+
+    assert gevent.get_hub().threadpool.apply(start) == "refused"
+
+    def start_in_child():
+        try:
+            server.start([*BARE, "-c", ""])
+        except kclient.ForkedProcess:
+            server.close()
+            return "refused"
+
+    assert in_forked_child(start_in_child) == "refused"
+
+
+@pytest.mark.parametrize("preload", ["numpy", [3], ["numpy "], ["os/path"], [""], 5, None])
+def test_preload_that_is_no_list_of_modules_is_refused(preload):
+    with pytest.raises(InvalidArgument, match="preload must be a list of module names"):
+        ForkServer(preload)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["bash"],
+        ["python-kernel", "-m", "x"],
+        ["python3"],
+        ["python3", "-"],
+        ["python3", "-m"],
+        ["python3", "-i", "x.py"],
+        ["python3", "--help"],
+        ["python3", "-X"],
+    ],
+)
+def test_command_that_runs_no_python_program_is_refused(server, argv):
+    with pytest.raises(InvalidArgument, match="leave out launcher= for this kernel"):
+        server.start(argv)
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("-m x -f y", ((), "module", "x", ("-f", "y"))),
+        ("-Im x", (("-I",), "module", "x", ())),
+        ("-mx -m", ((), "module", "x", ("-m",))),
+        ("-X dev -Xutf8 -W error -c pass", (("-X", "dev", "-X", "utf8", "-W", "error"), "code", "pass", ())),
+        ("-uBXdev x.py -X", (("-uB", "-X", "dev"), "script", "x.py", ("-X",))),
+    ],
+)
+def test_command_line_of_python_is_read(words, read):
+    line = read_python_line(["/usr/bin/python3.11", *words.split()])
+    assert (line.options, line.kind, line.target, line.arguments) == read
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()\n"], ids=["", "patched"])
+@pytest.mark.parametrize("thread", [False, True], ids=["", "in a thread"])
+def test_it_works_in_any_hub(run_script, patch, thread):
+    code = patch + (
+        "import sys, gevent\nfrom kclient import ForkServer\n"
+        "def main():\n"
+        "    with ForkServer() as server:\n"
+        "        process = server.start([sys.executable, '-I', '-S', '-c', 'raise SystemExit(3)'])\n"
+        "        process.exited.wait(20)\n"
+        "        print(process.exit_code)\n"
+        "        process.close()\n"
+    )
+    code += "gevent.get_hub().threadpool.apply(main)\n" if thread else "main()\n"
+    assert run_script(code) == "3"
