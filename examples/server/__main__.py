@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import gevent
@@ -16,7 +17,7 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 
 import kclient
 
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 500
 
 PATIENCE = 30.0
 """Seconds of silence after which a client that should say something is given up."""
@@ -50,8 +51,8 @@ def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) ->
     )
     try:
         server.start()
-    except OSError as exc:
-        sys.exit(f"cannot listen: {exc.strerror}")
+    except (OSError, OverflowError) as exc:
+        sys.exit(f"cannot listen: {exc}")
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{host}:{server.server_port}/", flush=True)
     stop.wait()
@@ -103,12 +104,24 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-uses", type=int, default=1, help="requests a kernel serves, each of which finds what those before left")
     add("--preload", action="append", default=[], metavar="MODULE", help="import it before the code comes")
     add("--fork", action=argparse.BooleanOptionalAction, default=False, help="start kernels by forking")
-    add("--queue-timeout", type=float, default=limits.queue_timeout, metavar="S", help="wait for a kernel")
-    add("--max-code", type=int, default=limits.max_code, metavar="BYTES", help="size of a request")
-    add("--max-output", type=int, default=limits.max_output, metavar="BYTES", help="output of a request")
-    add("--max-time", type=float, default=limits.max_time, metavar="S", help="time that code may run")
-    add("--grace", type=float, default=10.0, metavar="S", help="time to end requests at shutdown")
+    add("--queue-timeout", type=positive(float), default=limits.queue_timeout, metavar="S", help="wait for a kernel")
+    add("--max-code", type=positive(int), default=limits.max_code, metavar="BYTES", help="size of a request")
+    add("--max-output", type=positive(int), default=limits.max_output, metavar="BYTES", help="output of a request")
+    add("--max-time", type=positive(float), default=limits.max_time, metavar="S", help="time that code may run")
+    add("--grace", type=positive(float), default=10.0, metavar="S", help="time to end requests at shutdown")
     return parser.parse_args()
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """What argparse shall take: a number of that kind, more than 0."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if (number := kind(text)) > 0:
+                return number
+        raise argparse.ArgumentTypeError(f"must be a number, more than 0; not {text!r}")
+
+    return parse
 
 
 if __name__ == "__main__":

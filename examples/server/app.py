@@ -101,7 +101,7 @@ class Application:
     ) -> None:
         self.pool = pool
         self.limits = limits or Limits()
-        self.hosts = frozenset(hosts)
+        self.hosts = frozenset(map(str.lower, hosts))
         self.running = Group()
         self._routes = {
             "/": ("GET", self._page),
@@ -112,15 +112,20 @@ class Application:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
-            self._check_origin(environ)
-            method, answer = self._routes.get(environ["PATH_INFO"], ("", None))
-            if answer is None:
-                raise Refused("404 Not Found", f"there are only {', '.join(self._routes)}")
-            if environ["REQUEST_METHOD"] != method:
-                raise Refused("405 Method Not Allowed", f"this takes {method} only", ("Allow", method))
-            return answer(environ, start_response)
+            body = self._answer(environ, start_response)
         except Refused as refusal:
-            return _respond(start_response, refusal.status, {"error": str(refusal)}, *refusal.headers)
+            body = _respond(start_response, refusal.status, {"error": str(refusal)}, *refusal.headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else body
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self._check_origin(environ)
+        method, answer = self._routes.get(environ["PATH_INFO"], ("", None))
+        if answer is None:
+            raise Refused("404 Not Found", f"there are only {', '.join(self._routes)}")
+        asked = environ["REQUEST_METHOD"]
+        if asked != method and (asked, method) != ("HEAD", "GET"):
+            raise Refused("405 Method Not Allowed", f"this takes {method} only", ("Allow", method))
+        return answer(environ, start_response)
 
     def _page(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         policy = ("Content-Security-Policy", PAGE_POLICY)
@@ -131,7 +136,7 @@ class Application:
 
     def _health(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         stats = self.pool.stats()
-        if stats.idle + stats.busy == 0:
+        if stats.idle + stats.busy == 0 and (stats.checkouts == 0 or stats.starting == 0):
             reason = stats.last_failure or "the first ones are starting"
             raise Refused("503 Service Unavailable", f"there is no kernel: {reason}", ("Retry-After", RETRY_AFTER))
         return _respond(start_response, "200 OK", {"status": "ok"})
@@ -223,7 +228,7 @@ class EventStream:
             return
         if message.msg_type == "stream":
             room = self._max_output - self._sent + len(event)
-            self.send("output", output | {"text": output["text"][: room // LONGEST_CHARACTER]})
+            self.send("output", output | {"text": str(output.get("text"))[: room // LONGEST_CHARACTER]})
         raise TooMuchOutput(f"more than {self._max_output} bytes of output; the code was stopped")
 
 

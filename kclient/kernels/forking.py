@@ -163,6 +163,8 @@ def load(line: socket.socket, preload: list[str]) -> bool:
             importlib.import_module(name)
     place = position_of_cwd()
     sys.path[place:place] = [] if IS_PATH_SAFE else [""]
+    # As ipykernel does, which comes too late for a matplotlib that is imported here.
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     for name in preload:
         try:
             importlib.import_module(name)
