@@ -229,7 +229,7 @@ class Load:
             for task in tasks:
                 task.cancel()
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
-                if not isinstance(ended, asyncio.CancelledError):
+                if isinstance(ended, Exception):
                     raise ended
 
     def _requests(self) -> Iterator[Request]:
@@ -253,7 +253,8 @@ class Load:
             self.reasons[f"{answer.outcome}: {answer.reason.splitlines()[0]}"] += 1
         if answer.outcome == "ok" and answer.done is not None:
             self.done.append(answer.done)
-            self.first += [answer.first] * (answer.first is not None)
+            if answer.first is not None:
+                self.first.append(answer.first)
 
     async def _kill(self) -> None:
         """Kill a kernel of the service now and then, busy or not."""

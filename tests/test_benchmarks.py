@@ -117,6 +117,14 @@ def test_startup_compares_beginnings_and_ends(folder: Path) -> None:
         assert {"raw", "kclient", "jupyter_client"} <= named(rows, operation)
 
 
+@pytest.mark.kernel
+def test_service_is_compared_with_its_peer(folder: Path) -> None:
+    rows = results_of("service", folder, "--plot", folder / "plot.png")
+    assert [row["client"] for row in rows] == ["kclient", "kclient, forked", "jupyter_client"]
+    assert [(row["n"], row["errors"], row["bad"]) for row in rows] == [(20, 0, 0)] * 3
+    assert all(row["all_kib"] > row["server_kib"] > 0 for row in rows)
+
+
 def test_single_functions_run(folder: Path) -> None:
     done = run("benchmarks.micro", "--debug-single-value", "-o", folder / "micro.json")
     assert done.returncode == 0, done.stderr
@@ -170,7 +178,7 @@ def wait_for_child(pid: int) -> None:
     leaks.turn_loop(0.5)
 
 
-@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "stress"])
+@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "service", "stress"])
 def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Path) -> None:
     done = run(f"benchmarks.{module}", "--json", folder / "missing" / "figures.json")
     assert (done.returncode, done.stdout) == (2, "")
