@@ -116,6 +116,8 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Request, patien
         answer.outcome, answer.reason = "wrong", str(exc)
     except (aiohttp.ClientError, OSError) as exc:
         answer.outcome, answer.reason = "broken", f"{type(exc).__name__}: {exc}"
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:  # JSON of another shape, or none
+        answer.outcome, answer.reason = "wrong", f"{type(exc).__name__}: {exc}"
     is_whole = answer.output == request.output
     if answer.outcome == "ok" and not is_whole and request.status in CLEAR:
         answer.outcome = request.status  # it ended as it was to, but before its time

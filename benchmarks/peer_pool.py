@@ -29,7 +29,7 @@ Emit = Callable[[dict[str, Any]], Awaitable[object]]
 
 
 class NoKernel(Exception):
-    """None was free in time, or none starts; says why."""
+    """There is none in time, or none starts; says why."""
 
 
 class KernelDied(Exception):
@@ -148,9 +148,9 @@ class Pool:
         self.failure: str | None = None
         self._name = kernel_name
         self._waiting: deque[asyncio.Future[Kernel]] = deque()
-        self._starting = 0
+        self._starting: set[asyncio.Task[None]] = set()
         self._failures = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._is_closed = False
         # One for all: a context has a thread of its own. Nothing is lost where a kernel prints faster than we read.
         self._context = zmq.asyncio.Context()
@@ -172,7 +172,7 @@ class Pool:
         finally:
             self.busy.discard(kernel)
             if kernel.is_spoilt or kernel.exited.done() or kernel.uses >= self.max_uses:
-                self._spawn(kernel.end())
+                self._end(kernel)
                 self._refill()
             else:
                 self._hand_on(kernel)
@@ -181,7 +181,7 @@ class Pool:
         return {
             "idle": len(self.idle),
             "busy": len(self.busy),
-            "starting": self._starting,
+            "starting": len(self._starting),
             "waiting": len(self._waiting),
             "starts": self.starts,
             "deaths": self.deaths,
@@ -193,12 +193,13 @@ class Pool:
         self._is_closed = True
         for waiting in self._waiting:
             waiting.cancel()
-        for task in list(self._tasks):
+        for task in self._starting:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        left = [*self.idle, *self.busy]
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        for kernel in [*self.idle, *self.busy]:
+            self._end(kernel)
         self.idle.clear()
-        await asyncio.gather(*(kernel.end() for kernel in left), return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
         self._context.destroy(linger=0)
 
     async def _take(self, timeout: float) -> Kernel:
@@ -238,14 +239,20 @@ class Pool:
     def _refill(self) -> None:
         """Start as many as are missing."""
         wanted = min(self.max_size, max(self.size, len(self.busy) + len(self._waiting)))
-        while not self._is_closed and self._alive + self._starting < wanted:
-            self._starting += 1
-            self._spawn(self._start())
+        while not self._is_closed and self._alive + len(self._starting) < wanted:
+            task = asyncio.create_task(self._start())
+            self._starting.add(task)
+            task.add_done_callback(self._has_started)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _has_started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        self._refill()
+
+    def _end(self, kernel: Kernel) -> None:
+        """End it in the background."""
+        task = asyncio.create_task(kernel.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def _start(self) -> None:
         """Start one; after a failure, who waits is told of it, and the next try comes after a pause."""
@@ -265,9 +272,6 @@ class Pool:
             self.failure, self._failures = None, 0
             kernel.exited.add_done_callback(lambda _: self._bury(kernel))
             self._hand_on(kernel)
-        finally:
-            self._starting -= 1
-            self._refill()
 
     def _hand_on(self, kernel: Kernel) -> None:
         """To who has waited longest, or to the idle ones."""
@@ -284,5 +288,5 @@ class Pool:
         if kernel in self.idle:
             self.deaths += 1
             self.idle.remove(kernel)
-            self._spawn(kernel.end())
+            self._end(kernel)
             self._refill()

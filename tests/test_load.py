@@ -108,6 +108,8 @@ def test_number_of_a_request_is_not_in_its_code(kind: str) -> None:
         [STARTED, b"data: {}\n\n", OUTPUT, DONE],
         [STARTED, b"event: output\ndata: {\n\n", DONE],
         [STARTED, ended("died", message=None)],
+        [STARTED, event("output", output_type="stream"), DONE],
+        [STARTED, event("output", output_type="execute_result", data=1), DONE],
         [STARTED, ended("error")],
         [],
     ],
