@@ -18,17 +18,18 @@ _pids = count(1_000_000)
 
 
 class FakeProcess:
-    """A FakeKernel; `die` ends it as if by itself."""
+    """A FakeKernel; `die` ends it as if by itself. With `tells` False that can be seen, but `exited` is not set."""
 
     def __init__(self, registration_file: str, script: Mapping[str, Any]) -> None:
         self.pid = next(_pids)
         self.exited = Event()
         self.exit_code: int | None = None
+        self.tells = True
         self.kernel = FakeKernel(script, registration_file=registration_file)
         self._run = gevent.spawn(self._serve)
 
     def is_alive(self) -> bool:
-        return not self.exited.is_set()
+        return self.exit_code is None
 
     def send_signal(self, signum: int) -> None:
         if signum in (9, 15):
@@ -40,7 +41,8 @@ class FakeProcess:
     def die(self, exit_code: int) -> None:
         if self.is_alive():
             self.exit_code = exit_code
-            self.exited.set()
+            if self.tells:
+                self.exited.set()
             self._run.kill(block=False)
             gevent.spawn(self.kernel.close)
 

@@ -67,10 +67,9 @@ class LentKernel(KernelManager):
         if self.process is None or self.process is not self.lent_process or not self.process.is_alive():
             return False
         link = self.link
-        if link.failure is not None or len(link.running()) < 5:
-            return False
         link.drain()
-        return link.outputs is not None and not link.outputs.executing and not link.ledger.unanswered
+        outputs = None if link.failure is not None else link.outputs
+        return outputs is not None and not outputs.executing and not link.ledger.unanswered
 
     def end_use(self) -> None:
         """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
@@ -90,8 +89,9 @@ class LentKernel(KernelManager):
         if former._client is not None:
             former._client.link.kernel = former._kernel
         former._drop_client()
-        on_exit = weakly(self._on_exit)
-        self._kernel.require().exited.rawlink(lambda exited: on_exit())
+        process = self._kernel.require()
+        on_exit = weakly(self._on_exit_of)
+        process.exited.rawlink(lambda exited: on_exit(process))
 
     def death(self) -> DeadKernelError:
         """How it died."""
@@ -100,6 +100,10 @@ class LentKernel(KernelManager):
     def _refuse_if_returned(self) -> None:
         if self.is_returned:
             raise _returned(None)
+
+    def _on_exit_of(self, process: KernelProcess) -> None:
+        if self.process is process:  # else the user has started another in its place
+            self._on_exit()
 
     def _on_exit(self) -> None:
         if self.is_returned:

@@ -20,6 +20,7 @@ from leaks import turn_loop
 
 import kclient
 from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
+from kclient.link import LAST_WORDS
 from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
@@ -291,6 +292,8 @@ def test_same_process_goes_on_to_the_next_user_who_shares_nothing_else_with_the_
                 call("6 * 7")
         with pytest.raises(InvalidState, match="was given back to its pool"):
             former.kill_kernel()
+        with pytest.raises(InvalidState, match="no kernel was started"):
+            former.client.interrupt_kernel()
         former.shutdown_kernel()
         del former, stale, call
         gc.collect()
@@ -299,15 +302,37 @@ def test_same_process_goes_on_to_the_next_user_who_shares_nothing_else_with_the_
     assert not process.is_alive()
 
 
-def test_kernel_that_died_after_it_was_renewed_is_replaced(make_pool: Callable[..., KernelPool]) -> None:
+def test_user_may_restart_a_kernel_that_had_another_user(make_pool: Callable[..., KernelPool]) -> None:
     pool = make_pool(max_uses=5)
-    with pool.kernel() as kernel:
-        process = process_of(kernel)
+    with pool.kernel():
+        pass
+    with pool.kernel(timeout=WAIT) as kernel:
+        former = process_of(kernel)
+        former.tells = False
+        kernel.restart_kernel(now=True, timeout=WAIT)
+        former.exited.set()
+        turn_loop(2 * LAST_WORDS)
+        assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+        process_of(kernel).die(3)
+        with pytest.raises(kclient.DeadKernelError):
+            kernel.run("6 * 7", timeout=WAIT)
+    assert pool.stats().deaths == 1
+
+
+def test_kernel_that_died_after_it_was_renewed_is_replaced_and_no_news_to_its_former_user(
+    make_pool: Callable[..., KernelPool],
+) -> None:
+    pool = make_pool(max_uses=5)
+    with pool.kernel() as former:
+        process = process_of(former)
     pool.wait_until_warm(WAIT)
     process.die(3)
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
     assert pool.stats().deaths == 1
+    turn_loop(2 * LAST_WORDS)
+    with pytest.raises(InvalidState, match="was given back to its pool"):
+        former.run("6 * 7")
 
 
 @pytest.mark.parametrize("left", ["an execution", "a request", "an execution of another client"])
@@ -718,7 +743,7 @@ def test_whatever_callers_and_kernels_do_every_kernel_has_one_user_and_everyone_
             pool.shutdown_kernel(kernel_id)
 
     users = []
-    for number in range(figures.size(300, 5000)):
+    for number in range(figures.size(150, 5000)):
         users.append(gevent.spawn(use, number))
         if choice.random() < 0.2:
             choice.choice(users).kill(block=False)

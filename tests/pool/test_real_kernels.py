@@ -34,7 +34,7 @@ def test_users_get_kernels_that_are_warm_and_as_new() -> None:
 
 def test_warm_kernel_is_handed_out_within_a_millisecond(figures: Figures) -> None:
     with KernelPool(size=2, max_uses=10_000) as pool:
-        for _ in range(figures.size(20, 1000)):
+        for _ in range(figures.size(10, 1000)):
             pool.wait_until_warm(WAIT)
             with pool.kernel(timeout=0):
                 pass

@@ -561,4 +561,4 @@ class Anything(RuleBasedStateMachine):
 
 
 TestAnything = Anything.TestCase
-TestAnything.settings = settings(max_examples=100, stateful_step_count=40)
+TestAnything.settings = settings(max_examples=60, stateful_step_count=40)
