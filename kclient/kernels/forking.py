@@ -76,7 +76,8 @@ class Job:
         os.setsid()
         fcntl.fcntl(self.leash, fcntl.F_SETOWN, -os.getpid())
         fcntl.fcntl(self.leash, SET_SIGNAL, signal.SIGKILL)
-        fcntl.fcntl(self.leash, fcntl.F_SETFL, os.O_ASYNC)  # the system kills the whole group when the client is gone
+        # nobody ever writes into it, so what the system tells of, by killing the group, is that nobody holds it
+        fcntl.fcntl(self.leash, fcntl.F_SETFL, os.O_ASYNC)
         hung_up = select.poll()
         hung_up.register(self.leash, 0)
         if hung_up.poll(0):  # just before
@@ -212,7 +213,7 @@ def start(line: socket.socket, number: int, job: Job) -> bool:
         pid = fork()
     except OSError as exc:
         pid = None
-        tell(line, start=number, error=exc.strerror)
+        tell(line, start=number, error=exc.errno)
     if pid == 0:
         os.close(hears)
         job.enter()

@@ -14,7 +14,7 @@ from select import POLLIN
 from typing import Any, Final
 
 from kclient.errors import LaunchError
-from kclient.hub import Deadline, Owner, Parking
+from kclient.hub import Alarm, Deadline, Owner, Parking
 from kclient.kernels import forking
 from kclient.kernels.exitwatch import end_child
 from kclient.kernels.forked import READ, ForkedWatch, has_event
@@ -30,6 +30,9 @@ AT_ONCE: Final = 8
 
 HOLD: Final = 0.1
 """Seconds that the hub waits for an exit code where it may not turn; a server that is not busy answers in 0.0002."""
+
+STUCK: Final = 10.0
+"""Seconds after which a server that does not tell of an exit is ended, lest those who wait for it wait for ever."""
 
 _RIGHTS: Final = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
 
@@ -49,11 +52,11 @@ class _Start:
     def __init__(self, leash: int) -> None:
         self.leash = leash
         self.watch: ForkedWatch | None = None
-        self.error = ""
+        self.error: int | None = None
 
     @property
     def is_answered(self) -> bool:
-        return self.watch is not None or self.error != ""
+        return self.watch is not None or self.error is not None
 
     def give_up(self) -> None:
         """Let go of the leash, which ends the kernel that nobody wants any more, also one still to come."""
@@ -79,12 +82,17 @@ class ForkLine:
         self._starts: dict[int, _Start] = {}
         self._count = 0
         self._dead: list[ForkedWatch] = []
-        self._is_reaping = self._is_retired = False
+        self._is_slow = self._is_retired = False
+        self._alarm = Alarm(self._owner.hub, self._end)
         self._failure: LaunchError | None = None
         self._lost = Lost(None, "")
         argv = [*command, forking.__file__, *preload]
         self._output = hidden_file(argv)
-        self._line, its = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        try:
+            self._line, its = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        except OSError as exc:
+            self._output.close()
+            raise cannot_start(argv, f"no line to a fork server: {reason(exc)}") from exc
         try:
             process = popen_class()(
                 argv,
@@ -122,32 +130,37 @@ class ForkLine:
         self._take_in()
         while self.is_open and len(self._starts) >= AT_ONCE:
             self._wait(deadline)
+        if not self.is_open:
+            raise self._why_it_ended()
         held, leash = os.pipe()
+        start = _Start(leash)
         self._count += 1
         number = self._count
-        start = self._starts[number] = _Start(leash)
         try:
             self._tell([*files, held], start=number)
+            self._starts[number] = start
             while self.is_open and not start.is_answered:
                 self._wait(deadline)
+            if start.error is not None:
+                raise OSError(start.error, os.strerror(start.error))
             if start.watch is None:
-                raise LaunchError(f"cannot start the kernel: {start.error}") if start.error else self._end_of_server()
+                raise self._why_it_ended()
             return start.watch
         except BaseException:
             start.give_up()
             raise
         finally:
             close(held)
-            if not self.is_open:  # no answer will come
-                self._starts.pop(number, None)
+            if not self.is_open:  # there will be no answer
+                self._starts.pop(number, None)  # type: ignore[unreachable]  # it has ended during a wait
 
     def reap(self, watch: ForkedWatch, *, at_once: bool = False) -> None:
-        """The kernel has ended: settle its watch, soon or, as far as the server answers within `HOLD`, `at_once`."""
+        """The kernel has ended: settle its watch, soon or, if the server answers within `HOLD`, `at_once`."""
         if watch not in self._dead:
             self._dead.append(watch)
             self._ask_to_reap()
-        until = Deadline(HOLD)
-        while at_once and not watch.exited.is_set() and has_event(self._line.fileno(), POLLIN, until.left() or 0.0):
+        while at_once and not watch.exited.is_set() and not self._is_slow:
+            self._is_slow = not has_event(self._line.fileno(), POLLIN, HOLD)
             self._take_in()
 
     def retire(self) -> None:
@@ -168,10 +181,10 @@ class ForkLine:
 
     def _wait(self, deadline: Deadline) -> None:
         if not self._changed.wait(deadline):
-            output = tail_of(self._output)
             self._end()
             raise LaunchError(
-                f"cannot start the kernel: its fork server has not answered within {PATIENCE:g} s", stderr=output
+                f"cannot start the kernel: its fork server has not answered within {PATIENCE:g} s",
+                stderr=self._lost.output,
             )
 
     def _tell(self, files: Sequence[int], **what: object) -> None:
@@ -203,13 +216,14 @@ class ForkLine:
             self._hear(json.loads(data), files)
 
     def _hear(self, message: dict[str, Any], files: Sequence[int]) -> None:
+        self._is_slow = False
         if "start" in message:
             start = self._starts.pop(message["start"])
-            start.error = message.get("error", "")
+            start.error = message.get("error")
             if files:
                 start.watch = self.kernels[message["pid"]] = ForkedWatch(self, message["pid"], files[0], start.leash)
         elif "codes" in message:
-            self._is_reaping = self._watcher.ref = False  # an idle server does not keep the loop going
+            self._alarm.cancel()
             for pid, code in message["codes"]:
                 self._settle(self.kernels[pid], code)
             self._ask_to_reap()
@@ -231,8 +245,8 @@ class ForkLine:
             self.retire()
 
     def _ask_to_reap(self) -> None:
-        if self.is_open and self._dead and not self._is_reaping:
-            self._is_reaping = self._watcher.ref = True
+        if self.is_open and self._dead and not self._alarm.is_set:
+            self._alarm.set(STUCK)
             self._tell([], reap=[watch.pid for watch in self._dead])
         if not self.is_open:
             for watch in list(self._dead):
@@ -243,7 +257,7 @@ class ForkLine:
         del self.kernels[watch.pid]
         watch.settle(code)
 
-    def _end_of_server(self) -> Exception:
+    def _why_it_ended(self) -> Exception:
         return copy(self._failure) if self._failure is not None else self._lost
 
     def _end(self) -> None:
@@ -251,6 +265,7 @@ class ForkLine:
         if not self.is_open:
             return
         self.is_open = False
+        self._alarm.cancel()
         self._watcher.stop()
         self._watcher.close()
         self._line.close()

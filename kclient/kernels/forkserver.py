@@ -36,6 +36,10 @@ class ForkServer:
     background, at once, for this Python; there is one more for each other interpreter, its options, and variables that
     it reads as it starts. One that was killed is replaced at the next start; the kernels go on.
 
+    Forks of one process have the same hash seed and layout of memory, and what the modules made as they were imported,
+    but no thread that those started. `random`, `numpy.random`, `uuid`, `secrets` and `tempfile` differ; a module with
+    other secrets renews them by `os.register_at_fork`. Limits and umask are those of this process at the start.
+
     Use it in a `with` statement, or `close` it. Raises InvalidArgument, and InvalidState where there are no pidfds.
     """
 
@@ -80,8 +84,6 @@ class ForkServer:
         preloaded and cannot be imported, too. It ends with this process, even if that is killed.
         """
         with self._owner.call(), ExitStack() as here:
-            if self._is_closed:
-                raise InvalidState("the ForkServer is closed; make a new one")
             python = read_python_line(argv)
             environment = dict(os.environ if env is None else env)
             try:
@@ -124,6 +126,8 @@ class ForkServer:
             ) from None
 
     def _line_for(self, command: tuple[str, ...], environment: Mapping[str, str]) -> ForkLine:
+        if self._is_closed:
+            raise InvalidState("the ForkServer is closed; make a new one")
         key = command, frozenset(pair for pair in environment.items() if _is_early(pair[0]))
         line = self._lines.pop(key, None)
         if line is None or line.is_over:

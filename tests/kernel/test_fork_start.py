@@ -1,4 +1,4 @@
-"""Kernels that a ForkServer has started, side by side with those of a LocalLauncher: what holds for one holds for both."""
+"""Kernels that a ForkServer has started: what holds for those of a LocalLauncher holds for them."""
 
 import os
 import shutil

@@ -13,7 +13,7 @@ from fixtures import in_forked_child
 
 import kclient
 from kclient import ForkServer, InvalidArgument, InvalidState, LaunchError, WrongThread
-from kclient.kernels import forked
+from kclient.kernels import forked, forkline
 from kclient.kernels.process import LocalLauncher
 from kclient.kernels.pythonline import read_python_line
 
@@ -251,11 +251,8 @@ def test_forks_differ_in_what_processes_differ_in(launch):
 
 
 def test_processes_of_a_kind_have_one_server(own_server, launch):
-    one, other, another = (
-        launch(RUN_ON, launcher=own_server),
-        launch(RUN_ON, launcher=own_server),
-        launch(RUN_ON, launcher=own_server, env={"PYTHONHASHSEED": "1"}),
-    )
+    one, other = [launch(RUN_ON, launcher=own_server) for _ in range(2)]
+    another = launch(RUN_ON, launcher=own_server, env={"PYTHONHASHSEED": "1"})
     assert server_of(one) == server_of(other) != server_of(another)
 
 
@@ -344,6 +341,21 @@ def test_start_that_is_given_up_leaves_no_process(server, launch, background):
     with open(f"/proc/{pid}/task/{pid}/children") as children:
         assert {process.pid, other.pid} <= {*map(int, children.read().split())}
     gevent.sleep()
+
+
+def test_stuck_server_keeps_nobody_waiting(own_server, launch, monkeypatch):
+    monkeypatch.setattr(forkline, "HOLD", 0)
+    monkeypatch.setattr(forkline, "STUCK", 0.01)
+    process = launch(RUN_ON, launcher=own_server)
+    os.kill(server_of(process), signal.SIGSTOP)
+    process.kill()
+    assert end_of(process) in (-signal.SIGKILL, None)
+
+
+def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
+    for _ in range(forkline.AT_ONCE + 1):
+        with pytest.raises(LaunchError, match="Bad file descriptor"):
+            own_server.start([*BARE, "-c", ""], stdout=999)
 
 
 def test_closed_server_ends_with_the_last_of_its_kernels(launch):
