@@ -161,7 +161,7 @@ class Application:
             kernel = self.pool.acquire(timeout=self.limits.queue_timeout)
         except kclient.KClientError as exc:
             raise Refused("503 Service Unavailable", str(exc), ("Retry-After", RETRY_AFTER)) from exc
-        me = gevent.getcurrent()
+        me: Any = gevent.getcurrent()
         self.running.add(me)
         try:
             yield kernel
