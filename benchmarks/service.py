@@ -17,21 +17,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryFile
 from typing import Any
 
 import attrs
 
 from benchmarks.kernels import ROOT
 from benchmarks.load import BAD, CLEAR
-from benchmarks.readme import markdown
+from benchmarks.readme import markdown, put_figures
 from benchmarks.report import JUPYTER, Options, Report, parse, run_script
 from kclient.bench.machine import describe_machine, machine_line
 from kclient.bench.progress import ProgressLine
 from kclient.bench.recorder import Recorder
 from kclient.bench.results import Row, row_of
-from kclient.bench.table import figure
+from kclient.bench.table import Column, figure, number
 
 SERVICES = {
     "kclient": ["examples/server"],
@@ -40,8 +40,6 @@ SERVICES = {
 }
 
 README = ROOT / "examples" / "server" / "README.md"
-
-START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 QUICK = "kernels used again"
 """The trial of a quick run."""
@@ -100,20 +98,21 @@ class Found:
             killed=self.killed,
             server_kib=mean(self.server_kib),
             all_kib=mean(self.all_kib),
-            p50_ms=(row.p50_us or 0) / 1e3,
-            p99_ms=(row.p99_us or 0) / 1e3,
-            server_mib=mean(self.server_kib) / 1024,
-            all_mib=mean(self.all_kib) / 1024,
         )
+
+
+def scaled(title: str, name: str, unit: float, digits: int) -> Column:
+    """A column of the figure of that name, in a larger unit."""
+    return Column(title, lambda row: number((row.figure(name) or 0) / unit, digits))
 
 
 COLUMNS = [
     figure("results", "n"),
     figure("results/s", "per_s", 1),
-    figure("p50 ms", "p50_ms"),
-    figure("p99 ms", "p99_ms"),
-    figure("server MiB", "server_mib", 1),
-    figure("with kernels MiB", "all_mib", 1),
+    scaled("p50 ms", "p50_us", 1e3, 0),
+    scaled("p99 ms", "p99_us", 1e3, 0),
+    scaled("server MiB", "server_kib", 1024, 1),
+    scaled("with kernels MiB", "all_kib", 1024, 1),
     figure("killed", "killed"),
     figure("errors", "errors"),
     figure("bad", "bad"),
@@ -125,18 +124,21 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Such a service, on a port that is free: its URL, and its pid; it is to end well when it is told to."""
     command = [sys.executable, *arguments, "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        TemporaryFile("w+") as stderr,  # which its kernels may have, too: a pipe would fill
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             if url:
                 yield url, process.pid
             process.send_signal(signal.SIGTERM)
-            _, stderr = process.communicate(timeout=ENDS)
-            if process.returncode or not url:
-                sys.exit(f"{' '.join(command)} ended with {process.returncode}: {stderr}")
+            if process.wait(ENDS) or not url:
+                stderr.seek(0)
+                sys.exit(f"{' '.join(command)} ended with {process.returncode}: {stderr.read()}")
         finally:
             process.kill()
 
@@ -155,14 +157,14 @@ def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str,
     """The services in turn, each begun anew for each round."""
     found = {name: Found() for name in SERVICES}
     size = options.pick(options.rest.size, 1)
-    for number in range(options.pick(ROUNDS, 1)):
+    for seed in range(options.pick(ROUNDS, 1)):
         for name, command in SERVICES.items():
             fixed = ["--size", str(size), "--queue-timeout", str(QUEUE), "--max-time", "30"]
             with serving([*command, *fixed, *trial.service]) as (url, pid):
                 put_load(url, pid, "--concurrent", size, "--requests", size)  # until its kernels are warm
                 concurrent = options.pick(options.rest.concurrent, 5)
                 requests = options.pick(trial.requests, 20)
-                more = ["--seed", number + 1, "--patience", QUEUE + 60]
+                more = ["--seed", seed, "--patience", QUEUE + 60]
                 found[name].add(
                     put_load(url, pid, "--concurrent", concurrent, "--requests", requests, *more, *trial.load)
                 )
@@ -174,15 +176,6 @@ def as_markdown(operation: str, rows: Sequence[Row]) -> str:
     columns = [*COLUMNS, figure(f"to {JUPYTER}", "ratio_to_jupyter_client", 2)]
     cells = [[row.client, *(column.text(row) for column in columns)] for row in rows]
     return f"**{operation}**\n\n" + markdown(["service", *(column.title for column in columns)], cells, 1)
-
-
-def write_readme(text: str, readme: Path) -> None:
-    """Put it between the markers; raises ValueError if they are not there."""
-    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"{readme} lacks {START} or {END}")
-    readme.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n\n".join([machine_line(describe_machine()), *tables])
     report.say(f"\n{text}")
     if options.rest.readme:
-        write_readme(text, README)
+        put_figures(text, README)
     report.finish()
 
 
