@@ -65,7 +65,7 @@ class Trial:
 TRIALS = {
     "a kernel each": Trial(300, load=["--fresh"]),
     "kernels used again": Trial(3000, ["--max-uses", "1000000"]),
-    "a kernel each, some killed": Trial(300, load=["--fresh", "--kill", "1"]),
+    "a kernel each, some killed": Trial(300, load=["--fresh", "--kill", "0.3"]),
 }
 
 
