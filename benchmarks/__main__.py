@@ -20,7 +20,7 @@ from benchmarks.kernels import ROOT
 from benchmarks.readme import README, write_readme
 from benchmarks.report import run_script
 
-MODULES = ["latency", "iopub", "concurrency", "scale", "startup", "pool"]
+MODULES = ["latency", "iopub", "concurrency", "scale", "startup", "pool", "service"]
 
 PLOTS = README.parent / "plots"
 

@@ -33,6 +33,9 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("KiB its own", "private_kib", 0),
     ("KiB with its share", "share_kib", 0),
     ("served per s", "served_per_s", 1),
+    ("server KiB", "server_kib", 0),
+    ("all KiB", "all_kib", 0),
+    ("errors", "errors", 0),
     ("p99 to one's", "p99_to_one", 2),
     ("p50 over raw, us", "over_raw_us", 0),
     ("to raw", "ratio_to_raw", 3),
@@ -42,13 +45,17 @@ COLUMNS: list[tuple[str, str, int]] = [
 
 
 def write_readme(figures: dict[str, Any]) -> None:
-    """Put the tables and plots between the markers; raises ValueError if they are not there."""
-    text = README.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START)
+    """Put the tables and plots into README.md; raises as `put_figures` does."""
+    put_figures(sections(figures), README)
+
+
+def put_figures(text: str, page: Path) -> None:
+    """Put it between the markers of that page; raises ValueError if they are not there."""
+    before, start, rest = page.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"{README} lacks {START} or {END}")
-    README.write_text(f"{before}{START}\n\n{sections(figures)}\n\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{page} lacks {START} or {END}")
+    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 def sections(figures: dict[str, Any]) -> str:

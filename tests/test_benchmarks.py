@@ -29,6 +29,8 @@ KEYS = [
 
 PERCENTILES = ["p50_us", "p90_us", "p99_us", "p999_us", "max_us"]
 
+MODULES = ["latency", "iopub", "concurrency", "scale", "startup", "pool", "service", "stress"]
+
 TIME = 50
 """Seconds for a quick run on a busy machine."""
 
@@ -131,6 +133,14 @@ def test_pool_is_compared_with_a_kernel_for_each_user(folder: Path) -> None:
     assert all(row["served_per_s"] > 0 for row in rows if row["operation"] == "queue")
 
 
+@pytest.mark.kernel
+def test_service_is_compared_with_its_peer(folder: Path) -> None:
+    rows = results_of("service", folder, "--plot", folder / "plot.png")
+    assert [row["client"] for row in rows] == ["kclient", "kclient, forked", "jupyter_client"]
+    assert [(row["n"], row["errors"], row["bad"]) for row in rows] == [(20, 0, 0)] * 3
+    assert all(row["all_kib"] > row["server_kib"] > 0 for row in rows)
+
+
 def test_single_functions_run(folder: Path) -> None:
     done = run("benchmarks.micro", "--debug-single-value", "-o", folder / "micro.json")
     assert done.returncode == 0, done.stderr
@@ -184,7 +194,7 @@ def wait_for_child(pid: int) -> None:
     leaks.turn_loop(0.5)
 
 
-@pytest.mark.parametrize("module", ["latency", "iopub", "concurrency", "scale", "startup", "pool", "stress"])
+@pytest.mark.parametrize("module", MODULES)
 def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Path) -> None:
     done = run(f"benchmarks.{module}", "--json", folder / "missing" / "figures.json")
     assert (done.returncode, done.stdout) == (2, "")

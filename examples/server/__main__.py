@@ -77,6 +77,7 @@ def main() -> None:
                 options.kernel,
                 size=options.size,
                 max_size=options.max_size,
+                max_uses=options.max_uses,
                 warm_up="\n".join(f"import {module}" for module in options.preload) or None,
                 launcher=launcher,
                 orphan_guard=not options.fork,
@@ -100,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--kernel", default="python3", metavar="NAME", help="kernel to run")
     add("--size", type=int, default=4, help="kernels that wait, warm")
     add("--max-size", type=int, default=None, help="kernels at most, busy ones too")
+    add("--max-uses", type=int, default=1, help="runs a kernel serves, each of which finds what those before left")
     add("--preload", action="append", default=[], metavar="MODULE", help="import it before the code comes")
     add("--fork", action=argparse.BooleanOptionalAction, default=False, help="start kernels by forking")
     add("--queue-timeout", type=positive(float), default=limits.queue_timeout, metavar="S", help="wait for a kernel")

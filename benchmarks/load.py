@@ -1,0 +1,338 @@
+"""Many requests at once to a service that runs code, from a process of its own: python -m benchmarks.load http://...
+
+Each request's code computes a number that is in no other and not in the code. An answer has to be the complete
+sequence of events with that number as its output, or an error that says why not, with nothing but the beginning of that
+output. So many requests are always under way: who has his answer asks again, and who was refused does so when he was
+told to. A latency has in it what a request waited for its kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from random import Random
+from statistics import median
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import aiohttp
+import attrs
+
+from benchmarks.descendants import descendants, kernels_of, own_kib, share_kib
+from kclient.bench.recorder import Recorder
+
+FOR_EVER = 600
+"""Seconds that code sleeps which is to be ended."""
+
+SAMPLE = 0.5
+"""Seconds from one look at the memory to the next."""
+
+TOLD = 20
+"""Complaints that are told in full."""
+
+KINDS = {
+    "print": "print({number})",
+    "stream": "import time\nfor n in range(4):\n    print(n, {number}, flush=True)\n    time.sleep(0.02)",
+    "result": "{number}",
+    "error": "raise ValueError({number})",
+    "endless": "import time\nprint({number}, flush=True)\ntime.sleep({for_ever})",
+    "leave": "import time\nprint({number}, flush=True)\ntime.sleep({for_ever})",
+    "exit": "import os\nprint({number}, flush=True)\nos._exit(3)",
+}
+"""The code of each kind of request; who asks for "leave" hangs up at the first output."""
+
+STATUS = {"error": "error", "endless": "timeout", "exit": "died"}
+"""How a kind ends, where that is not "ok"."""
+
+CLEAR = ["refused", "died", "timeout", "failed"]
+"""How requests may end while kernels die: with a reason, and with no output but their own."""
+
+BAD = ["wrong", "broken", "hung"]
+"""Another's output or an answer that is none, a connection that breaks off, no answer in time."""
+
+
+@attrs.frozen
+class Request:
+    """What is asked for, and the output and status to come."""
+
+    kind: str
+    code: str
+    output: str
+    status: str
+    timeout: float | None = None
+
+    @classmethod
+    def make(cls, kind: str, random: Random, *, is_fresh: bool) -> Request:
+        """With `is_fresh` the output tells if the kernel has run another's code before."""
+        number, mask = random.getrandbits(62), random.getrandbits(62)
+        expression = f"{number ^ mask} ^ {mask}"
+        if is_fresh:
+            expression = f"globals().setdefault('owner', {expression})"
+        output = {
+            "stream": "".join(f"{n} {number}\n" for n in range(4)),
+            "result": str(number),
+            "error": str(number),
+        }.get(kind, f"{number}\n")
+        code = KINDS[kind].format(number=expression, for_ever=FOR_EVER)
+        timeout = {"endless": 0.5}.get(kind)
+        return cls(kind, code, output, STATUS.get(kind, "ok"), timeout)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"code": self.code} if self.timeout is None else {"code": self.code, "timeout": self.timeout}
+
+
+@attrs.define
+class Answer:
+    """How a request ended, and in nanoseconds from its start its first output and its end."""
+
+    outcome: str = "hung"
+    reason: str = ""
+    output: str = ""
+    first: int | None = None
+    done: int | None = None
+    retry_after: float = 0
+
+
+class Wrong(Exception):
+    """An answer that is not as it has to be."""
+
+
+async def ask(session: aiohttp.ClientSession, url: str, request: Request, patience: float) -> Answer:
+    """Send a request; never raises, whatever comes of it."""
+    answer = Answer()
+    try:
+        await asyncio.wait_for(converse(session, url, request, answer), patience)
+    except asyncio.TimeoutError:
+        answer.reason = f"no end within {patience:g} s"
+    except Wrong as exc:
+        answer.outcome, answer.reason = "wrong", str(exc)
+    except (aiohttp.ClientError, OSError) as exc:
+        answer.outcome, answer.reason = "broken", f"{type(exc).__name__}: {exc}"
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:  # JSON of another shape, or none
+        answer.outcome, answer.reason = "wrong", f"{type(exc).__name__}: {exc}"
+    is_whole = answer.output == request.output
+    if answer.outcome == "ok" and not is_whole and request.status in CLEAR:
+        answer.outcome = request.status  # it ended as it was to, but before its time
+    if not request.output.startswith(answer.output) or (answer.outcome == "ok" and not is_whole):
+        answer.outcome = "wrong"
+        answer.reason = f"output {answer.output!r}, and {request.output!r} was to come"
+    return answer
+
+
+async def converse(session: aiohttp.ClientSession, url: str, request: Request, answer: Answer) -> None:
+    start = perf_counter_ns()
+    async with session.post(f"{url}/run", json=request.body) as response:
+        if response.status == 503:
+            answer.reason = str((await response.json()).get("error") or "")
+            retry_after = response.headers.get("Retry-After", "")
+            check(answer.reason and retry_after.isdecimal(), "a 503 without reason or Retry-After")
+            answer.outcome, answer.retry_after = "refused", float(retry_after)
+            return
+        text = "" if response.status == 200 else await response.text()
+        check(response.status == 200, f"HTTP {response.status}: {text}")
+        check(response.content_type == "text/event-stream", f"not a stream of events but {response.content_type}")
+        has_begun = False
+        async for name, data in events_of(response):
+            check(answer.done is None, f"{name} {data} after done")
+            check((name == "started") is not has_begun, f"{name} {data}, and started comes first, and once")
+            has_begun = True
+            if name == "output":
+                answer.first = answer.first or perf_counter_ns() - start
+                answer.output += text_of(data)
+                if request.kind == "leave":
+                    answer.outcome = "left"
+                    response.close()
+                    return
+            elif name == "done":
+                answer.done = perf_counter_ns() - start
+                judge(request, data, answer)
+            else:
+                check(isinstance(data.get("kernel_id"), str) and name == "started", f"an event {name} {data}")
+        check(answer.done is not None, "it ended without done")
+
+
+def judge(request: Request, done: dict[str, Any], answer: Answer) -> None:
+    """What the last event says of the request; raises Wrong."""
+    status, message = done.get("status"), done.get("message")
+    answer.reason = str(message)
+    if status == request.status:
+        answer.outcome = "ok"
+    else:
+        check(status in CLEAR and isinstance(message, str) and message, f"it ended with {done}")
+        answer.outcome = str(status)
+
+
+def check(is_so: object, otherwise: str) -> None:
+    if not is_so:
+        raise Wrong(otherwise)
+
+
+async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Name and data of each event; raises Wrong for what is none."""
+    rest = b""
+    async for part in response.content.iter_any():
+        *blocks, rest = (rest + part).split(b"\n\n")
+        for block in blocks:
+            name, _, data = block.decode().partition("\n")
+            check(name.startswith("event: ") and data.startswith("data: "), f"no event: {block!r}")
+            try:
+                yield name[len("event: ") :], json.loads(data[len("data: ") :])
+            except ValueError as exc:
+                raise Wrong(f"no JSON: {data}") from exc
+    check(not rest, f"half an event: {rest!r}")
+
+
+def text_of(output: dict[str, Any]) -> str:
+    """What of an output is the number's place."""
+    kind = output.get("output_type")
+    if kind == "stream":
+        return str(output["text"])
+    if kind == "error":
+        return str(output["evalue"])
+    return str(output.get("data", {}).get("text/plain"))
+
+
+class Load:
+    """The requests, what became of them, and what was seen of the service meanwhile."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.random = Random(options.seed)
+        self.outcomes: Counter[str] = Counter()
+        self.complaints: list[str] = []
+        self.reasons: Counter[str] = Counter()
+        self.first: list[int] = []
+        self.done: list[int] = []
+        self.server_kib: list[int] = []
+        self.all_kib: list[int] = []
+        self.killed = 0
+        self.seconds = 0.0
+        self._until = float("inf")
+
+    async def run(self) -> None:
+        options = self.options
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
+            watchers = [self._kill] * bool(options.kill) + [self._measure] * bool(options.pid)
+            tasks = [asyncio.ensure_future(watch()) for watch in watchers]
+            start = perf_counter()
+            self._until = start + options.seconds
+            requests = self._requests()
+            await asyncio.gather(*(self._keep_asking(session, requests) for _ in range(options.concurrent)))
+            self.seconds = perf_counter() - start
+            for task in tasks:
+                task.cancel()
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
+
+    def _requests(self) -> Iterator[Request]:
+        for _ in range(self.options.requests):
+            yield Request.make(self.random.choice(self.options.kinds), self.random, is_fresh=self.options.fresh)
+
+    async def _keep_asking(self, session: aiohttp.ClientSession, requests: Iterator[Request]) -> None:
+        """One of so many callers."""
+        for request in requests:
+            answer = await ask(session, self.options.url.rstrip("/"), request, self.options.patience)
+            self._note(request, answer)
+            if perf_counter() > self._until:
+                return
+            await asyncio.sleep(answer.retry_after)
+
+    def _note(self, request: Request, answer: Answer) -> None:
+        self.outcomes[answer.outcome] += 1
+        if answer.outcome in BAD:
+            self.complaints.append(f"{answer.outcome}: {request.kind}: {answer.reason}")
+        elif answer.outcome in CLEAR:
+            self.reasons[f"{answer.outcome}: {answer.reason.splitlines()[0]}"] += 1
+        if answer.outcome == "ok" and answer.done is not None:
+            self.done.append(answer.done)
+            if answer.first is not None:
+                self.first.append(answer.first)
+
+    async def _kill(self) -> None:
+        """Kill a kernel of the service now and then, busy or not."""
+        while True:
+            await asyncio.sleep(self.random.expovariate(self.options.kill))
+            victims = await asyncio.to_thread(kernels_of, self.options.pid)
+            if victims:
+                with suppress(ProcessLookupError):
+                    os.kill(self.random.choice(victims), signal.SIGKILL)
+                    self.killed += 1
+
+    async def _measure(self) -> None:
+        """The memory of the service's own process, and of it and all that it has started."""
+        pid = self.options.pid
+        while True:
+            self.server_kib.append(own_kib(pid))
+            everyone = [pid, *descendants(pid)]
+            self.all_kib.append(await asyncio.to_thread(lambda pids: sum(map(share_kib, pids)), everyone))
+            await asyncio.sleep(SAMPLE)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "outcomes": dict(self.outcomes),
+            "complaints": self.complaints,
+            "reasons": dict(self.reasons),
+            "seconds": self.seconds,
+            "killed": self.killed,
+            "server_kib": max(self.server_kib, default=None),
+            "all_kib": median(self.all_kib) if self.all_kib else None,
+            "first_ns": self.first,
+            "done_ns": self.done,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.outcomes.total()} requests in {self.seconds:.1f} s, {self.killed} kernels killed"]
+        lines += [f"  {count} {outcome}" for outcome, count in self.outcomes.most_common()]
+        lines += [f"  {count} x {reason}" for reason, count in self.reasons.most_common(TOLD)]
+        for what, times in [("first output", self.first), ("done", self.done)]:
+            if times:
+                recorder = Recorder()
+                recorder.record(times)
+                found = recorder.figures()
+                lines.append(f"{what}: p50 {found.p50_us / 1e3:.1f} ms, p99 {found.p99_us / 1e3:.1f} ms")
+        if self.server_kib:
+            lines.append(
+                f"memory: server {max(self.server_kib) / 1024:.1f} MiB, all {median(self.all_kib) / 1024:.1f} MiB"
+            )
+        return "\n".join([*lines, *self.complaints[:TOLD]])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url", help="of the service, as http://127.0.0.1:8000")
+    parser.add_argument("--concurrent", type=int, default=200, help="requests under way [200]")
+    parser.add_argument("--requests", type=int, default=1000, help="requests at most [1000]")
+    parser.add_argument("--seconds", type=float, default=300, help="no request begins after that [300]")
+    parser.add_argument(
+        "--kinds", type=lambda text: text.split(","), default=["print"], help=f"of {','.join(KINDS)} [print]"
+    )
+    parser.add_argument("--fresh", action="store_true", help="no kernel is to run the code of two")
+    parser.add_argument("--patience", type=float, default=120, help="seconds after which a request hangs [120]")
+    parser.add_argument("--pid", type=int, help="the service's process, to look at its memory")
+    parser.add_argument("--kill", type=float, default=0, metavar="RATE", help="kernels to kill per second; needs --pid")
+    parser.add_argument("--seed", type=int, default=0, help="[0]")
+    parser.add_argument("--json", action="store_true", help="print all that was measured")
+    options = parser.parse_args(argv)
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    if options.kill and not options.pid:
+        parser.error("--kill needs the --pid of the service")
+    load = Load(options)
+    asyncio.run(load.run())
+    sys.stdout.write((json.dumps(load.to_dict()) if options.json else str(load)) + "\n")
+    if load.complaints:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

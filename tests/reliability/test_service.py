@@ -1,0 +1,69 @@
+"""The service of `examples/server` under load from outside, while its kernels are killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from figures import Figures
+from fixtures import Gate
+from serving import Run, serving
+
+from benchmarks.descendants import kernels_of
+from benchmarks.load import CLEAR, KINDS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+SIZE = 4
+
+PATIENCE = 150
+"""Seconds after which a request counts as hung, on whatever machine: each may wait for its kernel for 60 of them."""
+
+
+def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
+    """What benchmarks.load has to tell, a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.load", url, "--pid", str(pid), "--json", "--patience", str(PATIENCE)]
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(900)
+def test_every_request_ends_in_its_result_or_in_a_clear_error(
+    figures: Figures, make_gate: Callable[[], Gate], pytestconfig: pytest.Config
+) -> None:
+    requests = figures.size(40, 1500)
+    with serving("--fork", "--size", str(SIZE), "--queue-timeout", "60") as service:
+        pid = service.script.process.pid
+        found = put_load(
+            *(service.url, pid, "--requests", requests, "--concurrent", figures.size(20, 200)),
+            *("--kinds", ",".join(KINDS), "--fresh", "--kill", figures.size(2, 3)),
+            *("--seed", pytestconfig.getoption("--chaos-seed")),
+        )
+        print({name: value for name, value in found.items() if not name.endswith("_ns")})  # shown if it fails
+        assert found["complaints"] == []
+        assert set(found["outcomes"]) <= {"ok", "left", *CLEAR}
+        assert sum(found["outcomes"].values()) == requests
+        assert found["outcomes"]["ok"] > 0
+        assert found["killed"] > 0
+        for what in ("killed", "seconds"):
+            figures.note(what, found[what], "")
+        for outcome, count in found["outcomes"].items():
+            figures.note(outcome, count, "requests")
+
+        # As many kernels as before, none of them lost, none too many.
+        gates = [make_gate() for _ in range(SIZE)]
+        with ExitStack() as stack:
+            for gate in gates:
+                stack.enter_context(Run(service, gate.code))
+            stats = service.stats()
+            assert [stats[name] for name in ("busy", "idle", "starting", "waiting")] == [SIZE, 0, 0, 0]
+            assert len(kernels_of(pid)) == SIZE
+        assert stats["checkouts"] == sum(found["outcomes"].values()) - found["outcomes"].get("refused", 0) + SIZE
