@@ -2,10 +2,12 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -356,6 +358,37 @@ def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
     for _ in range(forkline.AT_ONCE + 1):
         with pytest.raises(LaunchError, match="Bad file descriptor"):
             own_server.start([*BARE, "-c", ""], stdout=999)
+
+
+@pytest.fixture
+def few_descriptors():
+    """Leaves the test as many descriptors as it asks for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+
+    def leave(count):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(count):
+            os.close(taken.pop())
+
+    yield leave
+    for number in taken:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_start_without_descriptors_for_it_fails_at_once_and_the_next_one_works(launch, few_descriptors, left):
+    """With 4 it can be asked for, and not be taken over."""
+    pid = server_of(launch(RUN_ON))
+    few_descriptors(left)
+    with pytest.raises(LaunchError, match="Too many open files"):
+        launch("import signal; signal.pause()", stdout=1, stderr=1)
+    few_descriptors(10)
+    assert server_of(launch(RUN_ON)) == pid
 
 
 def test_closed_server_ends_with_the_last_of_its_kernels(launch):
