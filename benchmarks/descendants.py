@@ -52,17 +52,18 @@ def command_of(pid: int) -> bytes:
 
 def own_kib(pid: int) -> int:
     """RssAnon: memory of a process that no file backs; 0 once it has ended."""
-    return figure(PROC / str(pid) / "status", "RssAnon:")
+    return kib(pid, "status", "RssAnon:")
 
 
 def share_kib(pid: int) -> int:
     """The same with what forked processes share divided among them, so that one may add it up."""
-    return figure(PROC / str(pid) / "smaps_rollup", "Pss_Anon:")
+    return kib(pid, "smaps_rollup", "Pss_Anon:")
 
 
-def figure(path: Path, name: str) -> int:
+def kib(pid: int, file: str, field: str) -> int:
+    """The sum of the lines of that file that begin so; 0 once the process has ended."""
     try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
+        with (PROC / str(pid) / file).open(encoding="ascii", errors="replace") as lines:
+            return sum(int(line.split()[1]) for line in lines if line.startswith(field))
     except OSError:
         return 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 
 import gevent
 
 import kclient
+from benchmarks.descendants import descendants, kib
 from benchmarks.report import Options
 from kclient.bench.progress import ProgressLine
 from kclient.bench.results import Row
@@ -65,23 +65,13 @@ def memory_of(count: int, module: str, *, is_forked: bool) -> dict[str, float]:
         gevent.joinall([gevent.spawn(start) for _ in range(count)], raise_error=True)
         pids = [kernel.process.pid for kernel in kernels if kernel.process is not None]
         found = {
-            "anonymous_kib": kib(pids, "status", "RssAnon:") / count,
-            "private_kib": kib(pids, "smaps_rollup", "Private_") / count,
-            "share_kib": kib({*descendants(os.getpid())} - known, "smaps_rollup", "Pss:") / count,
+            "anonymous_kib": total(pids, "status", "RssAnon:") / count,
+            "private_kib": total(pids, "smaps_rollup", "Private_") / count,
+            "share_kib": total({*descendants(os.getpid())} - known, "smaps_rollup", "Pss:") / count,
         }
         gevent.joinall([gevent.spawn(kernel.shutdown_kernel, now=True) for kernel in kernels], raise_error=True)
         return found
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """The processes that it has started, and theirs."""
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, tasks.read_text().split()):
-            yield child
-            yield from descendants(child)
-
-
-def kib(pids: Sequence[int] | set[int], file: str, field: str) -> int:
-    """The sum of the lines of that file in /proc that begin so."""
-    lines = (line for pid in pids for line in Path(f"/proc/{pid}/{file}").read_text().splitlines())
-    return sum(int(line.split()[1]) for line in lines if line.startswith(field))
+def total(pids: Iterable[int], file: str, field: str) -> int:
+    return sum(kib(pid, file, field) for pid in pids)

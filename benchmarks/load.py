@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -26,6 +27,7 @@ import aiohttp
 import attrs
 
 from benchmarks.descendants import descendants, kernels_of, own_kib, share_kib
+from benchmarks.kernels import ROOT
 from kclient.bench.recorder import Recorder
 
 FOR_EVER = 600
@@ -305,6 +307,13 @@ class Load:
                 f"memory: server {max(self.server_kib) / 1024:.1f} MiB, all {median(self.all_kib) / 1024:.1f} MiB"
             )
         return "\n".join([*lines, *self.complaints[:TOLD]])
+
+
+def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
+    """What this finds, as `Load.to_dict`, when it loads the service at `url` from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.load", url, "--json", "--pid", str(pid), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return dict(json.loads(done.stdout))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@ in Markdown; with --readme they go into examples/server/README.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 import attrs
 
 from benchmarks.kernels import ROOT
-from benchmarks.load import BAD, CLEAR
+from benchmarks.load import BAD, CLEAR, put_load
 from benchmarks.readme import markdown, put_figures
 from benchmarks.report import JUPYTER, Options, Report, parse, run_script
 from kclient.bench.machine import describe_machine, machine_line
@@ -143,16 +142,6 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
             process.kill()
 
 
-def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
-    """What benchmarks.load has to say."""
-    command = [sys.executable, "-m", "benchmarks.load", url, "--json", "--pid", str(pid), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    found: dict[str, Any] = json.loads(done.stdout)
-    for complaint in found["complaints"]:
-        sys.stderr.write(f"{complaint}\n")
-    return found
-
-
 def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str, Found]:
     """The services in turn, each begun anew for each round."""
     found = {name: Found() for name in SERVICES}
@@ -165,9 +154,9 @@ def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str,
                 concurrent = options.pick(options.rest.concurrent, 5)
                 requests = options.pick(trial.requests, 20)
                 more = ["--seed", seed, "--patience", QUEUE + 60]
-                found[name].add(
-                    put_load(url, pid, "--concurrent", concurrent, "--requests", requests, *more, *trial.load)
-                )
+                round_ = put_load(url, pid, "--concurrent", concurrent, "--requests", requests, *more, *trial.load)
+                found[name].add(round_)
+                sys.stderr.writelines(f"{complaint}\n" for complaint in round_["complaints"])
             progress.advance()
     return found
 

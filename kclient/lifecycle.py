@@ -94,8 +94,10 @@ class Lifecycle(ABC):
         self._was_beating = False
 
     @contextmanager
-    def _in_charge(self, deadline: Deadline) -> Iterator[None]:
+    def _in_charge(self, deadline: Deadline, *, now: bool = False) -> Iterator[None]:
         """For a call that ends or restarts the kernel: nobody else does meanwhile, and no automatic restart follows."""
+        if now and self._kernel.process is not None:
+            self._kernel.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
         restarter = self._restarter
         if restarter is not None:
             restarter.make_way()

@@ -207,9 +207,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         if self._owner.forked:
             return
         self._owner.check()
-        if now and self.process is not None:
-            self.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
-        with self._in_charge(Deadline(None)):
+        with self._in_charge(Deadline(None), now=now):
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
             if not restart:
                 self._kernel.clean_up()
@@ -257,7 +255,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, Runner):
         self._owner.check()
         if self._restarter is None or not self._restarter.is_at_work:
             self._kernel.require()
-        with self._in_charge(Deadline(None)):
+        with self._in_charge(Deadline(None), now=True):
             self._fail_pending(self._end_process(Deadline(None), now=True, restart=True))
 
     def is_alive(self) -> bool:

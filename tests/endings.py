@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from fixtures import WAIT
@@ -17,9 +17,12 @@ needs_pidfd = pytest.mark.skipif(
 
 @contextmanager
 def ending(pids: Iterable[int]) -> Iterator[None]:
-    """What the block does ends all these processes, now or soon after."""
+    """What the block does ends all these processes, those that have not ended before, now or soon after."""
     with ExitStack() as stack:
-        pidfds = [stack.enter_context(open(os.pidfd_open(pid), "rb", buffering=0)) for pid in pids]
+        pidfds = []
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                pidfds.append(stack.enter_context(open(os.pidfd_open(pid), "rb", buffering=0)))
         yield
         for pidfd in pidfds:
             assert select.select([pidfd], [], [], WAIT)[0], "it lives"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from fixtures import WAIT, Script
@@ -64,6 +64,16 @@ class Answer:
         return str(self.json["error"])
 
 
+def read_event(answer: BinaryIO) -> tuple[str, Any] | None:
+    """Name and data of the next event, None at the end."""
+    lines = [answer.readline().decode() for _ in range(3)]
+    if not any(lines):
+        return None
+    (event, name), (data, value) = (line.rstrip("\n").split(": ", 1) for line in lines[:2])
+    assert (event, data, lines[2]) == ("event", "data", "\n"), lines
+    return name, json.loads(value)
+
+
 class Run:
     """A request to run code; iterate it for its events, as (name, data), as they arrive."""
 
@@ -87,12 +97,10 @@ class Run:
         return self
 
     def __next__(self) -> tuple[str, Any]:
-        lines = [self.response.readline().decode() for _ in range(3)]
-        if not any(lines):
+        event = read_event(self.response)
+        if event is None:
             raise StopIteration
-        (event, name), (data, value) = (line.rstrip("\n").split(": ", 1) for line in lines[:2])
-        assert (event, data, lines[2]) == ("event", "data", "\n"), lines
-        return name, json.loads(value)
+        return event
 
     def output(self) -> dict[str, Any]:
         """The next event, which is an output."""

@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import gevent
 import leaks
 import pytest
+from endings import ending
 from fixtures import WAIT, Gate
 from gevent import socket
 from gevent.event import Event
+from serving import SERVER, read_event
 
 import kclient
+from benchmarks.descendants import descendants
 
 pytest.importorskip("gunicorn")
 
 if not (leaks.PROC and hasattr(os, "pidfd_open")):
     pytest.skip("nothing tells here of the processes of others", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parent.parent
-
-CONFIGURATION = ["-c", str(ROOT / "examples" / "server" / "gunicorn_conf.py")]
+CONFIGURATION = ["-c", str(SERVER / "gunicorn_conf.py")]
 
 PARENT = "import os; print(os.getppid(), end='')"
 
@@ -88,16 +88,14 @@ class Gunicorn:
 
     def run(self, code: str, on_output: Callable[[], object] = bool) -> str:
         """What the code prints; `on_output` is called when something has been."""
-        printed, name, data = "", "", {}
+        printed = ""
         with self.request("/run", json.dumps({"code": code}).encode()) as answer:
-            for line in answer:
-                if line.startswith(b"event: "):
-                    name = line.split()[1].decode()
-                elif line.startswith(b"data: "):
-                    data = json.loads(line.partition(b" ")[2])
-                    if name == "output":
-                        printed += data["text"]
-                        on_output()
+            while answer.readline().strip():
+                pass
+            for name, data in iter(lambda: read_event(answer), None):
+                if name == "output":
+                    printed += data["text"]
+                    on_output()
         assert (name, data["status"]) == ("done", "ok"), data
         return printed
 
@@ -124,36 +122,6 @@ def start_gunicorn(folder: Path) -> Iterator[Callable[..., Gunicorn]]:
     for server in started:
         with server.process:
             server.process.kill()
-
-
-def children(pid: int) -> set[int]:
-    found = set()
-    for other in leaks.pids():
-        with suppress(OSError):
-            if int(leaks.read(other, "stat").rpartition(")")[2].split()[1]) == pid:
-                found.add(other)
-    return found
-
-
-def descendants(pid: int) -> set[int]:
-    found = children(pid)
-    return found.union(*map(descendants, found))
-
-
-@contextmanager
-def ending(pids: set[int]) -> Iterator[None]:
-    """After the block, wait until these processes have ended."""
-    opened = []
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            opened.append(os.pidfd_open(pid))
-    try:
-        yield
-        for pidfd in opened:
-            assert select.select([pidfd], [], [], WAIT)[0]
-    finally:
-        for pidfd in opened:
-            os.close(pidfd)
 
 
 @contextmanager
@@ -222,7 +190,7 @@ def test_requests_run_side_by_side(service: Service, folder: Path) -> None:
 @pytest.mark.kernel
 def test_worker_that_is_killed_takes_its_kernels_along_and_is_replaced(service: Service) -> None:
     killed, other = service.workers
-    with ending(children(killed)):
+    with ending(descendants(killed)):
         os.kill(killed, signal.SIGKILL)
     service.workers = [other, service.await_worker()]
     assert service.run_in(service.workers[1], PARENT) == str(service.workers[1])
@@ -231,7 +199,7 @@ def test_worker_that_is_killed_takes_its_kernels_along_and_is_replaced(service: 
 @pytest.mark.kernel
 def test_reload_replaces_workers_and_kernels(service: Service) -> None:
     former = set(service.workers)
-    with ending(former.union(*map(children, former))):
+    with ending(former.union(*map(descendants, former))):
         service.process.send_signal(signal.SIGHUP)
     service.await_workers()
     assert former.isdisjoint(service.workers)
@@ -300,7 +268,7 @@ def test_pool_of_the_master_is_refused_in_a_worker_and_outlives_it(
     with ending({worker}):
         os.kill(worker, signal.SIGINT)
     assert server.read("/") == answer  # by the next worker
-    assert kernel in children(master)
+    assert descendants(master)[kernel] == master
     with ending({kernel}):
         server.process.send_signal(signal.SIGINT)
         server.await_end()

@@ -9,6 +9,7 @@ import weakref
 from array import array
 from collections.abc import Mapping, Sequence
 from copy import copy
+from errno import EMFILE
 from posix import close  # that of os is gevent's after monkey.patch_all()
 from select import POLLIN
 from typing import Any, Final
@@ -219,7 +220,7 @@ class ForkLine:
         self._is_slow = False
         if "start" in message:
             start = self._starts.pop(message["start"])
-            start.error = message.get("error")
+            start.error = message.get("error", None if files else EMFILE)  # no room here for the pidfd
             if files:
                 start.watch = self.kernels[message["pid"]] = ForkedWatch(self, message["pid"], files[0], start.leash)
         elif "codes" in message:

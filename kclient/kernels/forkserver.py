@@ -80,8 +80,8 @@ class ForkServer:
     ) -> LocalProcess:
         """Start `argv`, as LocalLauncher does.
 
-        Raises InvalidArgument if it runs no Python program, and LaunchError, for one of a module that is to be
-        preloaded and cannot be imported, too. It ends with this process, even if that is killed.
+        Raises InvalidArgument if it runs no Python program, InvalidState after `close`, and LaunchError, for one of a
+        module that is to be preloaded and cannot be imported, too. It ends with this process, even if that is killed.
         """
         with self._owner.call(), ExitStack() as here:
             python = read_python_line(argv)

@@ -39,7 +39,8 @@ class KernelPool:
 
     `warm_up` is code that each new kernel runs, silently, before it is handed out; to start and to warm up it has
     `start_timeout` seconds. While kernels fail to start, or die as soon as they are idle, the pool tries less and less
-    often, every 30 s in the end; callers get the reason at once if there is no kernel they could wait for.
+    often, every 30 s in the end; after four failures in a row callers get the reason at once if there is no kernel they
+    could wait for.
 
     `on_event` is called with each PoolEvent, in order, in a greenlet of its own; what it raises is logged. The other
     arguments are those of `kclient.start_kernel`. A pool belongs to the thread that made it, and not to a forked child.

@@ -28,6 +28,9 @@ STARTING, IDLE, BUSY, ENDING = STATES = ("starting", "idle", "busy", "ending")
 EXTRA_IDLE: Final = 10.0
 """Seconds that a kernel beyond `size` may be idle: longer than a burst of callers breathes, and than a start takes."""
 
+REFUSING: Final = 4
+"""Failures in a row, 0.3 s and the starts themselves, after which callers are told: fewer may be kills from outside."""
+
 LATELY: Final = 1000
 """Check-outs of which the percentiles are."""
 
@@ -276,18 +279,19 @@ class Roster:
         return min((time - now for time in times if time > now), default=None)
 
     def refusal(self, now: float) -> Exception | None:
-        """Why nobody need wait: the pool is closed; or starts fail, the next is to come, and there is no kernel."""
+        """Why nobody need wait: the pool is closed; or starts fail again and again, and there is no kernel."""
         if self.is_closed:
             return InvalidState("the pool is closed; make a new KernelPool")
-        if now < self._retry_at and not any(self._states[state] for state in (STARTING, IDLE, BUSY)):
-            return self.last_failure
-        return None
+        return None if self._states[IDLE] or self._states[BUSY] else self._why_not(now)
 
     def obstacle(self, now: float) -> Exception | None:
         """Why the pool does not become warm: as `refusal`, or starts fail although there are kernels."""
-        if now < self._retry_at and not self._states[STARTING]:
-            return self.last_failure
-        return self.refusal(now)
+        return self.refusal(now) or self._why_not(now)
+
+    def _why_not(self, now: float) -> Exception | None:
+        """The latest of `REFUSING` failures or more, none of them followed by a kernel for a caller, until a retry."""
+        is_over = now >= self._retry_at or bool(self._states[STARTING])
+        return None if is_over or self._backoff.failures < REFUSING else self.last_failure
 
     def _to_start(self, now: float) -> int:
         if self.is_closed or now < self._retry_at:

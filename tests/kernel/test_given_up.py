@@ -53,13 +53,14 @@ def test_ctrl_c_during_a_shutdown_is_raised_there_and_nothing_hangs(run_script, 
     assert list(runtime_dir.iterdir()) == []
 
 
-def test_shutdown_now_ends_a_restart_that_waits_for_ever(kernel_manager, background):
+@pytest.mark.parametrize(("end", "options"), [("shutdown_kernel", {"now": True}), ("kill_kernel", {})])
+def test_kill_ends_a_restart_that_waits_for_ever(kernel_manager, background, end, options):
     pid = kernel_manager.process.pid
     restart = background(kernel_manager.restart_kernel, timeout=None)
     while kernel_manager.process is None or kernel_manager.process.pid == pid:
         gevent.sleep(0.001)
     kernel_manager.signal_kernel(signal.SIGSTOP)
-    kernel_manager.shutdown_kernel(now=True)
+    background(getattr(kernel_manager, end), **options).get()
     assert isinstance(restart.error(), kclient.LaunchError)
     assert not kernel_manager.has_kernel
 

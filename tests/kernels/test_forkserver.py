@@ -2,16 +2,19 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 
 import gevent
 import pytest
 from fixtures import in_forked_child
 
 import kclient
+from benchmarks.descendants import descendants, parent_of
 from kclient import ForkServer, InvalidArgument, InvalidState, LaunchError, WrongThread
 from kclient.kernels import forked, forkline
 from kclient.kernels.process import LocalLauncher
@@ -102,9 +105,7 @@ def text_of(process):
 
 
 def server_of(process):
-    """The pid of the parent, by proc_pid_stat(5)."""
-    with open(f"/proc/{process.pid}/stat") as stat:
-        return int(stat.read().rpartition(")")[2].split()[1])
+    return parent_of(process.pid)
 
 
 def kill_server_of(process):
@@ -338,8 +339,7 @@ def test_start_that_is_given_up_leaves_no_process(server, launch, background):
     start.greenlet.kill()
     os.kill(pid, signal.SIGCONT)
     other = launch(RUN_ON)  # the server does one thing after the other
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        assert {process.pid, other.pid} <= {*map(int, children.read().split())}
+    assert {process.pid, other.pid} <= {*descendants(pid)}
     gevent.sleep()
 
 
@@ -356,6 +356,37 @@ def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
     for _ in range(forkline.AT_ONCE + 1):
         with pytest.raises(LaunchError, match="Bad file descriptor"):
             own_server.start([*BARE, "-c", ""], stdout=999)
+
+
+@pytest.fixture
+def few_descriptors():
+    """Leaves the test as many descriptors as it asks for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+
+    def leave(count):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(count):
+            os.close(taken.pop())
+
+    yield leave
+    for number in taken:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_start_without_descriptors_for_it_fails_at_once_and_the_next_one_works(launch, few_descriptors, left):
+    """With 4 it can be asked for, and not be taken over."""
+    pid = server_of(launch(RUN_ON))
+    few_descriptors(left)
+    with pytest.raises(LaunchError, match="Too many open files"):
+        launch("import signal; signal.pause()", stdout=1, stderr=1)
+    few_descriptors(10)
+    assert server_of(launch(RUN_ON)) == pid
 
 
 def test_closed_server_ends_with_the_last_of_its_kernels(launch):
@@ -397,8 +428,7 @@ def test_kernels_end_with_a_program_that_is_killed(start_script, server_too):
     script = start_script(KILLED, RUN_ON)
     pidfd = os.pidfd_open(pid := int(script.read_line()))
     if server_too:
-        with open(f"/proc/{pid}/stat") as stat:
-            os.kill(int(stat.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        os.kill(parent_of(pid), signal.SIGKILL)
         assert not forked.has_event(pidfd, 1)
     script.process.kill()
     assert forked.has_event(pidfd, 1, WAIT)
@@ -408,16 +438,13 @@ def test_kernels_end_with_a_program_that_is_killed(start_script, server_too):
 def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(start_script):
     script = start_script(KILLED.replace("sys.stdin.read()", "os.fork(); import signal; signal.pause()"), RUN_ON)
     pidfd = os.pidfd_open(int(script.read_line()))
-    with open(f"/proc/{script.process.pid}/task/{script.process.pid}/children") as children:
-        others = children.read().split()
+    others = descendants(script.process.pid)
     script.process.kill()
     assert forked.has_event(pidfd, 1, WAIT)
     os.close(pidfd)
     for other in others:
-        try:
-            os.kill(int(other), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        with suppress(ProcessLookupError):
+            os.kill(other, signal.SIGKILL)
 
 
 # Who may, and with what

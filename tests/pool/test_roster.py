@@ -15,6 +15,7 @@ from kclient.pool.roster import (
     ENDING,
     EXTRA_IDLE,
     IDLE,
+    REFUSING,
     STARTING,
     STATES,
     Member,
@@ -64,6 +65,14 @@ class House:
         for member in self.members(STARTING):
             self.roster.start_failed(member, BROKEN, self.now)
         return self.act()
+
+    def fail_until(self, failures: int) -> Steps:
+        """All that starts fails, so many times in a row, each as soon as it is tried."""
+        steps = self.fail()
+        for _ in range(failures - 1):
+            self.pass_by(self.roster.next_look(self.now) or 0.0)
+            steps = self.fail()
+        return steps
 
     def die(self, member: Member) -> Steps:
         self.roster.died(member, BROKEN, self.now)
@@ -302,20 +311,45 @@ def test_old_kernel_is_not_used_again() -> None:
 def test_caller_gets_the_reason_when_starts_fail_and_none_is_left_to_wait_for() -> None:
     house = House()
     ticket = house.ask()
-    assert not house.fail().wake
-    assert house.counts() == (1, 0, 0, 0)
-    assert house.fail().wake == [ticket]
+    asked_at = house.now
+    assert house.fail_until(REFUSING).wake == [ticket]
+    assert house.now - asked_at < 0.5
     assert isinstance(ticket.error, LaunchError)
     assert ticket.error is not BROKEN
     assert house.ask().error is not None
+
+
+def test_few_failed_starts_are_nothing_to_tell_callers_who_can_wait() -> None:
+    house = House()
+    ticket = house.ask()
+    assert not house.fail_until(REFUSING - 1).wake
+    assert house.roster.obstacle(house.now) is None
+    house.pass_by(1)
+    house.come_up()
+    house.give_back(ticket)
+    house.end()
+    waits = house.ask()
+    assert not house.fail_until(REFUSING - 1).wake  # the kernel in between was a good one
+    house.pass_by(1)
+    house.come_up()
+    assert got(waits).state == BUSY
+
+
+def test_caller_waits_while_the_next_try_is_under_way() -> None:
+    house = House()
+    house.fail_until(REFUSING)
+    house.pass_by(1)
+    assert house.counts() == (1, 0, 0, 0)
+    ticket = house.ask()
+    assert not ticket.is_settled
+    assert house.fail().wake == [ticket]
 
 
 def test_caller_waits_on_while_another_kernel_lives() -> None:
     house = warm(size=1, max_size=2)
     house.ask()
     waits = house.ask()
-    house.fail()
-    house.fail()
+    house.fail_until(REFUSING)
     assert not waits.is_settled
     assert house.roster.is_failing
 
@@ -389,9 +423,7 @@ def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None
 def test_pool_is_not_warm_for_the_reason_why_starts_fail_even_beside_kernels_that_live() -> None:
     house = House(size=2)
     house.roster.ready(house.members(STARTING)[0], house.now)
-    house.fail()
-    assert house.roster.obstacle(house.now) is None
-    house.fail()
+    house.fail_until(REFUSING)
     assert house.roster.obstacle(house.now) is BROKEN
     assert house.roster.refusal(house.now) is None
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 from figures import Figures
@@ -16,22 +11,12 @@ from fixtures import Gate
 from serving import Run, serving
 
 from benchmarks.descendants import kernels_of
-from benchmarks.load import CLEAR, KINDS
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from benchmarks.load import CLEAR, KINDS, put_load
 
 SIZE = 4
 
 PATIENCE = 150
 """Seconds after which a request counts as hung, on whatever machine: each may wait for its kernel for 60 of them."""
-
-
-def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
-    """What benchmarks.load has to tell, a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.load", url, "--pid", str(pid), "--json", "--patience", str(PATIENCE)]
-    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    return dict(json.loads(done.stdout))
 
 
 @pytest.mark.kernel
@@ -45,7 +30,7 @@ def test_every_request_ends_in_its_result_or_in_a_clear_error(
         found = put_load(
             *(service.url, pid, "--requests", requests, "--concurrent", figures.size(20, 200)),
             *("--kinds", ",".join(KINDS), "--fresh", "--kill", figures.size(2, 3)),
-            *("--seed", pytestconfig.getoption("--chaos-seed")),
+            *("--seed", pytestconfig.getoption("--chaos-seed"), "--patience", PATIENCE),
         )
         print({name: value for name, value in found.items() if not name.endswith("_ns")})  # shown if it fails
         assert found["complaints"] == []
