@@ -87,8 +87,9 @@ class Restarter:
         self._revive = revive
         self._alarm = Alarm(self._owner.hub, self._go_on)
         self._death: DeadKernelError | None = None
-        self._gives_up = self._is_trying = False
+        self._gives_up = False
         self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._trying: object = None
         self._since: float | None = None
 
     @property
@@ -111,7 +112,7 @@ class Restarter:
 
     def make_way(self) -> None:
         """End a try that is under way; it is made again unless `cancel` follows."""
-        if self._is_trying and self._greenlet is not None and not self.is_here():
+        if self._greenlet is not None and self._trying is self._greenlet and not self.is_here():
             self._greenlet.kill(block=False)
 
     def cancel(self) -> None:
@@ -155,7 +156,7 @@ class Restarter:
     def _try(self, manager: KernelManager, death: DeadKernelError) -> bool:
         """True if there is a kernel again, and it has not died since."""
         log().warning("%s; it is restarted (%d in a row)", death.headline, self._backoff.failures)
-        self._is_trying = True
+        self._trying = me = gevent.getcurrent()
         try:
             self._revive(Deadline(self._policy.start_timeout))
         except Exception as exc:  # noqa: BLE001 - a launcher may be anybody's
@@ -169,7 +170,8 @@ class Restarter:
                 self._alarm.set(LAST_WORDS)
             raise
         finally:
-            self._is_trying = False
+            if self._trying is me:  # else it was cancelled, and another tries
+                self._trying = None
         return self.is_here() and self._death is None
 
     def _let_in(self, manager: KernelManager, death: DeadKernelError) -> None:
