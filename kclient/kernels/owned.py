@@ -99,6 +99,8 @@ class OwnedKernel:
     ) -> None:
         if handshake not in HANDSHAKES:
             raise InvalidArgument(f"handshake must be 'auto', 'off' or 'required', not {handshake!r}")
+        if isinstance(launcher, type):
+            raise InvalidArgument(f"launcher must be an object, not a class: {launcher.__name__}()")
         if not callable(getattr(launcher, "start", None)):
             raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
         self.kernel_name = kernel_name
