@@ -306,7 +306,7 @@ class Load:
             lines.append(
                 f"memory: server {max(self.server_kib) / 1024:.1f} MiB, all {median(self.all_kib) / 1024:.1f} MiB"
             )
-        return "\n".join([*lines, *self.complaints[:TOLD]])
+        return "\n".join([*lines, *list(dict.fromkeys(self.complaints))[:TOLD]])
 
 
 def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
@@ -336,8 +336,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     if options.kill and not options.pid:
         parser.error("--kill needs the --pid of the service")
+    if not options.url.startswith(("http://", "https://")):
+        parser.error(f"no URL, as http://127.0.0.1:8000: {options.url}")
+    if min(options.concurrent, options.requests) < 1:
+        parser.error("--concurrent and --requests must be 1 or more")
     load = Load(options)
-    asyncio.run(load.run())
+    try:
+        asyncio.run(load.run())
+    except KeyboardInterrupt:
+        sys.exit("ended by SIGINT")
     sys.stdout.write((json.dumps(load.to_dict()) if options.json else str(load)) + "\n")
     if load.complaints:
         sys.exit(1)

@@ -14,7 +14,7 @@ from kclient.backoff import RESTART_LIMIT, STABLE_START_TIME, Backoff
 from kclient.channels.base import copies_of
 from kclient.deaths import LAST_WORDS
 from kclient.errors import DeadKernelError, InvalidArgument, KClientError
-from kclient.hub import Alarm, Deadline, Owner, check_callback
+from kclient.hub import Alarm, Deadline, Owner, check_callback, check_seconds
 from kclient.log import log
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class AutoRestart:
 
     def __attrs_post_init__(self) -> None:
         self.backoff()
-        Deadline(self.start_timeout)
+        if self.start_timeout is not None:
+            check_seconds(self.start_timeout, "start_timeout", alternative=", or None")
         check_callback(self.on_restart, "on_restart")
         check_callback(self.on_give_up, "on_give_up")
 

@@ -46,6 +46,7 @@ class Gunicorn:
             "TMPDIR": str(folder / "t"),
             "POOL_SIZE": str(kernels),
             "POOL_PRELOAD": preload,
+            "ALLOW_HOSTS": "service.example",
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--bind", f"unix:{self._path}", *arguments],
@@ -72,9 +73,9 @@ class Gunicorn:
         return int(self.await_log(r"Booting worker with pid: (\d+)"))
 
     @contextmanager
-    def request(self, path: str, body: bytes = b"") -> Iterator[BinaryIO]:
+    def request(self, path: str, body: bytes = b"", host: str = "localhost") -> Iterator[BinaryIO]:
         """The answer, as it comes."""
-        head = f"{'POST' if body else 'GET'} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head = f"{'POST' if body else 'GET'} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         with closing(socket.socket(socket.AF_UNIX)) as client:
             client.connect(self._path)
             client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -175,6 +176,13 @@ def service(session_folder: Path, warm: None) -> Iterator[Service]:
 def test_each_worker_has_kernels_of_its_own(service: Service) -> None:
     kernels = [service.run_in(worker, PARENT) for worker in service.workers]
     assert kernels == [str(worker) for worker in service.workers]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("host", "status"), [("service.example", b" 200 "), ("elsewhere.example", b" 403 ")])
+def test_it_is_served_under_the_names_that_are_allowed(service: Service, host: str, status: bytes) -> None:
+    with service.request("/health", host=host) as answer:
+        assert status in answer.readline()
 
 
 @pytest.mark.kernel

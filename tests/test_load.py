@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.load import KINDS, Answer, Request, ask
+from benchmarks.load import KINDS, Answer, Request, ask, main
 
 PRINT = Request("print", "print(4 ^ 1)", "5\n", "ok")
 
@@ -151,3 +151,18 @@ def test_code_that_is_to_die_may_do_so_before_its_time() -> None:
     request = Request("exit", "", "5\n", "died")
     assert answer_of(StubSession(STARTED, OUTPUT, ended("died")), request).outcome == "ok"
     assert answer_of(StubSession(STARTED, ended("died")), request).outcome == "died"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["127.0.0.1:8000"], "no URL, as http://127.0.0.1:8000: 127.0.0.1:8000"),
+        (["http://nowhere", "--concurrent", "0"], "must be 1 or more"),
+        (["http://nowhere", "--kinds", "prnt"], "no such kind: prnt"),
+        (["http://nowhere", "--kill", "1"], "--kill needs the --pid"),
+    ],
+)
+def test_bad_options_are_a_clear_error(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert says in capsys.readouterr().err

@@ -278,6 +278,10 @@ def test_service_with_a_broken_kernel_says_why(install_kernel: Callable[..., str
         answer = service.ask("GET", "/health")
         assert answer.status == 503
         assert "no license" in answer.error
+        service.script.process.terminate()
+        _, stderr = service.script.process.communicate(timeout=WAIT)
+        assert stderr.startswith("a kernel did not start: ")
+        assert "no license" in stderr
 
 
 def test_request_that_runs_may_end_before_the_service_does(gate: Gate) -> None:

@@ -42,6 +42,19 @@ class Handler(WSGIHandler):
             self.close_connection = True
 
 
+class StartReport:
+    """Says on stderr why no kernel starts, until one has: then the mistake is likely in our command line."""
+
+    def __init__(self) -> None:
+        self._came_up = False
+
+    def __call__(self, event: kclient.PoolEvent) -> None:
+        if event.kind == "started":
+            self._came_up = True
+        elif event.kind == "start_failed" and not self._came_up:
+            print(f"a kernel did not start: {event.error}", file=sys.stderr, flush=True)
+
+
 def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) -> None:
     """Serve until `stop` is set; then requests have `grace` seconds to end, and nobody new is let in."""
     limits = Limits(options.max_code, options.max_output, options.max_time, options.queue_timeout)
@@ -80,6 +93,7 @@ def main() -> None:
                 max_uses=options.max_uses,
                 warm_up="\n".join(f"import {module}" for module in options.preload) or None,
                 launcher=launcher,
+                on_event=StartReport(),
                 orphan_guard=not options.fork,
             )
             serve(options, stack.enter_context(pool), stop)

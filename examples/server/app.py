@@ -174,7 +174,9 @@ class Application:
         host = environ.get("HTTP_HOST", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if name.strip("[]").lower() not in self.hosts:
-            raise Refused("403 Forbidden", f"not served as {name!r}; --allow-host adds a name")
+            raise Refused(
+                "403 Forbidden", f"not served as {name!r}; --allow-host, or ALLOW_HOSTS under gunicorn, adds it"
+            )
         if environ.get("HTTP_ORIGIN", f"//{host}").partition("//")[2] != host:
             raise Refused("403 Forbidden", "a page from elsewhere may not run code here")
 

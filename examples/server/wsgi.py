@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from app import Application, Environ, Limits, StartResponse
+from app import LOCAL_HOSTS, Application, Environ, Limits, StartResponse
 
 import kclient
 
@@ -15,6 +15,9 @@ SIZE = int(os.environ.get("POOL_SIZE", "4"))
 
 PRELOAD = os.environ.get("POOL_PRELOAD", "").split()
 """Modules to import before the code comes; if there are any, kernels are forked (on Linux)."""
+
+HOSTS = os.environ.get("ALLOW_HOSTS", "").split()
+"""Names by which browsers may reach this, besides those of this machine itself."""
 
 WARM_UP = 20.0
 """Seconds for the first kernels: less than the silence that gets a worker of gunicorn's killed."""
@@ -44,7 +47,7 @@ def open_pool(limits: Limits) -> None:
         )
         pool.wait_until_warm(timeout=WARM_UP)
         _resources.push(stack.pop_all())
-    _application = Application(pool, limits)
+    _application = Application(pool, limits, {*LOCAL_HOSTS, *HOSTS})
 
 
 def close_pool() -> None:

@@ -32,9 +32,10 @@ _Key: TypeAlias = "tuple[tuple[str, ...], frozenset[tuple[str, str]]]"
 class ForkServer:
     """A launcher that forks Python kernels from a process which has imported ipykernel, and the modules of `preload`.
 
-    A kernel is up several times sooner, and shares the memory of what was imported. The process starts in the
-    background, at once, for this Python; there is one more for each other interpreter, its options, and variables that
-    it reads as it starts. One that was killed is replaced at the next start; the kernels go on.
+    Pass it as `launcher=` to start_kernel or KernelPool. A kernel is up several times sooner, and shares the memory of
+    what was imported. The process starts in the background, at once, for this Python; there is one more for each other
+    interpreter, its options, and variables that it reads as it starts. One that was killed is replaced at the next
+    start; the kernels go on.
 
     Forks of one process have the same hash seed and layout of memory, and what the modules made as they were imported,
     but no thread that those started. `random`, `numpy.random`, `uuid`, `secrets` and `tempfile` differ; a module with

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import gevent
 
 from kclient.descriptors import CLIENT, KERNEL, RESERVE, Claim
 from kclient.errors import (
@@ -99,6 +100,8 @@ class OwnedKernel:
     ) -> None:
         if handshake not in HANDSHAKES:
             raise InvalidArgument(f"handshake must be 'auto', 'off' or 'required', not {handshake!r}")
+        if isinstance(launcher, type):
+            raise InvalidArgument(f"launcher must be an object, not a class: {launcher.__name__}()")
         if not callable(getattr(launcher, "start", None)):
             raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
         self.kernel_name = kernel_name
@@ -135,20 +138,20 @@ class OwnedKernel:
         try:
             if self._will_handshake():
                 registrar = self.endpoint.expect_registration()
-                self._start_process(launch, on_exit, registrar.path)
+                self._start_process(launch, on_exit, registrar.path, deadline)
                 self._await_registration(registrar, deadline)
             else:
-                self._start_process(launch, on_exit, self.endpoint.prepare())
+                self._start_process(launch, on_exit, self.endpoint.prepare(), deadline)
         finally:
             self.endpoint.end_registration()
 
-    def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str) -> None:
+    def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str, deadline: Deadline) -> None:
         self.argv = self.spec.command(path, launch.extra_arguments)
         with self._owner.call():  # a Ctrl-C between the launch and the note of it would leave an orphan
             if self._wants_guard:
-                process = self._start_guarded(launch, Ward(self.endpoint.traces()))
+                process = self._start_guarded(launch, deadline, Ward(self.endpoint.traces()))
             else:
-                process = self._start(launch)
+                process = self._start(launch, deadline)
             self.process = process
             self.launch = launch
             process.exited.rawlink(lambda exited: self._on_exit(process, on_exit))
@@ -201,21 +204,23 @@ class OwnedKernel:
             self._ward.ended()
         on_exit()
 
-    def _start(self, launch: Launch, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
+    def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel watches the process with that number, and ends when it is gone
         environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
-        return self.launcher.start(
-            self.argv,
-            env=self.spec.environment(environment, launch.env),
-            cwd=launch.cwd,
-            stdout=launch.stdout,
-            stderr=launch.stderr,
-        )
+        with gevent.Timeout(deadline.left(), False):  # type: ignore[arg-type]  # the stubs don't know it
+            return self.launcher.start(
+                self.argv,
+                env=self.spec.environment(environment, launch.env),
+                cwd=launch.cwd,
+                stdout=launch.stdout,
+                stderr=launch.stderr,
+            )
+        raise KernelTimeout("process from the launcher", deadline.timeout, hint="a fork server imports first")
 
-    def _start_guarded(self, launch: Launch, ward: Ward) -> KernelProcess:
+    def _start_guarded(self, launch: Launch, deadline: Deadline, ward: Ward) -> KernelProcess:
         process = None
         try:
-            process = self._start(launch, ward.environment)
+            process = self._start(launch, deadline, ward.environment)
             ward.take(process)
         except BaseException:
             if process is not None:

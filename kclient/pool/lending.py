@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from kclient.errors import DeadKernelError, InvalidState, KClientError
+from kclient.errors import DeadKernelError, ExecutionError, InvalidState, KClientError, KernelTimeout
 from kclient.hub import Deadline, weakly
 from kclient.kernels.owned import Launch
 from kclient.kernels.process import KernelProcess
@@ -154,8 +154,7 @@ class Recipe:
         kernel = start_until_ready(new, self.launch, deadline)
         try:
             if self.warm_up is not None:
-                kernel.run(self.warm_up, timeout=deadline.left(), check=True, silent=True, keep_outputs=False)
-                kernel.iopub_channel.flush()
+                self._warm_up(kernel, self.warm_up, deadline)
         except BaseException:
             kernel.shutdown_kernel(now=True)
             raise
@@ -172,6 +171,18 @@ class Recipe:
             kernel.shutdown_kernel(now=True)
             raise
         return kernel
+
+    def _warm_up(self, kernel: LentKernel, code: str, deadline: Deadline) -> None:
+        """Run it; what goes wrong is told to callers who have not written it."""
+        try:
+            kernel.run(code, timeout=deadline.left(), check=True, silent=True, keep_outputs=False)
+        except KernelTimeout as exc:
+            hint = "start_timeout= is for the start of a kernel and its warm_up"
+            raise KernelTimeout("end of warm_up", self.start_timeout, hint=hint) from exc
+        except ExecutionError as exc:
+            exc.args = (f"warm_up has failed: {exc}",)
+            raise
+        kernel.iopub_channel.flush()
 
     def _new_manager(self) -> LentKernel:
         return LentKernel(self.kernel_name, **self.options)

@@ -530,7 +530,7 @@ def test_restart_that_is_none_is_refused(restart: Any) -> None:
         ({"stable_start_time": "10"}, "stable_start_time"),
         ({"on_restart": "print"}, "on_restart"),
         ({"on_give_up": 1}, "on_give_up"),
-        ({"start_timeout": -1}, "timeout"),
+        ({"start_timeout": -1}, "start_timeout"),
     ],
 )
 def test_policy_that_makes_no_sense_is_refused(options: dict[str, Any], match: str) -> None:

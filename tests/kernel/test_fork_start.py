@@ -124,6 +124,17 @@ def test_kernel_outlives_its_server():
         assert kernel.run("1", timeout=WAIT).text == "1"
 
 
+def test_server_that_is_stuck_keeps_no_start_beyond_its_timeout():
+    with ForkServer() as server, kclient.start_kernel(launcher=server) as kernel:
+        pid = int(kernel.run("import os; os.getppid()", timeout=WAIT).text)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(kclient.KernelTimeout, match=r"no process from the launcher within 0\.1 s"):
+                kclient.start_kernel(launcher=server, timeout=0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_program_with_options_of_its_own_can_be_run(install_kernel):
     code = "import sys; from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
     name = install_kernel(code, argv=[sys.executable, "-B", "-c", code, "-f", "{connection_file}"])
