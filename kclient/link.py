@@ -240,10 +240,12 @@ class Link:
 
     def break_off(self, failure: Failure) -> None:
         """Wake whoever waits for an answer with an error."""
+        is_dead = self.kernel is None or not self.kernel.is_alive()
         self.deaths.forget()
         for channel in self.running():
             channel.drain()
-            channel.disconnect()
+            if is_dead:
+                channel.disconnect()
             channel.fail(failure)
 
     def reconnected(self) -> None:

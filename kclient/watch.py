@@ -130,6 +130,11 @@ class Watchdog:
         self._unnoticed = Unnoticed(link.iopub, msg_id, since)
         self.arm()
 
+    @property
+    def expects_status(self) -> bool:
+        """True if it is not known that the kernel has noticed the latest such message."""
+        return self._unnoticed is not None and self._unnoticed.is_unnoticed()
+
     def stop(self) -> None:
         self._alarm.cancel()
         self._turn.cancel()

@@ -69,6 +69,7 @@ class Channel(ABC):
         self._failures = 0
         self.look: Callable[[], None] | None = None
         self.reconnect_ivl_max = 0
+        self.identity: bytes | None = None
         self.looked_at = 0.0
         self._deliverer = Deliverer(f"call_handlers of the {self.name} channel")
 
@@ -126,6 +127,13 @@ class Channel(ABC):
         self._close()
         self._failure = None
         self._open()
+
+    def adopt(self, former: Channel) -> None:
+        """Start with the connection of `former`, a running channel of the same kind, which is stopped."""
+        self.identity = former.identity
+        socket = former._check().detach()
+        former.stop()
+        self._attach(socket)
 
     def move(self, address: str) -> None:
         """Be connected to `address` from here on, if it is not so already."""
@@ -194,6 +202,9 @@ class Channel(ABC):
         except BaseException:
             socket.close(0)
             raise
+        self._attach(socket)
+
+    def _attach(self, socket: zmq.Socket[Any]) -> None:
         self._wire = Wire(self._owner, socket, self, reader=self._reader_of(socket), name=self.name)
         self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
         self._retire.atexit = False
@@ -206,9 +217,9 @@ class Channel(ABC):
     def _check(self) -> Wire:
         """The wire, for a call that needs it; raises what a closed, dead or foreign channel raises."""
         self._owner.check()
-        if self._wire is None or self._is_stopped:
-            if self._is_stopped:
-                raise ChannelClosed(self.name)
+        if self._is_stopped:
+            raise ChannelClosed(self.name)
+        if self._wire is None:
             raise InvalidState(f"the {self.name} channel is not running; start it, or call start_channels()")
         return self._wire
 
@@ -314,7 +325,6 @@ class MessageChannel(Channel):
 
     def get_msgs(self) -> list[Message]:
         """Every message that has arrived and that nobody else claimed; does not wait."""
-        self._check().drain()
         messages = []
         while self.msg_ready():
             messages.append(self._next_unclaimed())

@@ -111,8 +111,8 @@ class IOPubChannel(MessageChannel):
         self.outputs.ledger.forget()
         self.outputs.forget_kernel()
 
-    def _open(self) -> None:
-        super()._open()
+    def _attach(self, socket: zmq.Socket[Any]) -> None:
+        super()._attach(socket)
         self.outputs.ledger.tracking = True
 
     def _configure(self, socket: zmq.Socket[Any]) -> None:

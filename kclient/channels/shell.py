@@ -31,7 +31,6 @@ class RequestChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests()
-        self.identity: bytes | None = None
         self.answering: set[object] = set()
         self.on_wait: Callable[[], None] | None = None
         self.admit: Callable[[Message, Deadline | None], None] | None = None

@@ -27,7 +27,6 @@ class StdInChannel(MessageChannel):
     def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._inbox = Inbox(1000, 64 * 2**20)
-        self.identity: bytes | None = None
         self.claim: Callable[[Message], bool] | None = None
         self.on_reconnect: Callable[[], None] | None = None
         self._asked: Message | None = None
@@ -53,8 +52,8 @@ class StdInChannel(MessageChannel):
         self._asked = None
         super().reopen()
 
-    def _open(self) -> None:
-        super()._open()
+    def _attach(self, socket: zmq.Socket[Any]) -> None:
+        super()._attach(socket)
         self._had_peer = self._was_cut = False
         if self._wire is not None:
             self._wire.on_touched = weakly(self._look_at_peer)

@@ -246,15 +246,18 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket at once, without waiting for what was not sent. Idempotent."""
-        if self.is_closed:
-            return
+        if not self.is_closed:
+            self.detach().close(0)
+
+    def detach(self) -> zmq.Socket[Any]:
+        """Be closed, and leave the socket open for another wire."""
         self.is_closed = True
         self._touched.wake()
         switch_soon(self._woken)
         self._stop_watching()
         self._readable.close()
         self._again.close()
-        self.socket.close(0)
+        return self.socket
 
     def _lose(self) -> None:
         self.close()

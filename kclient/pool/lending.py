@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -14,7 +15,11 @@ from kclient.hub import Deadline, weakly
 from kclient.kernels.owned import Launch
 from kclient.kernels.process import KernelProcess
 from kclient.manager import KernelManager
+from kclient.protocol.connection import CHANNELS
 from kclient.start import start_until_ready
+
+if TYPE_CHECKING:
+    from kclient.link import Link
 
 
 def _returned(msg_id: str | None) -> InvalidState:
@@ -27,6 +32,7 @@ class LentKernel(KernelManager):
     on_death: Callable[[], None] | None = None
     is_returned = False
     lent_process: KernelProcess | None = None
+    _was_signalled = False
     _give_back: Callable[[LentKernel], object] | None = None
 
     def __exit__(self, *exc_info: object) -> None:
@@ -44,6 +50,7 @@ class LentKernel(KernelManager):
 
     def signal_kernel(self, signum: int) -> None:
         self._refuse_if_returned()
+        self._was_signalled = True
         super().signal_kernel(signum)
 
     def interrupt_kernel(self) -> None:
@@ -69,7 +76,8 @@ class LentKernel(KernelManager):
         link = self.link
         link.drain()
         outputs = None if link.failure is not None else link.outputs
-        return outputs is not None and not outputs.executing and not link.ledger.unanswered
+        is_idle = outputs is not None and not outputs.executing
+        return is_idle and not link.ledger.unanswered and not link.watchdog.expects_status
 
     def end_use(self) -> None:
         """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
@@ -78,7 +86,7 @@ class LentKernel(KernelManager):
             self._client.link.fail(_returned)
 
     def inherit(self, former: LentKernel) -> None:
-        """Take the process over from its former user, who is left with none; `start_channels` is to follow."""
+        """Take the process over from its former user, who is left with none, and the connection to it if possible."""
         self.kernel_id = former.kernel_id
         self._kernel, former._kernel = former._kernel, self._kernel
         self._endpoint, former._endpoint = former._endpoint, self._endpoint
@@ -88,6 +96,8 @@ class LentKernel(KernelManager):
             manager._finalizer = weakref.finalize(manager, manager._kernel.abandon)
         if former._client is not None:
             former._client.link.kernel = former._kernel
+            # a process that was stopped, say, has to show that it still answers
+            self._was_ready = not former._was_signalled and hand_over(former._client.link, self.link)
         former._drop_client()
         process = self._kernel.require()
         on_exit = weakly(self._on_exit_of)
@@ -123,6 +133,25 @@ class LentKernel(KernelManager):
             self.end_use()
         else:
             super()._drop_client()
+
+
+def hand_over(former: Link, link: Link) -> bool:
+    """Let `link` go on with the connections of `former`, which nothing more will come for, and which has none then.
+
+    That takes a tenth of the time that five new, encrypted ones do. False if not all are known to be in order.
+    """
+    channels, outputs, peer = former.running(), former.outputs, former.peer
+    if len(channels) < len(CHANNELS) or outputs is None or former.ledger.owed_idle:
+        return False
+    if not outputs.subscribed or peer.info is None or peer.info.speaks_version_4:
+        return False
+    link.peer.info = deepcopy(peer.info)
+    link.prober.kernel_session = former.prober.kernel_session
+    link.iopub.outputs.adopt(outputs)
+    with link.owner.call():
+        for channel in channels:
+            link.channel(channel.name).adopt(channel)
+    return True
 
 
 @attrs.frozen
@@ -163,10 +192,11 @@ class Recipe:
     def renew(self, former: LentKernel) -> LentKernel:
         """The same kernel for another user; raises KernelTimeout if it does not answer."""
         kernel = self._new_manager()
-        kernel.inherit(former)
         try:
-            kernel.start_channels()
-            kernel.wait_for_ready(Deadline(self.start_timeout))
+            kernel.inherit(former)
+            if not kernel.channels_running:
+                kernel.start_channels()
+                kernel.wait_for_ready(Deadline(self.start_timeout))
         except BaseException:
             kernel.shutdown_kernel(now=True)
             raise

@@ -224,6 +224,11 @@ class Outputs:
         self._kernel_session: object = None
         self._kept_session = 0
 
+    def adopt(self, former: Outputs) -> None:
+        """Take the connection over from `former`, with what it knows of the kernel."""
+        self.subscribed = former.subscribed
+        self.execution_state, self.state_since = former.execution_state, former.state_since
+
     def forget_kernel(self) -> None:
         """Another connection, to the same kernel or another."""
         self.subscribed = False

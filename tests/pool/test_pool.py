@@ -19,7 +19,16 @@ from gevent.event import Event
 from leaks import turn_loop
 
 import kclient
-from kclient import InvalidArgument, InvalidState, KernelPool, KernelTimeout, LaunchError, NoSuchKernel, PoolEvent
+from kclient import (
+    ChannelClosed,
+    InvalidArgument,
+    InvalidState,
+    KernelPool,
+    KernelTimeout,
+    LaunchError,
+    NoSuchKernel,
+    PoolEvent,
+)
 from kclient.pool import keeper
 from kclient.pool.lending import LentKernel, Recipe
 from kclient.testing import result, stream
@@ -337,7 +346,62 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced_and_no_news_to_its_fo
         former.run("6 * 7")
 
 
-@pytest.mark.parametrize("left", ["an execution", "a request", "an execution of another client"])
+def sockets_of(kernel: kclient.KernelManager) -> dict[str, Any]:
+    return {channel.name: channel._wire.socket for channel in kernel.link.running()}
+
+
+def ask(request: Any) -> None:
+    request.publish("stream", {"name": "stdout", "text": request.ask("? ")})
+
+
+def test_connections_go_on_to_the_next_user_and_channels_of_the_former_have_none(
+    make_pool: Callable[..., KernelPool],
+) -> None:
+    pool = make_pool(max_uses=5)
+    with pool.kernel() as former:
+        process_of(former).kernel.script["ask"] = ask
+        former.run("6 * 7", timeout=WAIT)
+        channels, sockets = former.link.running(), sockets_of(former)
+        info, former_info = former.kernel, former.kernel.content
+    with pool.kernel(timeout=WAIT) as kernel:
+        assert sockets_of(kernel) == sockets
+        assert kernel.kernel == info
+        former_info.clear()
+        assert kernel.kernel.content
+        assert not any(channel.is_alive() for channel in channels)
+        for channel in channels:
+            with pytest.raises(ChannelClosed):
+                channel._check()
+        asked = process_of(kernel).kernel.requests
+        assert [request.msg_type for request in asked].count("kernel_info_request") == 1
+        for _ in range(2):
+            output = kernel.run("ask", timeout=WAIT, on_input=lambda prompt, password: "an answer").stdout
+            assert output == "an answer"
+            kernel.restart_kernel(now=True, timeout=WAIT)
+            process_of(kernel).kernel.script["ask"] = ask
+        assert sockets_of(kernel).keys() == sockets.keys()
+
+
+@pytest.mark.parametrize("use", ["stop a channel", "signal", "lose a subscription"])
+def test_connection_that_may_not_be_as_it_should_is_replaced_and_not_the_kernel(
+    make_pool: Callable[..., KernelPool], use: str
+) -> None:
+    pool = make_pool(max_uses=5)
+    with pool.kernel() as former:
+        process, shell = process_of(former), sockets_of(former)["shell"]
+        if use == "stop a channel":
+            former.hb_channel.stop()
+        elif use == "signal":
+            former.signal_kernel(18)
+        else:
+            former.link.outputs.subscribed = False
+    with pool.kernel(timeout=WAIT) as kernel:
+        assert process_of(kernel) is process
+        assert sockets_of(kernel)["shell"] is not shell
+        assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+
+
+@pytest.mark.parametrize("left", ["an execution", "a request", "a comm message", "an execution of another client"])
 def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., KernelPool], left: str) -> None:
     pool = make_pool(max_uses=5)
     with pool.kernel() as kernel, ExitStack() as stack:
@@ -347,6 +411,8 @@ def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., 
             kernel.submit("hang")
         elif left == "a request":
             kernel.shell_channel.send("execute_request", {"code": "hang"})
+        elif left == "a comm message":
+            kernel.comms.open("target")
         else:
             stack.enter_context(kclient.connect(kernel.connection_file, watch=False)).submit("hang")
             while not kernel.link.iopub.outputs.executing:
