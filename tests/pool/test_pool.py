@@ -743,6 +743,10 @@ def test_whatever_callers_and_kernels_do_every_kernel_has_one_user_and_everyone_
         with suppress(InvalidArgument):  # it has ended meanwhile
             pool.shutdown_kernel(kernel_id)
 
+    def await_idle() -> None:
+        while pool.stats().idle < 5:
+            told.wait_for_more()
+
     users, shutting = [], []
     for number in range(figures.size(150, 5000)):
         users.append(gevent.spawn(use, number, choice.choice([0, 0.02, 0.2, WAIT])))
@@ -756,10 +760,10 @@ def test_whatever_callers_and_kernels_do_every_kernel_has_one_user_and_everyone_
         turn_loop(0.0005)
     for user in [*users, *shutting]:
         user.get(timeout=WAIT)
+    await_idle()
     later = [gevent.spawn(use, 7, WAIT) for _ in range(20)]
     assert [user.get(timeout=WAIT) for user in later] == ["used"] * 20
-    while pool.stats().idle < 5:
-        told.wait_for_more()
+    await_idle()
     stats = pool.stats()
     assert (stats.busy, stats.waiting, stats.checkouts) == (0, 0, stats.recycled)
     pool.close()
