@@ -177,6 +177,10 @@ def beat(heartbeat: zmq.Socket[bytes]) -> None:
 
 def end_with_stdin(folder: str) -> None:
     sys.stdin.buffer.read()
+    end(folder)
+
+
+def end(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
@@ -189,12 +193,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 20 descriptors a kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever started us
     folder = tempfile.mkdtemp(prefix="echo-")
-    threading.Thread(target=end_with_stdin, args=[folder], daemon=True).start()
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
     kernels = [EchoKernel(context, folder, number) for number in range(count)]
-    sys.stdout.write(json.dumps([kernel.connection_infos() for kernel in kernels]) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps([kernel.connection_infos() for kernel in kernels]) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever started us has ended
+        end(folder)
+    threading.Thread(target=end_with_stdin, args=[folder], daemon=True).start()
     if count == 1:
         threading.Thread(target=beat, args=[kernels[0].heartbeat], daemon=True).start()
         kernels[0].serve()

@@ -57,6 +57,7 @@ class Claim:
         self._count = 0
         self._until = 0.0
         self._ref = weakref.ref(self, _claims.discard)
+        hash(self._ref)  # it keeps this; to ask first when we are gone, as `discard` would, is an error
 
     def take(self, count: int, what: str, *, later: int, reserve: int = RESERVE) -> None:
         """`count` of them are needed for `what`, the last `later` some time after this.

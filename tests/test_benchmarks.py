@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import leaks
@@ -177,8 +178,8 @@ def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.stress", "--transport", "ipc", "--calls", "10000000"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_child(process.pid)
+    with subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) as process:
+        wait_for_socket(process.pid)
         process.send_signal(signum)
         out, err = process.communicate(timeout=TIME)
     assert process.returncode == 128 + signum
@@ -186,12 +187,10 @@ def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> N
     assert out == ""
 
 
-def wait_for_child(pid: int) -> None:
-    """Return when that process has started another, which has taken up its work."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    while not children.read_text():
+def wait_for_socket(pid: int) -> None:
+    """Return when that process has opened its first ZeroMQ socket, and so has started libzmq's threads."""
+    while not any(name.read_text().startswith("ZMQ") for name in Path(f"/proc/{pid}/task").glob("*/comm")):
         leaks.turn_loop(0.01)
-    leaks.turn_loop(0.5)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -199,6 +198,15 @@ def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Pat
     done = run(f"benchmarks.{module}", "--json", folder / "missing" / "figures.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "No such file" in done.stderr
+
+
+def test_echo_kernel_that_nobody_waits_for_ends_in_silence(folder: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.echo"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        process.stdout.close()  # type: ignore[union-attr]  # it is a pipe
+        assert process.stderr.read() == b""  # type: ignore[union-attr]  # so is it
+    assert process.returncode == 0
+    assert list((folder / "t").iterdir()) == []
 
 
 def test_echo_kernel_ends_with_its_standard_input(folder: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 
 import leaks
@@ -180,6 +181,14 @@ def test_claim_of_what_was_dropped_is_over(free: int) -> None:
     refusal(free, reserve=0)
     del claim
     check(free, "all", reserve=0)
+
+
+def test_claim_of_nothing_is_dropped_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    Claim()
+    kclient.KernelManager()
+    assert said == []
 
 
 def test_forked_child_claims_nothing_for_its_parent(run_script: Callable[..., str]) -> None:

@@ -776,11 +776,10 @@ def test_whatever_callers_and_kernels_do_every_kernel_has_one_user_and_everyone_
     told = Told()
     pool = make_pool(size=5, max_size=8, max_uses=max_uses, is_warm=False, on_event=told)
     held: set[int] = set()
-    ends: dict[str, int] = {}
 
-    def use(number: int) -> str:
+    def use(number: int, timeout: float) -> str:
         try:
-            with pool.kernel(timeout=choice.choice([0, 0.02, 0.2, WAIT])) as kernel:
+            with pool.kernel(timeout=timeout) as kernel:
                 pid = process_of(kernel).pid
                 assert pid not in held, "two users"
                 held.add(pid)
@@ -811,25 +810,29 @@ def test_whatever_callers_and_kernels_do_every_kernel_has_one_user_and_everyone_
         with suppress(InvalidArgument):  # it has ended meanwhile
             pool.shutdown_kernel(kernel_id)
 
-    users = []
+    def await_idle() -> None:
+        while pool.stats().idle < 5:
+            told.wait_for_more()
+
+    users, shutting = [], []
     for number in range(figures.size(150, 5000)):
-        users.append(gevent.spawn(use, number))
+        users.append(gevent.spawn(use, number, choice.choice([0, 0.02, 0.2, WAIT])))
         if choice.random() < 0.2:
             choice.choice(users).kill(block=False)
         if choice.random() < 0.05 and launcher.alive:
             choice.choice(launcher.alive).die(-9)
         if choice.random() < 0.02 and (listed := pool.kernels()):
-            gevent.spawn(shut_down, choice.choice(listed).kernel_id)
+            shutting.append(gevent.spawn(shut_down, choice.choice(listed).kernel_id))
         assert len(pool.kernels()) <= 8
         turn_loop(0.0005)
-    for user in users:
-        end = user.get(timeout=WAIT)
-        ends[str(end)] = ends.get(str(end), 0) + 1
-    while pool.stats().idle < 5:
-        told.wait_for_more()
+    for user in [*users, *shutting]:
+        user.get(timeout=WAIT)
+    await_idle()
+    later = [gevent.spawn(use, 7, WAIT) for _ in range(20)]
+    assert [user.get(timeout=WAIT) for user in later] == ["used"] * 20
+    await_idle()
     stats = pool.stats()
     assert (stats.busy, stats.waiting, stats.checkouts) == (0, 0, stats.recycled)
-    assert ends["used"] > 10
     pool.close()
     assert launcher.alive == []
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []

@@ -85,11 +85,18 @@ def guards_of(pid: int) -> list[int]:
     for child in leaks.pids():
         try:
             parent = int(leaks.read(child, "stat").rpartition(")")[2].split()[1])
-            if parent == pid and guardian.__file__ in leaks.read(child, "cmdline"):
+            if parent == pid and guardian.__file__ in command_of(child):
                 found.append(child)
         except OSError:  # it has ended
             continue
     return found
+
+
+def command_of(pid: int) -> str:
+    """The command of a process; none of a zombie, and none yet for a moment after the exec that Popen waits for."""
+    while not (command := leaks.read(pid, "cmdline")) and leaks.read(pid, "stat").rpartition(")")[2].split()[0] != "Z":
+        leaks.turn_loop()
+    return command
 
 
 # The program is killed
