@@ -44,6 +44,10 @@ class LentKernel(KernelManager):
         self._refuse_if_returned()
         super().start_kernel(**launch)
 
+    def start_channels(self, *wanted: bool, **by_name: bool) -> None:
+        self._refuse_if_returned()
+        super().start_channels(*wanted, **by_name)
+
     def restart_kernel(self, now: bool = False, **launch: Any) -> None:
         self._refuse_if_returned()
         super().restart_kernel(now, **launch)
@@ -98,6 +102,7 @@ class LentKernel(KernelManager):
             former._client.link.kernel = former._kernel
             # a process that was stopped, say, has to show that it still answers
             self._was_ready = not former._was_signalled and hand_over(former._client.link, self.link)
+            former._client.connection = former._endpoint.info  # which leads nowhere
         former._drop_client()
         process = self._kernel.require()
         on_exit = weakly(self._on_exit_of)

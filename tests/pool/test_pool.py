@@ -22,6 +22,7 @@ import kclient
 from kclient import (
     ChannelClosed,
     InvalidArgument,
+    InvalidPortNumber,
     InvalidState,
     KernelPool,
     KernelTimeout,
@@ -215,6 +216,7 @@ def test_returned_kernel_is_nobodys(
         lambda: kernel.complete("x", 1),
         lambda: kernel.restart_kernel(),
         lambda: kernel.start_kernel(),
+        lambda: kernel.start_channels(),
         lambda: kernel.interrupt_kernel(),
         lambda: kernel.signal_kernel(9),
         lambda: kernel.kill_kernel(),
@@ -372,6 +374,8 @@ def test_connections_go_on_to_the_next_user_and_channels_of_the_former_have_none
         for channel in channels:
             with pytest.raises(ChannelClosed):
                 channel._check()
+        with pytest.raises(InvalidPortNumber):
+            former.client.start_channels()
         asked = process_of(kernel).kernel.requests
         assert [request.msg_type for request in asked].count("kernel_info_request") == 1
         for _ in range(2):
