@@ -214,12 +214,17 @@ def warm() -> None:
     child.close()
     context().socket(zmq.PAIR).close(0)  # the first socket starts the threads
     leaks.turn_loop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(warm: None) -> None:
+    """What there was before this file, as modules and reports, is not looked through again after each of its tests."""
     gc.collect()
-    gc.freeze()  # what was imported so far need not be looked at after each test
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest, warm: None, folder: Path) -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest, frozen: None, folder: Path) -> Iterator[None]:
     """Fail a test that passed and leaves a greenlet, descriptor, process, thread or file.
 
     What a fixture of wider scope holds, such as `shared_kernel`, was there before and does not count.

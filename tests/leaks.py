@@ -123,6 +123,7 @@ def lines(frame: FrameType | None, depth: int) -> str:
 
 def everyone() -> list[str]:
     """What every greenlet and every other thread is at."""
+    gc.unfreeze()  # of a kernel that tests share, too
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     others = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
     return [
