@@ -24,7 +24,7 @@ from kclient.kernels.streams import cannot_start, hidden_file, reason, tail_of
 from kclient.log import WARNING, log, log_soon
 
 PATIENCE: Final = 60.0
-"""Seconds for a fork server to import its modules, and to fork."""
+"""Seconds for a fork server to import its modules, and to fork; one that is silent for longer gives way to another."""
 
 AT_ONCE: Final = 8
 """Starts under way at one server, which forks one after the other; their files would fill the line."""
@@ -59,6 +59,10 @@ class _Start:
     def is_answered(self) -> bool:
         return self.watch is not None or self.error is not None
 
+    @property
+    def is_given_up(self) -> bool:
+        return self.watch is None and self.leash < 0
+
     def give_up(self) -> None:
         """Let go of the leash, which ends the kernel that nobody wants any more, also one still to come."""
         leash, self.leash = self.leash, -1
@@ -85,6 +89,7 @@ class ForkLine:
         self._dead: list[ForkedWatch] = []
         self._is_slow = self._is_retired = False
         self._alarm = Alarm(self._owner.hub, self._end)
+        self._patience = Alarm(self._owner.hub, self._lose_patience)
         self._failure: LaunchError | None = None
         self._lost = Lost(None, "")
         argv = [*command, forking.__file__, *preload]
@@ -126,11 +131,10 @@ class ForkLine:
 
     def start(self, files: Sequence[int]) -> ForkedWatch:
         """Fork a kernel, with the files of `forking.Job`; raises LaunchError, OSError, and Lost if the server ends."""
-        deadline = Deadline(PATIENCE)
         self.was_used = True
         self._take_in()
         while self.is_open and len(self._starts) >= AT_ONCE:
-            self._wait(deadline)
+            self._changed.wait(Deadline(None))
         if not self.is_open:
             raise self._why_it_ended()
         held, leash = os.pipe()
@@ -140,8 +144,10 @@ class ForkLine:
         try:
             self._tell([*files, held], start=number)
             self._starts[number] = start
+            if not self._patience.is_set:  # whoever gives up the start before, it ends
+                self._patience.set(PATIENCE)
             while self.is_open and not start.is_answered:
-                self._wait(deadline)
+                self._changed.wait(Deadline(None))
             if start.error is not None:
                 raise OSError(start.error, os.strerror(start.error))
             if start.watch is None:
@@ -167,7 +173,7 @@ class ForkLine:
     def retire(self) -> None:
         """End with the last kernel, now if there is none."""
         self._is_retired = True
-        if not self.kernels and not self._starts:
+        if not self.kernels and all(start.is_given_up for start in self._starts.values()):
             self._end()
 
     def let_go(self) -> None:
@@ -180,13 +186,15 @@ class ForkLine:
         for start in self._starts.values():
             start.give_up()
 
-    def _wait(self, deadline: Deadline) -> None:
-        if not self._changed.wait(deadline):
-            self._end()
-            raise LaunchError(
+    def _lose_patience(self) -> None:
+        """It has said nothing for long, unless that was not heard: this hub may have stood still."""
+        self._take_in()
+        if self.is_open and self._starts and not self._patience.is_set:
+            self._failure = LaunchError(
                 f"cannot start the kernel: its fork server has not answered within {PATIENCE:g} s",
-                stderr=self._lost.output,
+                stderr=tail_of(self._output),
             )
+            self._end()
 
     def _tell(self, files: Sequence[int], **what: object) -> None:
         rights = [(*_RIGHTS, array("i", files))] if files else []
@@ -241,6 +249,9 @@ class ForkLine:
                 "what a fork server has preloaded runs threads, which its kernels will not have: %s",
                 ", ".join(message["threads"]),
             )
+        self._patience.cancel()
+        if self._starts:
+            self._patience.set(PATIENCE)
         self._changed.wake()
         if self._is_retired:
             self.retire()
@@ -267,6 +278,7 @@ class ForkLine:
             return
         self.is_open = False
         self._alarm.cancel()
+        self._patience.cancel()
         self._watcher.stop()
         self._watcher.close()
         self._line.close()

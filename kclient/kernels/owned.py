@@ -24,7 +24,7 @@ from kclient.errors import (
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
-from kclient.kernels.process import KernelProcess, Launcher, LocalProcess
+from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, raised_in_time
 from kclient.kernels.search import find_kernel_spec
 from kclient.kernels.spec import KernelSpec
 from kclient.kernels.streams import Output
@@ -147,7 +147,8 @@ class OwnedKernel:
 
     def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str, deadline: Deadline) -> None:
         self.argv = self.spec.command(path, launch.extra_arguments)
-        with self._owner.call():  # a Ctrl-C between the launch and the note of it would leave an orphan
+        # a Ctrl-C between the launch and the note of it would leave an orphan
+        with self._owner.call(), raised_in_time(deadline):
             if self._wants_guard:
                 process = self._start_guarded(launch, deadline, Ward(self.endpoint.traces()))
             else:

@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 
 import gevent
+import gevent.select
 import pytest
 from fixtures import in_forked_child
 
@@ -350,6 +351,37 @@ def test_stuck_server_keeps_nobody_waiting(own_server, launch, monkeypatch):
     os.kill(server_of(process), signal.SIGSTOP)
     process.kill()
     assert end_of(process) in (-signal.SIGKILL, None)
+
+
+@pytest.fixture
+def silent(own_server, launch):
+    """The pidfd of a fork server's process, which is stopped and has no kernel."""
+    process = launch(RUN_ON, launcher=own_server)
+    pid = server_of(process)
+    pidfd = os.pidfd_open(pid)
+    process.kill()
+    end_of(process)
+    os.kill(pid, signal.SIGSTOP)
+    yield pidfd
+    os.close(pidfd)
+
+
+def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
+    monkeypatch.setattr(forkline, "PATIENCE", 0.05)
+    background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
+    assert gevent.select.select([silent], [], [], WAIT)[0]
+
+
+def test_silent_server_is_named_as_the_reason(own_server, silent, monkeypatch):
+    monkeypatch.setattr(forkline, "PATIENCE", 0.05)
+    with pytest.raises(LaunchError, match=r"has not answered within 0\.05 s"):
+        own_server.start([*BARE, "-c", ""])
+
+
+def test_closed_server_waits_for_no_start_that_was_given_up(own_server, silent, background):
+    background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
+    own_server.close()
+    assert forked.has_event(silent, 1)
 
 
 def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
