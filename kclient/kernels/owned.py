@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -24,7 +25,7 @@ from kclient.errors import (
 from kclient.hub import Deadline, Owner, Parking
 from kclient.kernels.endpoint import Endpoint
 from kclient.kernels.guard import Ward
-from kclient.kernels.process import KernelProcess, Launcher, LocalProcess, raised_in_time
+from kclient.kernels.process import KernelProcess, Launcher, LocalProcess
 from kclient.kernels.search import find_kernel_spec
 from kclient.kernels.spec import KernelSpec
 from kclient.kernels.streams import Output
@@ -148,7 +149,7 @@ class OwnedKernel:
     def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str, deadline: Deadline) -> None:
         self.argv = self.spec.command(path, launch.extra_arguments)
         # a Ctrl-C between the launch and the note of it would leave an orphan
-        with self._owner.call(), raised_in_time(deadline):
+        with self._owner.call():
             if self._wants_guard:
                 process = self._start_guarded(launch, deadline, Ward(self.endpoint.traces()))
             else:
@@ -208,7 +209,8 @@ class OwnedKernel:
     def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel watches the process with that number, and ends when it is gone
         environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
-        with gevent.Timeout(deadline.left(), False):  # type: ignore[arg-type]  # the stubs don't know it
+        left = deadline.left()
+        with gevent.Timeout(None if left == math.inf else left, False):  # type: ignore[arg-type]  # the stubs don't know it
             return self.launcher.start(
                 self.argv,
                 env=self.spec.environment(environment, launch.env),

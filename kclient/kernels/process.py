@@ -13,20 +13,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec, module_from_spec
-from math import inf
 from posix import close, waitpid  # those of os are gevent's after monkey.patch_all()
 from types import ModuleType
 from typing import Any, Protocol
 
-from gevent import Timeout, monkey
+from gevent import monkey
 from gevent.event import Event
 
-from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Owner
+from kclient.errors import InvalidArgument, InvalidState
+from kclient.hub import Owner
 from kclient.kernels.exitwatch import ExitWatch
 from kclient.kernels.streams import Output, Streams, cannot_start, reason, tail_of
 
@@ -198,21 +197,6 @@ def _watch(pid: int) -> ExitWatch:
         with suppress(ChildProcessError):
             waitpid(pid, 0)
         raise
-
-
-@contextmanager
-def raised_in_time(deadline: Deadline) -> Iterator[None]:
-    """For a launcher that waits, for its fork server, say: raise KernelTimeout there when the deadline is over."""
-    left = deadline.left()
-    timer = Timeout.start_new(None if left == inf else left)
-    try:
-        yield
-    except Timeout as exc:
-        if exc is not timer:
-            raise
-        raise KernelTimeout("start of the kernel's process", deadline.timeout) from None
-    finally:
-        timer.close()
 
 
 def popen_class() -> type[subprocess.Popen[Any]]:
