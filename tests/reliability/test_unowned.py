@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import gevent
 import pytest
@@ -18,6 +19,7 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
     kernel_manager: kclient.KernelManager,
     background: Callable[..., Background],
     gate: Gate,
+    await_arrival: Callable[[kclient.KernelClient], None],
     watch: bool,
 ) -> None:
     with kclient.connect(kernel_manager.connection_file, watch=watch, timeout=WAIT) as client:
@@ -31,6 +33,7 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
             background(client.execute, "1"),
             background(client.shell_channel.get_reply, msg_id),
         ]
+        await_arrival(client)  # what had not left us yet, the new kernel would answer
         kernel_manager.restart_kernel(now=True, timeout=WAIT)
         assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * len(calls)
         assert client.run("6 * 7", timeout=WAIT).text == "42"
@@ -41,18 +44,30 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
 
 
 def test_calls_on_every_channel_and_subshell_learn_of_a_restart_by_the_owner(
-    kernel_manager: kclient.KernelManager, background: Callable[..., Background], gate: Gate
+    kernel_manager: kclient.KernelManager, background: Callable[..., Background], gate: Gate, folder: Path
 ) -> None:
     """Whichever channel the new kernel answers on first."""
-    with kclient.connect(kernel_manager.connection_file, timeout=WAIT) as client:
+    os.mkfifo(arrived := folder / "arrived")
+    held = f"""
+def hold(*request):
+    import os
+    os.write(os.open({str(arrived)!r}, os.O_RDWR), b"!")
+    {gate.code}
+get_ipython().kernel.control_handlers["kernel_info_request"] = hold
+"""
+    with (
+        kclient.connect(kernel_manager.connection_file, timeout=WAIT) as client,
+        open(os.open(arrived, os.O_RDWR), "rb", buffering=0) as arrivals,
+    ):
+        client.run(held, check=True, timeout=WAIT)
         subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
         executions = [client.submit(f"print('on'); {gate.code}", subshell_id=shell) for shell in (None, subshell_id)]
         for execution in executions:
             next(iter(execution))
-        kernel_manager.signal_kernel(signal.SIGSTOP)
         calls = [
             background(call) for call in (*[each.result for each in executions], client.control_channel.kernel_info)
         ]
+        arrivals.read(1)
         kernel_manager.restart_kernel(now=True, timeout=WAIT)
         assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * len(calls)
 
