@@ -143,6 +143,17 @@ def test_body_that_does_not_come_is_given_up(app: ModuleType, monkeypatch: pytes
     assert response.status.startswith("408")
 
 
+def test_body_that_breaks_off_is_refused(app: ModuleType) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
+            raise OSError("unexpected end of file while reading request")
+
+    response = Response()
+    app.Application(StubPool(wait_for_ever))(post(**{"wsgi.input": Broken()}), response.start)
+    assert response.status.startswith("400")
+    assert response.headers["Connection"] == "close"
+
+
 def test_output_that_nobody_read_in_time_is_too_much(app: ModuleType) -> None:
     def run(*args: Any, **kwargs: Any) -> kclient.Result:
         return kclient.Result(None, [], truncated=True)

@@ -129,6 +129,11 @@ def test_streams_and_errors_are_told_apart(page: Page) -> None:
     assert page.find(".error .red")
 
 
+def test_text_that_javascript_takes_for_several_lines_is_shown(page: Page) -> None:
+    assert page.run(r"print('a\u2028b\u2029c'); raise ValueError('\u2028')").startswith("ValueError: ")
+    assert page.find(".stdout").get_property("textContent") == "a\u2028b\u2029c\n"
+
+
 def test_plots_are_images(page: Page) -> None:
     code = "import matplotlib.pyplot as plt; plt.plot([1, 3, 2]); plt.show()"
     assert page.run(code).startswith("Done (")

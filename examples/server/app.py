@@ -48,6 +48,8 @@ RETRY_AFTER = "2"
 SOCKETS = ("kclient.socket", "gunicorn.socket", "gunicorn.sock")
 """Where the environment may hold the client's socket: by our own handler, and by gunicorn's workers."""
 
+CLOSE = ("Connection", "close")
+
 HEADERS = [
     ("Cache-Control", "no-store"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -201,9 +203,14 @@ class Application:
     def _read_body(self, environ: Environ) -> bytes:
         most = self.limits.max_code
         length = int(environ.get("CONTENT_LENGTH") or 0)
-        late = Refused("408 Request Timeout", f"the body did not come within {BODY_TIME:g} s")
+        # After either, what comes next is no request: nobody knows where this one ends.
+        late = Refused("408 Request Timeout", f"the body did not come within {BODY_TIME:g} s", CLOSE)
+        broken = Refused("400 Bad Request", "the body breaks off, or is not in chunks", CLOSE)
         with gevent.Timeout(BODY_TIME, late):
-            body: bytes = environ["wsgi.input"].read(most + 1) if length <= most else b""
+            try:
+                body: bytes = environ["wsgi.input"].read(most + 1) if length <= most else b""
+            except OSError as exc:
+                raise broken from exc
         if max(length, len(body)) > most:
             raise Refused("413 Content Too Large", f"a request may have {most} bytes at most")
         return body

@@ -49,6 +49,9 @@ BASE = (
 )
 """What ipykernel imports until it is ready, and soon after, mostly from inside of functions."""
 
+MADE: "dict[str, tuple[str | None, str]]" = {}
+"""Variables that the user's modules have set as they were imported: the value before, and that."""
+
 SET_SIGNAL = 10
 """F_SETSIG of fcntl(2): another signal than SIGIO is to tell of an event."""
 
@@ -128,6 +131,9 @@ def extend_path(first: str) -> None:
 
 
 def set_environment(environment: dict[str, str]) -> None:
+    for name, (before, made) in MADE.items():
+        if environment.get(name) == before:  # else it was given to this kernel
+            environment[name] = made
     for name in os.environ.keys() - environment.keys() - {"LC_CTYPE"}:  # which Python may have set as it started
         del os.environ[name]
     for name, value in environment.items():
@@ -166,6 +172,7 @@ def load(line: socket.socket, preload: list[str]) -> bool:
     sys.path[place:place] = [] if IS_PATH_SAFE else [""]
     # As ipykernel does, which comes too late for a matplotlib that is imported here.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    before = dict(os.environ)
     for name in preload:
         try:
             importlib.import_module(name)
@@ -173,6 +180,7 @@ def load(line: socket.socket, preload: list[str]) -> bool:
             reason = traceback.format_exception_only(type(exc), exc)[-1].strip()
             tell(line, failed=reason[-TOLD:], module=name, traceback=traceback.format_exc()[-TOLD:])
             return False
+    MADE.update({name: (before.get(name), value) for name, value in os.environ.items() - before.items()})
     with suppress(ValueError):
         sys.path.remove("")
     for stream in (sys.stdout, sys.stderr):

@@ -17,7 +17,6 @@ from kclient.kernels.forked import ForkedWatch
 from kclient.kernels.forkline import ForkLine, Lost
 from kclient.kernels.process import LocalProcess
 from kclient.kernels.pythonline import PythonLine, read_python_line
-from kclient.kernels.spec import can_be_given
 from kclient.kernels.streams import Output, Streams, cannot_start, reason
 
 SERVERS: Final = 4
@@ -157,7 +156,7 @@ def _as_file(python: PythonLine, argv: Sequence[str], environment: Mapping[str, 
     """What `forking.Job` reads, in memory: it may be larger than a message."""
     words = [os.fspath(word) for word in argv]
     for text in (*words, *environment, *environment.values()):
-        if not can_be_given(text):
+        if b"\0" in os.fsencode(text):
             raise ValueError("embedded null byte")
     for name in environment:
         if not name or "=" in name:

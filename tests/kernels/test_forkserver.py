@@ -199,7 +199,7 @@ def test_output_goes_into_a_file_of_the_users_own(launch, either, folder):
 
 @pytest.mark.parametrize(
     "where",
-    [{"cwd": "/nonexistent"}, {"cwd": "/etc/passwd"}, {"env": {"A": "\0"}}, {"stdout": 999}],
+    [{"cwd": "/nonexistent"}, {"cwd": "/etc/passwd"}, {"env": {"A": "\0"}}, {"env": {"A": "\ud800"}}, {"stdout": 999}],
     ids=str,
 )
 def test_what_cannot_be_started_is_a_launch_error(server, where):
@@ -266,6 +266,18 @@ def test_modules_are_imported_before_the_fork(launch, folder, monkeypatch):
         process = launch("import slowly; print(slowly.pid)", launcher=server, python=python, stdout=subprocess.PIPE)
         pid = int(text_of(process))
     assert pid != process.pid
+
+
+def test_variables_that_an_imported_module_sets_are_there_unless_the_kernel_has_its_own(launch, folder, monkeypatch):
+    (folder / "settings.py").write_text("import os\nos.environ.update(MADE='1', CHANGED='by the module')")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CHANGED", "by us")
+    code = "import os; print(os.environ['MADE'], os.environ['CHANGED'])"
+    with ForkServer(["settings"]) as server:
+        for given, found in [({}, "1 by the module\n"), ({"CHANGED": "for this one"}, "1 for this one\n")]:
+            python = [sys.executable, "-S"]
+            env = {**os.environ, **given}
+            assert text_of(launch(code, launcher=server, python=python, env=env, stdout=subprocess.PIPE)) == found
 
 
 @pytest.mark.parametrize(
