@@ -183,7 +183,7 @@ def load(line: socket.socket, preload: list[str]) -> bool:
     MADE.update({name: (before.get(name), value) for name, value in os.environ.items() - before.items()})
     with suppress(ValueError):
         sys.path.remove("")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()  # each kernel would print it again
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     tell(line, ready=True, threads=others)
