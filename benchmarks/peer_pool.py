@@ -55,7 +55,7 @@ class Kernel:
         manager = AsyncKernelManager(kernel_name=kernel_name, context=context, **options)
         client: AsyncKernelClient | None = None
         try:
-            await manager.start_kernel()
+            await manager.start_kernel(extra_arguments=["--HistoryManager.enabled=False"])  # as examples/server does
             exited = exit_of(manager.provisioner.pid)
             client = manager.client(context=context)
             client.start_channels(stdin=False, hb=False, control=False)

@@ -10,12 +10,15 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import gevent
-from app import LOCAL_HOSTS, Application, Limits
+from app import LOCAL_HOSTS, NO_HISTORY, Application, Limits
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 import kclient
+
+IPYTHON = "python3"
+"""The kernel that is ipykernel."""
 
 MAX_CONNECTIONS = 500
 
@@ -93,6 +96,7 @@ def main() -> None:
                 max_uses=options.max_uses,
                 warm_up="\n".join(f"import {module}" for module in options.preload) or None,
                 launcher=launcher,
+                extra_arguments=NO_HISTORY if options.kernel == IPYTHON else (),
                 on_event=StartReport(),
                 orphan_guard=not options.fork,
             )
@@ -112,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=8899, help="port to listen on; 0: any that is free")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a name that browsers may reach this by")
-    add("--kernel", default="python3", metavar="NAME", help="kernel to run")
+    add("--kernel", default=IPYTHON, metavar="NAME", help="kernel to run")
     add("--size", type=int, default=4, help="kernels that wait, warm")
     add("--max-size", type=int, default=None, help="kernels at most, busy ones too")
     add("--max-uses", type=int, default=1, help="runs a kernel serves, each of which finds what those before left")

@@ -50,6 +50,9 @@ SOCKETS = ("kclient.socket", "gunicorn.socket", "gunicorn.sock")
 
 CLOSE = ("Connection", "close")
 
+NO_HISTORY = ("--HistoryManager.enabled=False",)
+"""For IPython's kernels, which else write what everybody runs into one file that every kernel may read."""
+
 HEADERS = [
     ("Cache-Control", "no-store"),
     ("Cross-Origin-Resource-Policy", "same-origin"),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from app import LOCAL_HOSTS, Application, Environ, Limits, StartResponse
+from app import LOCAL_HOSTS, NO_HISTORY, Application, Environ, Limits, StartResponse
 
 import kclient
 
@@ -39,6 +39,7 @@ def open_pool(limits: Limits) -> None:
         pool = stack.enter_context(
             kclient.KernelPool(
                 size=SIZE,
+                extra_arguments=NO_HISTORY,
                 launcher=stack.enter_context(kclient.ForkServer(PRELOAD)) if PRELOAD else None,
                 warm_up="\n".join(f"import {module}" for module in PRELOAD) or None,
                 transport="ipc",
