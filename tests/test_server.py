@@ -84,8 +84,8 @@ def test_nothing_of_one_request_is_there_for_the_next(service: Service) -> None:
         assert second.kernel_id != first.kernel_id
         assert first_done["status"] == "ok"
         assert second.rest()[1]["message"] == "NameError: name 'secret' is not defined"
-    outputs, _ = Run(service, "%history -g").rest()
-    assert not any("secret = 1" in text for text in map(json.dumps, outputs))
+    with Run(service, "%history -g") as third:
+        assert "secret = 1" not in json.dumps(third.rest())
 
 
 def test_what_a_kernel_publishes_comes_as_it_is(service: Service) -> None:
