@@ -179,7 +179,7 @@ def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.stress", "--transport", "ipc", "--calls", "10000000"]
     with subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) as process:
-        wait_for_socket(process.pid)
+        wait_for_calls(process.pid)
         process.send_signal(signum)
         out, err = process.communicate(timeout=TIME)
     assert process.returncode == 128 + signum
@@ -187,10 +187,14 @@ def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> N
     assert out == ""
 
 
-def wait_for_socket(pid: int) -> None:
-    """Return when that process has opened its first ZeroMQ socket, and so has started libzmq's threads."""
-    while not any(name.read_text().startswith("ZMQ") for name in Path(f"/proc/{pid}/task").glob("*/comm")):
+def wait_for_calls(pid: int) -> None:
+    """Return when that process makes calls: its echo kernel has slept far more often than while it started."""
+    while not any(sleeps(int(child)) > 1000 for child in leaks.read(pid, f"task/{pid}/children").split()):
         leaks.turn_loop(0.01)
+
+
+def sleeps(pid: int) -> int:
+    return int(leaks.read(pid, "status").partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 @pytest.mark.parametrize("module", MODULES)
