@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
 import gevent
@@ -34,6 +35,7 @@ class Handler(WSGIHandler):
 
     def handle(self) -> None:
         self.socket.settimeout(PATIENCE)
+        self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # else an event waits 40 ms for word of the one before
         super().handle()
 
     def get_environ(self) -> dict[str, Any]:
