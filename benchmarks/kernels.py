@@ -76,7 +76,8 @@ def bare_kernel(transport: str, name: str = "python3") -> Iterator[BareKernel]:
     spec = kclient.find_kernel_spec(name)
     folder = tempfile.mkdtemp(prefix="bare-")
     path = os.path.join(folder, "kernel.json")
-    connection = new_connection(transport, folder)
+    held: list[socket.socket] = []
+    connection = new_connection(transport, folder, held)
     with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
         json.dump(connection, file)
     process = subprocess.Popen(
@@ -93,19 +94,20 @@ def bare_kernel(transport: str, name: str = "python3") -> Iterator[BareKernel]:
         process.kill()
         process.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
+        for port in held:
+            port.close()
 
 
-def new_connection(transport: str, folder: str) -> Connection:
-    """Ports that are free right now, or names for sockets in `folder`."""
+def new_connection(transport: str, folder: str, held: list[socket.socket]) -> Connection:
+    """Ports that are free, which only a kernel can get while the sockets in `held` are open, or names in `folder`."""
     common = {"transport": transport, "key": uuid4().hex, "signature_scheme": "hmac-sha256", "kernel_name": "python3"}
     if transport == "ipc":
         ports = {f"{channel}_port": number for number, channel in enumerate(CHANNELS, 1)}
         return {**common, **ports, "ip": os.path.join(folder, "k")}
-    with ExitStack() as stack:
-        ports = {}
-        for channel in CHANNELS:
-            probe = stack.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", 0))
-            ports[f"{channel}_port"] = probe.getsockname()[1]
+    ports = {}
+    for channel in CHANNELS:
+        held.append(socket.socket())
+        held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held[-1].bind(("127.0.0.1", 0))
+        ports[f"{channel}_port"] = held[-1].getsockname()[1]
     return {**common, **ports, "ip": "127.0.0.1"}
