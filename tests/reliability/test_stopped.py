@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from time import perf_counter
@@ -35,8 +36,10 @@ class StopAndGo:
         self._kernel = kernel
 
     def stop(self) -> float:
-        """Returns when, by `perf_counter`, the kernel was stopped."""
+        """Returns when, by `perf_counter`, the kernel was stopped, with all of its threads."""
         self._kernel.signal_kernel(signal.SIGSTOP)
+        assert self._kernel.process is not None
+        os.waitid(os.P_PID, self._kernel.process.pid, os.WSTOPPED)
         return perf_counter()
 
     def go_on(self) -> None:
