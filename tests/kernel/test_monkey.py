@@ -275,5 +275,6 @@ with kclient.KernelPool(size=1, on_event=lambda event: print(event.kind, flush=T
 
 @pytest.mark.kernel
 def test_pool_is_refused_in_a_forked_child_and_in_a_real_thread(run_script):
-    told = ["started", "acquired", "refused", "42", "refused", "'still there'", "released", "ended", "closed"]
-    assert run_script(POOL_AND_FORK).split("\n") == told
+    told = run_script(POOL_AND_FORK).split("\n")
+    told.remove("acquired")  # once, while the first child begins
+    assert told == ["started", "refused", "42", "refused", "'still there'", "released", "ended", "closed"]
