@@ -7,7 +7,9 @@ from kclient.channels.heartbeat import HBChannel
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import ControlChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
-from kclient.client import KernelClient
+from kclient.client.connect import connect
+from kclient.client.execution import Execution
+from kclient.client.kernel_client import KernelClient
 from kclient.errors import (
     BadMessage,
     ChannelClosed,
@@ -35,24 +37,23 @@ from kclient.errors import (
     UnsupportedFeature,
     WrongThread,
 )
-from kclient.execution import Execution
+from kclient.manager.start import start_kernel
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Message
-from kclient.result import ErrorInfo, Result
-from kclient.start import connect, start_kernel
+from kclient.protocol.result import ErrorInfo, Result
 
 if TYPE_CHECKING:
-    from kclient.autorestart import AutoRestart
-    from kclient.comm import Comm
-    from kclient.comms import Comms
-    from kclient.kernels.forkserver import ForkServer
-    from kclient.kernels.install import install_kernel_spec, remove_kernel_spec
-    from kclient.kernels.search import find_kernel_spec, list_kernel_specs
-    from kclient.kernels.spec import KernelSpec
-    from kclient.manager import KernelManager
+    from kclient.client.comm import Comm
+    from kclient.client.comms import Comms
+    from kclient.kernels.forkserver.launcher import ForkServer
+    from kclient.kernels.specs.install import install_kernel_spec, remove_kernel_spec
+    from kclient.kernels.specs.search import find_kernel_spec, list_kernel_specs
+    from kclient.kernels.specs.spec import KernelSpec
+    from kclient.manager.autorestart import AutoRestart
+    from kclient.manager.kernel_manager import KernelManager
+    from kclient.pool.events import PooledKernel, PoolEvent, PoolStats
     from kclient.pool.pool import KernelPool
-    from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
     from kclient.protocol.session import Session
 
 __all__ = [
@@ -113,21 +114,21 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AutoRestart": "kclient.autorestart",
-    "Comm": "kclient.comm",
-    "Comms": "kclient.comms",
-    "ForkServer": "kclient.kernels.forkserver",
-    "KernelManager": "kclient.manager",
+    "AutoRestart": "kclient.manager.autorestart",
+    "Comm": "kclient.client.comm",
+    "Comms": "kclient.client.comms",
+    "ForkServer": "kclient.kernels.forkserver.launcher",
+    "KernelManager": "kclient.manager.kernel_manager",
     "KernelPool": "kclient.pool.pool",
-    "KernelSpec": "kclient.kernels.spec",
-    "PoolEvent": "kclient.pool.records",
-    "PoolStats": "kclient.pool.records",
-    "PooledKernel": "kclient.pool.records",
+    "KernelSpec": "kclient.kernels.specs.spec",
+    "PoolEvent": "kclient.pool.events",
+    "PoolStats": "kclient.pool.events",
+    "PooledKernel": "kclient.pool.events",
     "Session": "kclient.protocol.session",
-    "find_kernel_spec": "kclient.kernels.search",
-    "install_kernel_spec": "kclient.kernels.install",
-    "list_kernel_specs": "kclient.kernels.search",
-    "remove_kernel_spec": "kclient.kernels.install",
+    "find_kernel_spec": "kclient.kernels.specs.search",
+    "install_kernel_spec": "kclient.kernels.specs.install",
+    "list_kernel_specs": "kclient.kernels.specs.search",
+    "remove_kernel_spec": "kclient.kernels.specs.install",
 }
 """What is not needed until there is a kernel to talk to, or to start: imported when asked for."""
 

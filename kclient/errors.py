@@ -33,16 +33,31 @@ An error in user code is data (`Result.error`), not an exception, unless ``check
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from errno import EMFILE
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from kclient.execution import Execution
-    from kclient.result import Result
+from typing import Any, Protocol
 
 STDERR_SHOWN = 2000
 """Characters of a dead kernel's stderr that its message shows; the attribute holds all that was kept."""
+
+
+class PartialResult(Protocol):
+    """What came of an execution that did not end as it should: a `Result`, whose `complete` is False."""
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def stdout(self) -> str: ...
+
+
+class UnfinishedExecution(Protocol):
+    """An `Execution` that a call gave up. It may be asked again, or interrupted."""
+
+    def interrupt(self) -> None: ...
+
+    def result(self, timeout: float | None = None) -> PartialResult: ...
 
 
 class KClientError(Exception):
@@ -111,7 +126,7 @@ class BadMessage(RemoteProtocolError):
 class NoReply(RemoteProtocolError):
     """The reply to a request was never sent, or it was lost, or the request was."""
 
-    def __init__(self, message: str, *, msg_id: str | None = None, result: Result | None = None) -> None:
+    def __init__(self, message: str, *, msg_id: str | None = None, result: PartialResult | None = None) -> None:
         super().__init__(message)
         self.msg_id = msg_id
         self.result = result
@@ -201,7 +216,7 @@ class DeadKernelError(KClientError):
         *,
         exit_code: int | None = None,
         stderr: str = "",
-        result: Result | None = None,
+        result: PartialResult | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -258,8 +273,8 @@ class KernelTimeout(KClientError, TimeoutError):
         timeout: float | None,
         *,
         msg_id: str | None = None,
-        execution: Execution | None = None,
-        result: Result | None = None,
+        execution: UnfinishedExecution | None = None,
+        result: PartialResult | None = None,
         hint: str = "",
     ) -> None:
         budget = "" if timeout is None else f" within {timeout:g} s"
@@ -302,7 +317,9 @@ class ForkedProcess(KClientError):
 class ExecutionError(KClientError):
     """The code raised; only `check=True` and `Result.raise_for_error()` turn that into an exception."""
 
-    def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = (), *, result: Result | None = None) -> None:
+    def __init__(
+        self, ename: str, evalue: str, traceback: Sequence[str] = (), *, result: PartialResult | None = None
+    ) -> None:
         super().__init__(f"{ename}: {evalue}" if evalue else ename)
         self.ename = ename
         self.evalue = evalue
@@ -312,6 +329,15 @@ class ExecutionError(KClientError):
 
 class ExecutionAborted(ExecutionError):
     """The kernel skipped the request, since one before it failed with stop_on_error."""
+
+
+Failure = Callable[[str | None], Exception]
+"""Makes the error that a waiting call raises, given the id of its request."""
+
+
+def copies_of(error: Exception) -> Failure:
+    """A copy of `error` for each call that it ends."""
+    return lambda msg_id: copy(error)
 
 
 def describe_exit(exit_code: int) -> str:

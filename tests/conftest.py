@@ -34,8 +34,10 @@ from fixtures import (
 )
 from places import places
 
-from kclient.context import context
-from kclient.hub import Deadline, Owner, Parking
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import Parking
+from kclient.transport.zmq.context import context
 
 if TYPE_CHECKING:
     import kclient

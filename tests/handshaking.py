@@ -11,11 +11,11 @@ from typing import Any
 import gevent
 import zmq
 
-from kclient.context import context
-from kclient.kernels.process import LocalLauncher, LocalProcess
+from kclient.kernels.process.local import LocalLauncher, LocalProcess
 from kclient.protocol.connection import CHANNELS
 from kclient.protocol.registration import Registration
 from kclient.testing import FakeKernel, result
+from kclient.transport.zmq.context import context
 
 KERNEL = """
 import sys

@@ -20,14 +20,14 @@ import zmq
 from gevent import socket
 from gevent.event import Event
 
-from kclient.channels.curve import encrypt
-from kclient.channels.wire import Wire
-from kclient.client import as_connection_info
-from kclient.context import context
+from kclient.client.kernel_client import as_connection_info
+from kclient.concurrency.owner import Owner
 from kclient.errors import ChannelClosed
-from kclient.hub import Owner
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
+from kclient.transport.zmq.context import context
+from kclient.transport.zmq.curve import encrypt
+from kclient.transport.zmq.stream import ZmqStream
 
 CLIENT, KERNEL = "client", "kernel"
 """Where a message is bound for."""
@@ -190,7 +190,7 @@ class _End:
             socket.xpub_verbose = True  # a client that comes back is welcomed again
         elif socket_type == zmq.DEALER:
             socket.reconnect_ivl = 5
-        self.wire = Wire(owner, socket, self, name=f"relay's {name}")
+        self.wire = ZmqStream(owner, socket, self, name=f"relay's {name}")
 
     def send(self, frames: Frames) -> None:
         with suppress(ChannelClosed):  # one that was delayed, and comes too late

@@ -1,4 +1,4 @@
-"""The layers of kclient, read from its source: who may import whom, and what none may import."""
+"""The rooms of kclient, read from its source: which may import which, and what none may import."""
 
 from __future__ import annotations
 
@@ -16,125 +16,92 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kclient"
 MAX_LINES = 350
 """A longer module is two modules."""
 
-BOTTOM = {"context", "descriptors", "errors", "hub", "log", "protocol"}
-CLIENT = BOTTOM | {"channels", "result", "interruption", "execution", "probe", "watch", "support", "prompts"}
-CLIENT |= {"comm", "comms", "deaths", "link", "runner"}
-MANAGER = CLIENT | {"client", "deathwatch", "kernels", "goodbye", "connection_file", "backoff", "autorestart"}
-MANAGER |= {"lifecycle"}
+MAX_ROOMS = 16
+"""Folders and loose modules of kclient/, and benchmarks/."""
 
-LAYERS = {
+MAX_FLOORS = 11
+"""Rooms on the longest way from one import to the next."""
+
+BOTTOM = {"errors", "concurrency", "protocol"}
+
+ROOMS = {
     "errors": set(),
-    "sigint": set(),
-    "log": set(),
-    "descriptors": {"errors"},
-    "context": {"descriptors", "errors"},
-    "hub": {"errors", "sigint"},
+    "concurrency": {"errors"},
     "protocol": {"errors"},
-    "channels": BOTTOM | {"sigint"},
-    "kernels": BOTTOM,
-    "testing": BOTTOM | {"channels", "kernels"},
-    "result": {"errors", "protocol"},
-    "interruption": BOTTOM | {"channels"},
-    "execution": BOTTOM | {"channels", "result", "interruption"},
-    "probe": BOTTOM | {"channels"},
-    "watch": BOTTOM | {"channels", "result", "execution", "probe"},
-    "support": BOTTOM | {"channels", "result", "execution", "probe"},
-    "deathwatch": BOTTOM | {"channels"},
-    "prompts": BOTTOM | {"channels", "result", "execution"},
-    "comm": BOTTOM | {"channels"},
-    "comms": BOTTOM | {"channels", "comm"},
-    "deaths": BOTTOM | {"channels"},
-    "link": CLIENT - {"runner"},
-    "goodbye": CLIENT - {"runner"},
-    "runner": CLIENT,
-    # Of `kernels` for connection files only; of processes it is told through link.Kernel.
-    "client": CLIENT | {"deathwatch", "kernels"},
-    "connection_file": {"errors", "hub", "protocol", "kernels"},
-    "backoff": {"errors", "hub"},
-    "autorestart": BOTTOM | {"channels", "deaths", "backoff"},
-    "lifecycle": MANAGER - {"client", "connection_file"},
-    "manager": MANAGER,
-    "start": MANAGER | {"manager"},
-    "pool": MANAGER | {"manager", "start"},
-    "kclient": MANAGER | {"manager", "start", "pool"},
-    "bench": set(),  # it times what it is given
-    "cli": MANAGER | {"manager", "start", "pool", "kclient", "bench"},
+    "transport": BOTTOM,
+    "channels": BOTTOM | {"transport"},
+    "kernels": BOTTOM | {"transport"},
+    # Of `kernels` connection files only. What a client needs to know of a process, it is told by client.process.Kernel.
+    "client": BOTTOM | {"transport", "channels", "kernels"},
+    "manager": BOTTOM | {"transport", "channels", "kernels", "client"},
+    "testing": BOTTOM | {"transport", "kernels"},
+    "pool": BOTTOM | {"kernels", "client", "manager"},
+    # Everything that it exports; type hints included, it is read in no circle.
+    "kclient": BOTTOM | {"channels", "kernels", "client", "manager", "pool"},
+    "bench": {"transport"},  # for the versions of ZeroMQ; it times what it is given
+    "cli": BOTTOM | {"channels", "kernels", "client", "manager", "pool", "kclient", "bench"},
+    "__main__": {"cli"},
 }
-"""What each layer may import of kclient besides itself. A layer is a module, or a folder; "kclient" is its __init__."""
+"""The rooms from the ground up, and what each may import of kclient besides itself, type hints included.
+
+A room is a folder, or a module beside the folders; "kclient" is `kclient/__init__`. Imports point up only.
+"""
 
 PACKAGES = {
     "errors": set(),
-    "sigint": {"gevent"},
-    "log": {"gevent"},
-    "descriptors": set(),
-    "context": {"zmq"},
-    "hub": {"gevent"},
+    "concurrency": {"gevent"},
     "protocol": {"attrs", "orjson"},
+    "transport": {"gevent", "zmq"},
     "channels": {"attrs", "gevent", "zmq"},
-    "kernels": {"attrs", "gevent", "jupyter_core", "orjson", "zmq"},
-    "testing": {"attrs", "gevent", "zmq"},
-    "result": {"attrs"},
-    "interruption": set(),
-    "execution": {"attrs", "gevent"},
-    "probe": set(),
-    "watch": {"attrs", "gevent"},
-    "support": {"gevent"},
-    "deathwatch": {"gevent"},
-    "prompts": {"gevent"},
-    "comm": set(),
-    "comms": set(),
-    "link": {"attrs", "gevent"},
-    "goodbye": set(),
-    "connection_file": set(),
-    "backoff": set(),
-    "deaths": set(),
-    "autorestart": {"attrs", "gevent"},
-    "lifecycle": {"gevent"},
-    "runner": {"attrs", "gevent"},
+    "kernels": {"attrs", "gevent", "jupyter_core", "zmq"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},
-    "start": set(),
+    "testing": {"attrs", "gevent", "zmq"},
     "pool": {"attrs", "gevent"},
     "kclient": set(),
-    "bench": {"attrs", "hdrh", "matplotlib", "rich", "zmq"},
+    "bench": {"attrs", "hdrh", "matplotlib", "rich"},
     "cli": {"attrs", "click", "gevent", "rich"},
+    "__main__": set(),
 }
-"""What each layer may import from outside the standard library.
+"""What each room may import from outside the standard library."""
 
-Only `channels`, and `kernels` for the handshake, may know what a ZeroMQ socket is.
-"""
+KNOWS_ZMQ = ("kclient.transport.zmq", "kclient.kernels.connection", "kclient.testing", "kclient.channels")
+"""Where zmq may be imported: the transport over it, keys and the handshake, and the fake kernel."""
 
 IMPURE = {
     *("asyncio", "concurrent", "fcntl", "glob", "http", "io", "mmap", "multiprocessing", "os", "pathlib", "queue"),
     *("sched", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess", "tempfile"),
     *("threading", "urllib"),
 }
-"""What `protocol`, and others that do no I/O and never wait, have no use for."""
+"""What `protocol`, and other modules that do no I/O and never wait, do not import."""
 
-PURE = {"kclient.pool.roster", "kclient.pool.records", "kclient.backoff"}
+PURE = {"kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff"}
 """Modules outside `protocol` that decide and do nothing else."""
 
 NEVER = {"asyncio", "tornado"}
 
 UNWANTED_AT_IMPORT = [
     *("asyncio", "tornado", "jupyter_core", "jupyter_client", "ipykernel", "IPython", "click", "rich"),
-    *("hdrh", "matplotlib", "numpy", "kclient.comm", "kclient.comms"),
+    *("hdrh", "matplotlib", "numpy", "kclient.client.comm", "kclient.client.comms"),
 ]
 
 
 class Module:
-    """One source file, and what it imports when it runs."""
+    """One source file, and what it imports: in functions and for type hints, too."""
 
     def __init__(self, path: Path) -> None:
         parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
         self.is_package = parts[-1] == "__init__"
         self.name = ".".join(parts[:-1] if self.is_package else parts)
-        self.layer = layer_of(self.name)
+        self.room = room_of(self.name)
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text, str(path))
 
     def imports(self) -> Iterator[tuple[int, str]]:
-        """The line and the full name of everything imported, in functions too; not what is for type checkers only."""
+        """The line and the full name of everything imported.
+
+        Exempt is `kclient/__init__`: what it has for type checkers only is imported when it is asked for.
+        """
         for node in running_code(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -156,12 +123,19 @@ class Module:
         ]
         return ".".join([*parents, *filter(None, [node.module])])
 
+    def modules(self) -> set[str]:
+        """The modules of kclient that it imports."""
+        found = set()
+        for _, name in self.imports():
+            module = name if name in NAMES else name.rpartition(".")[0]
+            if module in NAMES - {self.name}:
+                found.add(module)
+        return found
 
-def layer_of(name: str) -> str:
-    """``kclient.channels.shell`` is of "channels"; a public name that `kclient` itself holds is of "kclient"."""
+
+def room_of(name: str) -> str:
+    """``kclient.channels.shell`` is in the room "channels"; a public name of `kclient` itself is in "kclient"."""
     for second in name.split(".")[1:2]:
-        if second == "__main__":
-            return "cli"
         if (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file():
             return second
     return PACKAGE.name
@@ -185,37 +159,64 @@ def called(node: ast.Call) -> str:
 
 MODULES = [Module(path) for path in sorted(PACKAGE.rglob("*.py"))]
 
+NAMES = {module.name for module in MODULES}
+
 each_module = pytest.mark.parametrize("module", [pytest.param(module, id=module.name) for module in MODULES])
 
 
-@each_module
-def test_module_has_a_layer(module: Module) -> None:
-    assert module.layer in LAYERS, f"{module.name}: give the layer {module.layer!r} a place in LAYERS"
-    assert module.layer in PACKAGES, f"{module.name}: say in PACKAGES what the layer {module.layer!r} may import"
+def test_rooms_are_those_of_the_table() -> None:
+    assert {module.room for module in MODULES} == set(ROOMS) == set(PACKAGES)
+    assert len({*ROOMS, "benchmarks"}) <= MAX_ROOMS
+
+
+def test_no_module_stands_outside_the_rooms() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")}
+    assert loose == {"errors", "__init__", "__main__"}
+
+
+def test_table_points_up_only() -> None:
+    above: set[str] = set()
+    for room, allowed in ROOMS.items():
+        assert allowed <= above, f"{room} may import {', '.join(sorted(allowed - above))}, which stands below it"
+        above.add(room)
+
+
+def test_floors_are_few() -> None:
+    floors: dict[str, int] = {}
+    for room in ROOMS:
+        others = {room_of(name) for module in MODULES if module.room == room for name in module.modules()} - {room}
+        floors[room] = 1 + max((floors[other] for other in others), default=0)
+    assert max(floors.values()) < MAX_FLOORS, floors  # benchmarks/ stands on top
 
 
 @each_module
-def test_module_imports_only_from_layers_below(module: Module) -> None:
-    allowed = LAYERS[module.layer] | {module.layer}
+def test_module_imports_only_from_rooms_above(module: Module) -> None:
+    allowed = ROOMS[module.room] | {module.room}
     wrong = [
-        f"line {line}: {module.name} ({module.layer}) imports {name} ({layer_of(name)})"
+        f"line {line}: {module.name} ({module.room}) imports {name} ({room_of(name)})"
         for line, name in module.imports()
-        if name.split(".")[0] == PACKAGE.name and layer_of(name) not in allowed
+        if name.split(".")[0] == PACKAGE.name and room_of(name) not in allowed
     ]
-    assert not wrong, "\n".join([*wrong, f"{module.layer} may import {', '.join(sorted(allowed))}"])
+    assert not wrong, "\n".join([*wrong, f"{module.room} may import {', '.join(sorted(allowed))}"])
 
 
 @each_module
-def test_module_imports_only_the_packages_of_its_layer(module: Module) -> None:
-    allowed = PACKAGES[module.layer] | {PACKAGE.name} | sys.stdlib_module_names
+def test_module_imports_only_the_packages_of_its_room(module: Module) -> None:
+    allowed = PACKAGES[module.room] | {PACKAGE.name} | sys.stdlib_module_names
     wrong = [
         f"line {line}: {module.name} imports {name}"
         for line, name in module.imports()
         if name.split(".")[0] not in allowed
     ]
     assert not wrong, "\n".join(
-        [*wrong, f"{module.layer} may import {', '.join(sorted(PACKAGES[module.layer])) or 'none'}"]
+        [*wrong, f"{module.room} may import {', '.join(sorted(PACKAGES[module.room])) or 'none'}"]
     )
+
+
+@each_module
+def test_module_knows_zmq_only_where_it_may(module: Module) -> None:
+    wrong = [f"line {line}: imports {name}" for line, name in module.imports() if name.split(".")[0] == "zmq"]
+    assert not wrong or module.name.startswith(KNOWS_ZMQ), "\n".join([module.name, *wrong])
 
 
 @each_module
@@ -242,7 +243,7 @@ def test_module_never_monkey_patches(module: Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param(m, id=m.name) for m in MODULES if m.layer == "protocol" or m.name in PURE]
+    "module", [pytest.param(m, id=m.name) for m in MODULES if m.room == "protocol" or m.name in PURE]
 )
 def test_what_decides_does_no_io(module: Module) -> None:
     wrong = [f"line {line}: imports {name}" for line, name in module.imports() if name.split(".")[0] in IMPURE]
@@ -261,24 +262,14 @@ def test_module_is_not_two(module: Module) -> None:
 
 
 def test_modules_import_each_other_one_way() -> None:
-    names = {module.name for module in MODULES}
-    graph = {
-        module.name: {
-            found
-            for _, name in module.imports()
-            for found in [name if name in names else name.rpartition(".")[0]]
-            if found in names - {module.name}
-        }
-        for module in MODULES
-    }
     try:
-        graphlib.TopologicalSorter(graph).prepare()
+        graphlib.TopologicalSorter({module.name: module.modules() for module in MODULES}).prepare()
     except graphlib.CycleError as exc:
         pytest.fail("imports in a circle: " + " imports ".join(reversed(exc.args[1])), pytrace=False)
 
 
 def test_there_are_modules_to_read() -> None:
-    assert {"protocol", "channels", "kernels"} <= {module.layer for module in MODULES}, f"no package in {PACKAGE}"
+    assert {"protocol", "channels", "kernels"} <= {module.room for module in MODULES}, f"no package in {PACKAGE}"
 
 
 def test_importing_kclient_brings_in_nothing_it_can_do_without() -> None:

@@ -19,7 +19,7 @@ from benchmarks.bars import BARS
 from benchmarks.kernels import echo_kernels
 from benchmarks.stress import stress
 from kclient.bench.recorder import Recorder
-from kclient.channels.wire import Wire
+from kclient.transport.zmq.stream import ZmqStream
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,7 +162,7 @@ def test_each_of_many_calls_gets_its_own_reply_in_time(transport: str) -> None:
 
 def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wire does not look after a send, until a call is late: when its time is up it looks once more."""
-    monkeypatch.setattr(Wire, "_has_input", lambda wire: False)
+    monkeypatch.setattr(ZmqStream, "_has_input", lambda wire: False)
     monkeypatch.setattr("benchmarks.stress.PATIENCE", 0.2)
     with echo_kernels() as kernels:
         for seed in range(200):

@@ -38,7 +38,7 @@ from kclient.errors import (
     WrongThread,
 )
 from kclient.protocol.messages import Message
-from kclient.result import Result
+from kclient.protocol.result import Result
 
 RESULT = Result(Message({"msg_id": "1", "msg_type": "execute_reply"}, content={"status": "ok"}), [])
 

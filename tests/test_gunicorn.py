@@ -231,7 +231,7 @@ def test_end_lets_a_request_end_and_leaves_nothing(start_gunicorn: Callable[...,
 
 PRELOADED = """
 import gevent, json, kclient, os
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 
 class Noting(LocalLauncher):
     def start(self, argv, **where):

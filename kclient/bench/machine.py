@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-import zmq
+from kclient.transport.zmq.context import libzmq_version
 
 PACKAGES: Final = ("kclient", "pyzmq", "gevent", "orjson", "jupyter_client", "ipykernel")
 """What a call goes through, here or in the kernel."""
@@ -23,7 +23,7 @@ def describe_machine(packages: Iterable[str] = PACKAGES) -> dict[str, str | int]
         "cores": usable_cores(),
         "os": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "libzmq": zmq.zmq_version(),
+        "libzmq": libzmq_version(),
     }
     for name in packages:
         with suppress(PackageNotFoundError):

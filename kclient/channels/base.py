@@ -7,25 +7,26 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import zmq
 from gevent import get_hub, getcurrent
 
-from kclient.channels.curve import encrypt
-from kclient.channels.delivery import Deliverer
-from kclient.channels.frames import FrameReader, MessageReader
-from kclient.channels.wire import RECONNECT_IVL, TURN, Wire
-from kclient.context import no_socket
-from kclient.errors import BadMessage, ChannelClosed, InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Owner, Parking
-from kclient.log import WARNING, log, log_soon
+from kclient.concurrency.callbacks import CallbackQueue
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import WARNING, log, log_soon
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import Parking
+from kclient.errors import BadMessage, ChannelClosed, Failure, InvalidArgument, InvalidState, KernelTimeout
 from kclient.protocol.connection import make_address
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
 from kclient.protocol.peer import Peer
+from kclient.transport.zmq.context import no_socket
+from kclient.transport.zmq.curve import encrypt
+from kclient.transport.zmq.frames import FrameReader, MessageReader
+from kclient.transport.zmq.stream import RECONNECT_IVL, TURN, ZmqStream
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -35,14 +36,6 @@ LAST_LOOK: Final = 0.02
 
 LOOK_AGAIN: Final = 0.04
 """Seconds from one such look to the next: many of them beside a flood must not stop the loop."""
-
-Failure = Callable[[str | None], Exception]
-"""Makes the error that a waiting call raises, given the id of its request."""
-
-
-def copies_of(error: Exception) -> Failure:
-    """A copy of `error` for each call that it ends."""
-    return lambda msg_id: copy(error)
 
 
 class Channel(ABC):
@@ -61,7 +54,7 @@ class Channel(ABC):
         self.dropped: Counter[str] = Counter()
         self._address = make_address(address)
         self._owner = Owner()
-        self._wire: Wire | None = None
+        self._wire: ZmqStream | None = None
         self._retire: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
         self._failure: Failure | None = None
@@ -71,7 +64,7 @@ class Channel(ABC):
         self.reconnect_ivl_max = 0
         self.identity: bytes | None = None
         self.looked_at = 0.0
-        self._deliverer = Deliverer(f"call_handlers of the {self.name} channel")
+        self._deliverer = CallbackQueue(f"call_handlers of the {self.name} channel")
 
     def __repr__(self) -> str:
         state = "running" if self.is_alive() else "stopped" if self._is_stopped else "not started"
@@ -205,7 +198,7 @@ class Channel(ABC):
         self._attach(socket)
 
     def _attach(self, socket: zmq.Socket[Any]) -> None:
-        self._wire = Wire(self._owner, socket, self, reader=self._reader_of(socket), name=self.name)
+        self._wire = ZmqStream(self._owner, socket, self, reader=self._reader_of(socket), name=self.name)
         self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
         self._retire.atexit = False
 
@@ -214,7 +207,7 @@ class Channel(ABC):
             self._retire()
         self._wire = None
 
-    def _check(self) -> Wire:
+    def _check(self) -> ZmqStream:
         """The wire, for a call that needs it; raises what a closed, dead or foreign channel raises."""
         self._owner.check()
         if self._is_stopped:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from kclient.channels.base import Channel, Failure
-from kclient.errors import InvalidState, KClientError
-from kclient.hub import Alarm, check_seconds
-from kclient.log import log
+from kclient.channels.base import Channel
+from kclient.concurrency.deadline import check_seconds
+from kclient.concurrency.log import log
+from kclient.concurrency.waiting import Timer
+from kclient.errors import Failure, InvalidState, KClientError
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -45,7 +46,7 @@ class HBChannel(Channel):
         self._last_beat = 0.0
         self._silent_since = 0.0
         self._next_ping = 0.0
-        self._alarm = Alarm(self._owner.hub, self._tick)
+        self._alarm = Timer(self._owner, self._tick)
 
     @property
     def is_paused(self) -> bool:

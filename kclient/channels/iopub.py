@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from kclient.channels.base import Failure, MessageChannel, last_look
-from kclient.hub import Deadline, Parking, in_callback
-from kclient.log import WARNING, log, log_soon
+from kclient.channels.base import MessageChannel, last_look
+from kclient.concurrency.callbacks import in_callback
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import WARNING, log, log_soon
+from kclient.concurrency.waiting import Parking
+from kclient.errors import Failure
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message, check_code, is_debug_event
 from kclient.protocol.routing import Outputs

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from gevent import getcurrent
 
-from kclient.channels.base import Failure, MessageChannel, spin
+from kclient.channels.base import MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
-from kclient.errors import InvalidArgument, InvalidState, KernelTimeout
-from kclient.hub import Deadline, Parking, Timeout, as_deadline
-from kclient.log import log
+from kclient.concurrency.deadline import Deadline, Timeout, as_deadline
+from kclient.concurrency.log import log
+from kclient.concurrency.waiting import Parking
+from kclient.errors import Failure, InvalidArgument, InvalidState, KernelTimeout
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Content, Message, check_buffers, check_code, check_message
 from kclient.protocol.peer import OPTIONAL

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from kclient.channels.base import MessageChannel
+from kclient.concurrency.deadline import Timeout, as_deadline
+from kclient.concurrency.waiting import weakly
 from kclient.errors import InvalidState
-from kclient.hub import Timeout, as_deadline, weakly
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message

@@ -14,9 +14,9 @@ import gevent
 import kclient
 from kclient.cli.run import START_TIMEOUT, ExitCode, Signals, Stopped, code_of_end, started
 from kclient.cli.terminal import OutputLost, Screen
+from kclient.client.interface import KernelInterface
+from kclient.concurrency.deadline import Deadline
 from kclient.errors import KClientError, KernelTimeout
-from kclient.hub import Deadline
-from kclient.runner import Runner
 
 if TYPE_CHECKING:
     from kclient.bench.recorder import Recorder
@@ -137,13 +137,13 @@ class Bench:
             )
         return {keys[name]: recorder for name, recorder in sorted(recorders.items())}
 
-    def _open_all(self, stack: ExitStack) -> dict[str, Runner]:
+    def _open_all(self, stack: ExitStack) -> dict[str, KernelInterface]:
         """The kernel on each transport; one that cannot do ipc is told of, if there is another."""
         limit = START_TIMEOUT if self._job.timeout is None else self._job.timeout
         if self._job.existing is not None:
             client = kclient.connect(self._job.existing, timeout=limit, spin=self._job.spin)
             return {client.connection.transport: stack.enter_context(client)}
-        kernels: dict[str, Runner] = {}
+        kernels: dict[str, KernelInterface] = {}
         for transport in self._job.transports:
             start = monotonic()
             try:
@@ -158,7 +158,7 @@ class Bench:
             limit = max(IPC_WAIT, IPC_TIMES * (monotonic() - start))
         return kernels
 
-    def _calls(self, kernel: Runner) -> dict[str, Callable[[], object]]:
+    def _calls(self, kernel: KernelInterface) -> dict[str, Callable[[], object]]:
         """What is measured of one kernel, by operation."""
         code, left = self._job.code, self._deadline.left
         result = kernel.run(code, timeout=left())
@@ -175,7 +175,7 @@ class Bench:
         return {"kernel_info": kernel_info, "run": run}
 
 
-def tidier(kernel: Runner) -> Callable[[], None]:
+def tidier(kernel: KernelInterface) -> Callable[[], None]:
     """What to do between two batches: forget what nobody claims, and let a signal through."""
 
     def tidy() -> None:

@@ -13,8 +13,8 @@ from kclient.cli.bench import BenchJob, run_bench
 from kclient.cli.kernels import kernels
 from kclient.cli.run import ExitCode, Job, run_job
 from kclient.cli.say import complain, drop_unwritten
-from kclient.kernels.encryption import MODES
-from kclient.kernels.search import NATIVE_KERNEL
+from kclient.kernels.connection.encryption import MODES
+from kclient.kernels.specs.search import NATIVE_KERNEL
 
 EXIT_CODES: Final = """\b
 Exit codes:

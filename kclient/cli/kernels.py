@@ -13,9 +13,9 @@ import click
 from kclient.cli.run import ExitCode
 from kclient.cli.say import complain, printable, say, warnings_shown
 from kclient.errors import KClientError, KernelSpecExists
-from kclient.kernels.install import install_kernel_spec, place_to_remove, remove_kernel_spec
-from kclient.kernels.search import ALLOWED_KERNELS, list_kernel_specs, places_of
-from kclient.kernels.spec import KernelSpec
+from kclient.kernels.specs.install import install_kernel_spec, place_to_remove, remove_kernel_spec
+from kclient.kernels.specs.search import ALLOWED_KERNELS, list_kernel_specs, places_of
+from kclient.kernels.specs.spec import KernelSpec
 
 UNLIMITED: Final = 100_000
 """Columns of a table, none of whose cells is to be cut."""

@@ -15,12 +15,12 @@ import gevent
 
 import kclient
 from kclient.cli.terminal import OutputLost, Prompter, Screen, is_success
+from kclient.client.execution import Execution
+from kclient.client.interface import KernelInterface
+from kclient.concurrency.deadline import Deadline
 from kclient.errors import KClientError, KernelTimeout
-from kclient.execution import Execution
-from kclient.hub import Deadline
-from kclient.manager import KernelManager
-from kclient.result import Result
-from kclient.runner import Runner
+from kclient.manager.kernel_manager import KernelManager
+from kclient.protocol.result import Result
 
 START_TIMEOUT: Final = 60.0
 """Seconds for a kernel to be ready, where --timeout says nothing."""
@@ -93,7 +93,7 @@ def code_of_end(exc: Stopped | OutputLost, screen: Screen) -> int:
 
 
 @contextmanager
-def opened(job: Job) -> Iterator[Runner]:
+def opened(job: Job) -> Iterator[KernelInterface]:
     """A kernel that is ready: a new one, which ends with the block, or the existing one, which goes on."""
     timeout = START_TIMEOUT if job.timeout is None else job.timeout
     if job.existing is not None:
@@ -105,7 +105,9 @@ def opened(job: Job) -> Iterator[Runner]:
 
 
 @contextmanager
-def started(name: str, transport: str, encryption: str, timeout: float | None, spin: float = 0.0) -> Iterator[Runner]:
+def started(
+    name: str, transport: str, encryption: str, timeout: float | None, spin: float = 0.0
+) -> Iterator[KernelInterface]:
     """A new kernel that is ready, and ends with the block: at once, if that fails."""
     kernel = kclient.start_kernel(name, timeout=timeout, transport=transport, encryption=encryption, spin=spin)
     try:
@@ -169,7 +171,7 @@ class Signals:
 class Run:
     """One run of the code in a kernel that is ready."""
 
-    def __init__(self, job: Job, kernel: Runner, screen: Screen, signals: Signals) -> None:
+    def __init__(self, job: Job, kernel: KernelInterface, screen: Screen, signals: Signals) -> None:
         self._job = job
         self._kernel = kernel
         self._screen = screen

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from kclient.concurrency.callbacks import check_callback
+from kclient.concurrency.deadline import check_seconds
 from kclient.errors import InvalidArgument, InvalidState
-from kclient.hub import check_callback, check_seconds
-from kclient.manager import KernelManager
-from kclient.pool.keeper import Keeper
-from kclient.pool.lending import Recipe
-from kclient.pool.records import PooledKernel, PoolEvent, PoolStats
-from kclient.pool.roster import BUSY, IDLE, Roster
+from kclient.manager.kernel_manager import KernelManager
+from kclient.pool.events import PooledKernel, PoolEvent, PoolStats
+from kclient.pool.lent_kernel import Recipe
+from kclient.pool.scheduler import BUSY, IDLE, Scheduler
+from kclient.pool.workers import Workers
 from kclient.protocol.messages import check_code
 
 if TYPE_CHECKING:
-    from kclient.kernels.process import Launcher
+    from kclient.kernels.process.local import Launcher
 
 _Self = TypeVar("_Self", bound="KernelPool")
 
@@ -88,10 +89,10 @@ class KernelPool:
         most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)
         if max_age is not None and check_seconds(max_age, "max_age", alternative=", or None") == 0:
             raise InvalidArgument("max_age must be more than 0 s: each kernel would be replaced as soon as it is ready")
-        roster = Roster(
+        roster = Scheduler(
             size, most, max_uses=_check_count(max_uses, "max_uses"), max_age=max_age, starters=_processors()
         )
-        self._keeper = Keeper(roster, recipe, check_callback(on_event, "on_event"))
+        self._keeper = Workers(roster, recipe, check_callback(on_event, "on_event"))
         self._finalizer = weakref.finalize(self, self._keeper.abandon)
         self._finalizer.atexit = False  # each manager has a finalizer of its own, for then
         self._keeper.act()

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol, cast
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import CommRoutes, Taker
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.ledger import Ledger
 from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, reply_type
+from kclient.protocol.pending_answers import PendingAnswers
 
 MAX_UNCOLLECTED: Final = 10_000
 """Replies kept for a get_reply that may still come, and abandoned requests remembered."""
@@ -63,7 +63,7 @@ class Requests:
     """
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger = PendingAnswers()
         self.inbox = Inbox(MAX_UNCOLLECTED, MAX_UNCOLLECTED_BYTES)
         self._slots: dict[str, Slot] = {}
         self._abandoned: deque[str] = deque()
@@ -211,7 +211,7 @@ class Outputs:
     """Which execution an iopub message belongs to, and what the kernel says of its own state."""
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
-        self.ledger = Ledger()
+        self.ledger = PendingAnswers()
         self.inbox = Inbox(max_messages, max_bytes)
         self.executions: dict[str, Sink] = {}
         self.comms: CommRoutes[Any] | None = None

@@ -13,14 +13,12 @@ import zmq
 from gevent.event import AsyncResult, Event
 from gevent.queue import Queue
 
-from kclient.channels.wire import Wire
-from kclient.context import context
+from kclient.concurrency.log import log
+from kclient.concurrency.owner import Owner
 from kclient.errors import BadMessage, InvalidArgument, InvalidState
-from kclient.hub import Owner
-from kclient.kernels.encryption import new_keys
-from kclient.kernels.files import PrivateFolder, new_ipc_folder
-from kclient.kernels.ports import numeric_address
-from kclient.log import log
+from kclient.kernels.connection.encryption import new_keys
+from kclient.kernels.connection.files import PrivateFolder, new_ipc_folder
+from kclient.kernels.connection.ports import numeric_address
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import GETS_NO_REPLY, Message, check_code
@@ -29,6 +27,8 @@ from kclient.testing import version4
 from kclient.testing.registering import read_registration, register
 from kclient.testing.script import DEFAULT_HANDLERS, Handler, Request, Step
 from kclient.testing.thread import HubThread
+from kclient.transport.zmq.context import context
+from kclient.transport.zmq.stream import ZmqStream
 
 _SOCKET_TYPES: Final = {
     "shell": zmq.ROUTER,
@@ -260,7 +260,7 @@ class _Port:
             socket.curve_server = True
         if name == "iopub":
             socket.xpub_verbose = True
-        self.wire = Wire(owner, socket, self)
+        self.wire = ZmqStream(owner, socket, self)
 
     def bind(self, ip: str, number: int) -> int:
         """Listen; returns the port."""

@@ -8,13 +8,15 @@ from typing import Final
 
 import zmq
 
-from kclient.channels.wire import Wire
-from kclient.context import context
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import log
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import Parking
 from kclient.errors import BadMessage, InvalidArgument, KernelTimeout
-from kclient.hub import Deadline, Owner, Parking
-from kclient.log import log
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.registration import Registration
+from kclient.transport.zmq.context import context
+from kclient.transport.zmq.stream import ZmqStream
 
 RECEIPT_WAIT: Final = 5.0
 """Seconds for the launcher to take note of the kernel; without that a kernel should end, says JEP 66."""
@@ -35,7 +37,7 @@ def register(owner: Owner, registration: Registration, info: ConnectionInfo) -> 
     receipts = _Receipts(owner, registration)
     socket = context().socket(zmq.DEALER)
     socket.connect(registration.address)
-    wire = Wire(owner, socket, receipts)
+    wire = ZmqStream(owner, socket, receipts)
     try:
         wire.send(registration.report(info))
         receipts.wait(Deadline(RECEIPT_WAIT))

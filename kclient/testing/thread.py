@@ -7,7 +7,8 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.monkey import get_original
+
+from kclient.concurrency.unpatched import allocate_lock, start_new_thread
 
 
 class HubThread:
@@ -16,9 +17,6 @@ class HubThread:
     def __init__(self, open: Callable[[], None], close: Callable[[], None]) -> None:
         self._open = open
         self._close = close
-        # After patch_all() those of `threading` are greenlets.
-        allocate_lock = get_original("_thread", "allocate_lock")
-        self._start_thread = get_original("_thread", "start_new_thread")
         self._started = allocate_lock()
         self._ended = allocate_lock()
         self._error: BaseException | None = None
@@ -28,7 +26,7 @@ class HubThread:
         """Return when `open` has returned; raises what it raised."""
         self._started.acquire()
         self._ended.acquire()
-        self._start_thread(self._run, ())
+        start_new_thread(self._run, ())
         self._started.acquire()
         if self._error is not None:
             raise self._error

@@ -15,7 +15,7 @@ import pytest
 from fixtures import Background, in_forked_child
 
 import kclient
-from kclient.channels.base import copies_of
+from kclient.errors import copies_of
 from kclient.testing import FakeKernel, Request, result
 
 WAIT = 20

@@ -15,7 +15,7 @@ from proxy import Line
 from zmq.utils.monitor import parse_monitor_message
 
 import kclient
-from kclient.hub import Deadline
+from kclient.concurrency.deadline import Deadline
 from kclient.protocol.connection import CHANNELS
 from kclient.testing import FakeKernel, Request, result, stream
 

@@ -147,7 +147,7 @@ def test_buffers_of_any_size_and_kind_go_both_ways(transport: str) -> None:
         client.shell_channel.get_reply(client.shell_channel.send("echo_request", buffers=kinds), timeout=20)
         assert fake.requests[-1].buffers == sent
         while client.iopub_channel.inbox.nbytes < 1_000_000:
-            client.iopub_channel.changed.wait(kclient.hub.Deadline(20))
+            client.iopub_channel.changed.wait(kclient.concurrency.deadline.Deadline(20))
         (message,) = [message for message in client.iopub_channel.flush() if message.msg_type == "echo"]
         assert [bytes(buffer) for buffer in message.buffers] == sent
         assert message.nbytes == 2 + sum(map(len, sent))

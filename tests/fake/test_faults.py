@@ -15,9 +15,9 @@ import gevent.event
 import pytest
 
 import kclient
-from kclient import watch
-from kclient.channels.wire import Wire
+from kclient.client import watchdog
 from kclient.testing import FakeKernel, Request, result, stream
+from kclient.transport.zmq.stream import ZmqStream
 
 Client = kclient.KernelClient
 
@@ -67,7 +67,7 @@ def test_the_inbox_keeps_the_newest_and_says_once_that_it_drops(
         for number in range(25):
             fake.publish("stream", {"name": "stdout", "text": str(number)})
         while inbox.dropped < 15:
-            client.iopub_channel.changed.wait(kclient.hub.Deadline(20))
+            client.iopub_channel.changed.wait(kclient.concurrency.deadline.Deadline(20))
         gevent.idle()
     assert [message.content["text"] for message in client.iopub_channel.get_msgs()] == [str(n) for n in range(15, 25)]
     assert caplog.text.count("nobody reads iopub") == 1
@@ -99,7 +99,7 @@ def lose_idle_of(code: str) -> Any:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for what is overdue after 50 ms."""
-    monkeypatch.setattr(watch, "OVERDUE", 0.05)
+    monkeypatch.setattr(watchdog, "OVERDUE", 0.05)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKern
 def test_kernel_that_never_answers_a_request_is_given_up_in_the_end(
     fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "PATIENCE", 0.1)
+    monkeypatch.setattr(watchdog, "PATIENCE", 0.1)
     real = fake.take
 
     def take(port: Any, frames: list[bytes]) -> None:
@@ -548,16 +548,16 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
     interrupted = gevent.event.Event()
     fake.script["long"] = lambda request: finished.wait(20)
     fake.on("interrupt_request", lambda request: (interrupted.set(), finished.set()))
-    real, struck = Wire.send, []
+    real, struck = ZmqStream.send, []
 
-    def strike_once(wire: Wire, frames: Any) -> None:
+    def strike_once(wire: ZmqStream, frames: Any) -> None:
         real(wire, frames)
         if not struck:
             struck.append(True)
             signal.raise_signal(signal.SIGINT)
 
     client.kernel_info()
-    monkeypatch.setattr(Wire, "send", strike_once)
+    monkeypatch.setattr(ZmqStream, "send", strike_once)
     with pytest.raises(KeyboardInterrupt):
         client.run("long", timeout=20)
     assert interrupted.wait(20)

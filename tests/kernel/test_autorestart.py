@@ -21,8 +21,9 @@ from handshaking import KERNEL
 from leaks import turn_loop
 
 import kclient
-from kclient import AutoRestart, backoff
-from kclient.kernels.process import LocalLauncher
+from kclient import AutoRestart
+from kclient.kernels.process.local import LocalLauncher
+from kclient.manager import backoff
 
 MORTAL = """
 import json, os, sys

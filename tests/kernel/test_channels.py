@@ -11,7 +11,7 @@ import pytest
 from fixtures import in_forked_child
 
 import kclient
-from kclient.context import context
+from kclient.transport.zmq.context import context
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import kclient
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""

@@ -12,7 +12,7 @@ import pytest
 from fixtures import WAIT, Background
 
 import kclient
-from kclient import watch
+from kclient.client import watchdog
 
 CELL = """
 def double(number):
@@ -29,7 +29,7 @@ def test_script_stops_at_a_breakpoint_reads_a_variable_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A request that waits behind the code that was stopped is not taken for a lost one."""
-    monkeypatch.setattr(watch, "OVERDUE", 0.05)
+    monkeypatch.setattr(watchdog, "OVERDUE", 0.05)
     kernel = start_kernel()
 
     def ask(command: str, **arguments: Any) -> Any:

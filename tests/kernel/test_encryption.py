@@ -16,7 +16,7 @@ import zmq
 from fixtures import WAIT
 
 import kclient
-from kclient.context import context
+from kclient.transport.zmq.context import context
 
 pytestmark = pytest.mark.skipif(
     not kclient.find_kernel_spec("python3").supports_curve, reason="ipykernel encrypts since 7.3"

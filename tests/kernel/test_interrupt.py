@@ -5,7 +5,7 @@ import gevent.event
 import pytest
 
 import kclient
-from kclient.interruption import INTERRUPT_AGAIN
+from kclient.client.interrupts import INTERRUPT_AGAIN
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""

@@ -10,8 +10,8 @@ import gevent
 import pytest
 
 import kclient
-from kclient.kernels import owned
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels import provisioner
+from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
@@ -433,7 +433,7 @@ def test_shutdown_wakes_everyone_who_waits(kernel_manager, background, gate):
 
 @pytest.mark.parametrize("channels", [True, False])
 def test_kernel_that_ignores_shutdown_and_sigterm_is_killed(install_kernel, start_kernel, monkeypatch, channels):
-    monkeypatch.setattr(owned, "TERM_WAIT", 0.2)
+    monkeypatch.setattr(provisioner, "TERM_WAIT", 0.2)
     install_kernel(STUBBORN)
     manager = start_kernel("odd")
     manager.shutdown_wait_time = 0.2

@@ -9,7 +9,8 @@ import pytest
 from fixtures import WAIT
 
 import kclient
-from kclient import goodbye, probe
+from kclient.client import readiness
+from kclient.manager import shutdown
 
 ODD = """
 import sys
@@ -33,8 +34,8 @@ def install_odd(install_kernel):
 
 @pytest.mark.parametrize("lacks", [(), ("control", "stdin", "hb")], ids=["all", "least"])
 def test_kernel_without_some_channels_runs_code_and_ends(install_odd, transport, lacks, monkeypatch):
-    monkeypatch.setattr(probe, "STDIN_WAIT", 0.1)
-    monkeypatch.setattr(goodbye, "CONTROL_WAIT", 0.1)
+    monkeypatch.setattr(readiness, "STDIN_WAIT", 0.1)
+    monkeypatch.setattr(shutdown, "CONTROL_WAIT", 0.1)
     with kclient.KernelManager(install_odd(*lacks), transport=transport) as manager:
         manager.shutdown_wait_time = WAIT
         manager.start_kernel()
@@ -50,7 +51,7 @@ def test_kernel_without_some_channels_runs_code_and_ends(install_odd, transport,
 def test_kernel_that_answers_nothing_on_control_is_asked_to_exit_on_shell(
     install_odd, start_kernel, monkeypatch, channels
 ):
-    monkeypatch.setattr(goodbye, "CONTROL_WAIT", 0.1)
+    monkeypatch.setattr(shutdown, "CONTROL_WAIT", 0.1)
     manager = start_kernel(install_odd(deaf=("control",)))
     manager.shutdown_wait_time = WAIT
     manager.kernel_spec.interrupt_mode = "message"

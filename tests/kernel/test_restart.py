@@ -4,7 +4,7 @@ import signal
 import pytest
 
 import kclient
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""

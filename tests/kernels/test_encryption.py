@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 import kclient
-from kclient.kernels.encryption import is_wanted
-from kclient.kernels.spec import KernelSpec
+from kclient.kernels.connection.encryption import is_wanted
+from kclient.kernels.specs.spec import KernelSpec
 
 CAN = KernelSpec("able", ["p"], metadata={"supported_encryption": ["curve"]})
 CANNOT = KernelSpec("unable", ["p"])

@@ -12,7 +12,7 @@ import pytest
 
 import kclient
 from kclient.errors import ConnectionFileError
-from kclient.kernels.files import (
+from kclient.kernels.connection.files import (
     check_replaceable,
     find_connection_file,
     new_connection_file,
@@ -155,7 +155,7 @@ def test_write_to_a_full_disk_is_an_error_and_leaves_no_file_behind(tmp_path):
     script = """
 import resource, sys
 from kclient.errors import ConnectionFileError
-from kclient.kernels.files import write_connection_file
+from kclient.kernels.connection.files import write_connection_file
 from kclient.protocol.connection import ConnectionInfo
 resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 try:

@@ -17,9 +17,10 @@ from fixtures import in_forked_child
 import kclient
 from benchmarks.descendants import descendants, parent_of
 from kclient import ForkServer, InvalidArgument, InvalidState, LaunchError, WrongThread
-from kclient.kernels import forked, forkline
-from kclient.kernels.process import LocalLauncher
-from kclient.kernels.pythonline import read_python_line
+from kclient.kernels.forkserver import exit_watcher
+from kclient.kernels.forkserver import server as server_module
+from kclient.kernels.forkserver.python_command import read_python_command
+from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 20
 """Seconds for what takes milliseconds on an idle machine."""
@@ -161,7 +162,7 @@ def test_interrupt_is_a_keyboard_interrupt(launch, either):
 def test_end_is_seen_without_a_turn_of_the_loop(running):
     running.kill()
     with open(os.pidfd_open(running.pid)) as pidfd:
-        assert forked.has_event(pidfd.fileno(), 1, WAIT)  # blocks the hub
+        assert exit_watcher.has_event(pidfd.fileno(), 1, WAIT)  # blocks the hub
     assert not running.is_alive()
     assert running.exit_code == -signal.SIGKILL
 
@@ -357,8 +358,8 @@ def test_start_that_is_given_up_leaves_no_process(server, launch, background):
 
 
 def test_stuck_server_keeps_nobody_waiting(own_server, launch, monkeypatch):
-    monkeypatch.setattr(forkline, "HOLD", 0)
-    monkeypatch.setattr(forkline, "STUCK", 0.01)
+    monkeypatch.setattr(server_module, "HOLD", 0)
+    monkeypatch.setattr(server_module, "STUCK", 0.01)
     process = launch(RUN_ON, launcher=own_server)
     os.kill(server_of(process), signal.SIGSTOP)
     process.kill()
@@ -379,13 +380,13 @@ def silent(own_server, launch):
 
 
 def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
-    monkeypatch.setattr(forkline, "PATIENCE", 0.05)
+    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     assert gevent.select.select([silent], [], [], WAIT)[0]
 
 
 def test_silent_server_is_named_as_the_reason(own_server, silent, monkeypatch):
-    monkeypatch.setattr(forkline, "PATIENCE", 0.05)
+    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
     with pytest.raises(LaunchError, match=r"has not answered within 0\.05 s"):
         own_server.start([*BARE, "-c", ""])
 
@@ -393,11 +394,11 @@ def test_silent_server_is_named_as_the_reason(own_server, silent, monkeypatch):
 def test_closed_server_waits_for_no_start_that_was_given_up(own_server, silent, background):
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     own_server.close()
-    assert forked.has_event(silent, 1)
+    assert exit_watcher.has_event(silent, 1)
 
 
 def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
-    for _ in range(forkline.AT_ONCE + 1):
+    for _ in range(server_module.AT_ONCE + 1):
         with pytest.raises(LaunchError, match="Bad file descriptor"):
             own_server.start([*BARE, "-c", ""], stdout=999)
 
@@ -443,10 +444,10 @@ def test_closed_server_ends_with_the_last_of_its_kernels(launch):
     with pytest.raises(InvalidState, match="closed"):
         server.start([*BARE, "-c", ""])
     assert process.is_alive()
-    assert not forked.has_event(pidfd, 1)
+    assert not exit_watcher.has_event(pidfd, 1)
     process.kill()
     assert end_of(process) == -signal.SIGKILL
-    assert forked.has_event(pidfd, 1)
+    assert exit_watcher.has_event(pidfd, 1)
     os.close(pidfd)
 
 
@@ -474,9 +475,9 @@ def test_kernels_end_with_a_program_that_is_killed(start_script, server_too):
     pidfd = os.pidfd_open(pid := int(script.read_line()))
     if server_too:
         os.kill(parent_of(pid), signal.SIGKILL)
-        assert not forked.has_event(pidfd, 1)
+        assert not exit_watcher.has_event(pidfd, 1)
     script.process.kill()
-    assert forked.has_event(pidfd, 1, WAIT)
+    assert exit_watcher.has_event(pidfd, 1, WAIT)
     os.close(pidfd)
 
 
@@ -487,7 +488,7 @@ def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(star
     kernel, child = map(int, script.read_line().split())
     pidfd = os.pidfd_open(kernel)
     script.process.kill()
-    assert forked.has_event(pidfd, 1, WAIT)
+    assert exit_watcher.has_event(pidfd, 1, WAIT)
     os.close(pidfd)
     os.kill(child, signal.SIGKILL)
 
@@ -549,7 +550,7 @@ def test_command_that_runs_no_python_program_is_refused(server, argv):
     ],
 )
 def test_command_line_of_python_is_read(words, read):
-    line = read_python_line(["/usr/bin/python3.11", *words.split()])
+    line = read_python_command(["/usr/bin/python3.11", *words.split()])
     assert (line.options, line.kind, line.target, line.arguments) == read
 
 

@@ -18,9 +18,9 @@ from fixtures import WAIT, Background, in_forked_child
 from handshaking import IDLE, PORTS, Stage, signed
 
 import kclient
-from kclient.kernels import handshake
-from kclient.kernels.endpoint import Endpoint
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.connection import handshake
+from kclient.kernels.connection.endpoint import Endpoint
+from kclient.kernels.process.local import LocalLauncher
 from kclient.protocol.registration import Registration
 
 

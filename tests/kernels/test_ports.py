@@ -8,8 +8,8 @@ import pytest
 import zmq
 
 from kclient.errors import InvalidArgument, LaunchError
-from kclient.kernels import ports as ports_module
-from kclient.kernels.ports import PortReservation, is_local, local_addresses
+from kclient.kernels.connection import ports as ports_module
+from kclient.kernels.connection.ports import PortReservation, is_local, local_addresses
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a listener bind a port that is held")
 
@@ -200,7 +200,7 @@ def test_ports_are_held_after_monkey_patching_too():
     script = """
 from gevent import monkey; monkey.patch_all()
 import os, socket, gevent
-from kclient.kernels.ports import PortReservation, is_local
+from kclient.kernels.connection.ports import PortReservation, is_local
 assert is_local("127.0.0.1") and is_local("*") and not is_local("192.0.2.1")
 with PortReservation("127.0.0.1") as reservation:
     try:

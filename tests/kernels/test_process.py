@@ -13,9 +13,9 @@ import gevent
 import pytest
 
 from kclient.errors import InvalidArgument, LaunchError
-from kclient.kernels import exitwatch
-from kclient.kernels import process as process_module
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process import exit_watcher
+from kclient.kernels.process import local as process_module
+from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 20
 """Seconds for what takes milliseconds on an idle machine."""
@@ -137,8 +137,8 @@ def test_end_is_seen_without_a_turn_of_the_loop(launch):
 def test_end_is_seen_without_a_turn_of_the_loop_where_a_thread_waits(launch, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     done = threading.Event()
-    real = exitwatch.waitpid
-    monkeypatch.setattr(exitwatch, "waitpid", lambda *args: (real(*args), done.set())[0])
+    real = exit_watcher.waitpid
+    monkeypatch.setattr(exit_watcher, "waitpid", lambda *args: (real(*args), done.set())[0])
     process = launch("raise SystemExit(3)")
     assert done.wait(WAIT)
     deadline = threading.Event()
@@ -176,7 +176,7 @@ def test_exit_is_noticed_when_someone_else_reaps_the_child(watched_by, running):
 
 
 def test_code_that_nobody_can_know_is_none(running, monkeypatch):
-    monkeypatch.setattr(exitwatch, "_PIDFD_GET_INFO", 0)
+    monkeypatch.setattr(exit_watcher, "_PIDFD_GET_INFO", 0)
     os.kill(running.pid, signal.SIGKILL)
     os.waitpid(running.pid, 0)
     assert end_of(running) is None
@@ -190,7 +190,7 @@ def test_process_that_cannot_be_watched_is_not_left_running(monkeypatch):
         pids.append(pid)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(process_module, "ExitWatch", fail)
+    monkeypatch.setattr(process_module, "ExitWatcher", fail)
     with pytest.raises(RuntimeError):
         LocalLauncher().start(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert is_reaped(pids[0])
@@ -562,7 +562,7 @@ def test_forked_child_neither_signals_nor_reaps_nor_closes(watched_by, running):
 
 FORK_SCRIPT = """
 import os, signal, sys, time, gevent, gevent.os, gevent.select
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 process = LocalLauncher().start([sys.executable, "-I", "-S", "-c", "import signal; signal.alarm(60); signal.pause()"])
 read, write = os.pipe()
 pid = gevent.os.fork_gevent()
@@ -598,10 +598,10 @@ def run_script(script, *arguments, **env):
 
 CODES = """
 import gevent, os, subprocess, sys, threading
-from kclient.kernels import exitwatch
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process import exit_watcher
+from kclient.kernels.process.local import LocalLauncher
 if "old-linux" in sys.argv:
-    exitwatch._PIDFD_GET_INFO = 0
+    exit_watcher._PIDFD_GET_INFO = 0
 if "no-pidfd" in sys.argv:
     del os.pidfd_open
 
@@ -656,7 +656,7 @@ def test_codes_are_right_once_gevent_subprocess_was_used(platform, loop):
 
 
 def test_codes_are_right_when_gevent_subprocess_is_used_while_the_process_runs():
-    done = run_script(CODES + GEVENT_RUN + "print(exitwatch.code_kept_by_linux, codes())")
+    done = run_script(CODES + GEVENT_RUN + "print(exit_watcher.code_kept_by_linux, codes())")
     assert done.endswith(("(3, -9, 4)", "(None, -9, 4)"))  # None: before Linux 6.15
 
 
@@ -673,7 +673,7 @@ def test_standard_subprocess_keeps_its_exit_codes_beside_ours():
 
 GROUP = """
 import os, select, signal, sys
-from kclient.kernels import process as process_module
+from kclient.kernels.process import local as process_module
 stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.alarm(60); signal.pause()"
 code = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', sys.argv[1]])"
 
@@ -703,7 +703,7 @@ def test_child_ends_with_the_process_in_a_thread_after_monkey_patching():
 
 RUNS_ON = """
 import subprocess, sys
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 if "no-pidfd" in sys.argv:
     import os
     del os.pidfd_open

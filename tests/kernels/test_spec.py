@@ -8,9 +8,9 @@ import pytest
 
 import kclient
 from kclient.errors import InvalidArgument, NoSuchKernel
-from kclient.kernels import search
-from kclient.kernels.search import find_kernel_spec, list_kernel_specs
-from kclient.kernels.spec import KernelSpec
+from kclient.kernels.specs import search
+from kclient.kernels.specs.search import find_kernel_spec, list_kernel_specs
+from kclient.kernels.specs.spec import KernelSpec
 
 VALID = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "language": "lang"}
 

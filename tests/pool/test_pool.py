@@ -30,8 +30,8 @@ from kclient import (
     NoSuchKernel,
     PoolEvent,
 )
-from kclient.pool import keeper
-from kclient.pool.lending import LentKernel, Recipe
+from kclient.pool import workers
+from kclient.pool.lent_kernel import LentKernel, Recipe
 from kclient.testing import result, stream
 
 AFTER_LAST_WORDS = 0.05
@@ -626,8 +626,8 @@ def test_on_event_that_fails_harms_nobody(
 def test_on_event_that_never_returns_holds_up_nobody_for_long(
     make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeper, "LAST_EVENTS", 0.01)
-    monkeypatch.setattr(keeper, "MAX_UNTOLD", 2)
+    monkeypatch.setattr(workers, "LAST_EVENTS", 0.01)
+    monkeypatch.setattr(workers, "MAX_UNTOLD", 2)
     pool = make_pool(on_event=lambda event: Event().wait())
     with pool.kernel() as kernel:
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from kclient.errors import BadMessage
 from kclient.protocol.framing import DELIMITER
+from kclient.protocol.result import Result
 from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
 from kclient.protocol.session import Session
 from kclient.protocol.transcript import Transcript
-from kclient.result import Result
 
 
 class Execution:

@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kclient.errors import ChannelClosed, KernelRestarted, LocalProtocolError
-from kclient.protocol import ledger as ledgers
-from kclient.protocol import routing
+from kclient.protocol import pending_answers, routing
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.ledger import Ledger
 from kclient.protocol.messages import Message
+from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
 from kclient.protocol.session import Session
 
@@ -26,7 +25,7 @@ def requests():
 @pytest.fixture
 def small_bounds(monkeypatch):
     monkeypatch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
-    monkeypatch.setattr(ledgers, "MAX_OWED", BOUND)
+    monkeypatch.setattr(pending_answers, "MAX_OWED", BOUND)
 
 
 def ask(msg_type="execute_request"):
@@ -445,7 +444,7 @@ def owed(ledger):
 
 
 def test_half_an_answer_is_owed_until_the_other_half_comes():
-    ledger = Ledger()
+    ledger = PendingAnswers()
     ledger.tracking = True
     ledger.unanswered = {"a", "b"}
     ledger.note_reply("a", 1.0)
@@ -458,21 +457,21 @@ def test_half_an_answer_is_owed_until_the_other_half_comes():
 
 
 def test_idle_of_what_others_have_sent_is_not_owed_a_reply():
-    ledger = Ledger()
+    ledger = PendingAnswers()
     ledger.tracking = True
     ledger.note_idle("of another client", 1.0)
     assert owed(ledger) == ([], [])
 
 
 def test_nothing_is_owed_while_iopub_does_not_run():
-    ledger = Ledger()
+    ledger = PendingAnswers()
     ledger.note_reply("a", 1.0)
     ledger.note_idle("b", 1.0)
     assert owed(ledger) == ([], [])
 
 
 def test_what_is_owed_can_be_forgotten():
-    ledger = Ledger()
+    ledger = PendingAnswers()
     ledger.tracking = True
     ledger.note_reply("a", 1.0)
     ledger.note_idle("b", 1.0)
@@ -482,7 +481,7 @@ def test_what_is_owed_can_be_forgotten():
 
 @pytest.mark.usefixtures("small_bounds")
 def test_what_is_owed_is_bounded_and_the_oldest_goes():
-    ledger = Ledger()
+    ledger = PendingAnswers()
     ledger.tracking = True
     ledger.unanswered = {f"i{number}" for number in range(BOUND + 2)}
     for number in range(BOUND + 2):
@@ -776,7 +775,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
-        self.patch.setattr(ledgers, "MAX_OWED", BOUND)
+        self.patch.setattr(pending_answers, "MAX_OWED", BOUND)
         self.requests = Requests()
         self.requests.inbox = Inbox(BOUND, self.MAX_BYTES)
         self.session = Session()

@@ -12,8 +12,8 @@ import pytest
 from chaos import Chaos
 from figures import Figures
 
-from kclient.execution import Execution
-from kclient.hub import Parking
+from kclient.client.execution import Execution
+from kclient.concurrency.waiting import Parking
 from kclient.protocol.routing import Slot
 
 

@@ -21,8 +21,8 @@ from figures import Figures
 from fixtures import WAIT, Script
 
 import kclient
-from kclient import sigint
-from kclient.hub import in_callback
+from kclient.concurrency import sigint
+from kclient.concurrency.callbacks import in_callback
 from kclient.testing import FakeKernel, result, stream
 
 PACKAGE = str(Path(kclient.__file__).parent)

@@ -14,7 +14,7 @@ from endings import ending, needs_pidfd
 from figures import Figures
 
 import kclient
-from kclient.kernels import owned
+from kclient.kernels import provisioner
 
 pytestmark = [pytest.mark.kernel, needs_pidfd]
 
@@ -72,7 +72,7 @@ class Hanging:
 def hanging(
     start_kernel: Callable[..., kclient.KernelManager], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Hanging:
-    monkeypatch.setattr(owned, "TERM_WAIT", TERMINATED)
+    monkeypatch.setattr(provisioner, "TERM_WAIT", TERMINATED)
     return Hanging(start_kernel(), folder / "fifo")
 
 

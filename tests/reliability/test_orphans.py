@@ -21,8 +21,8 @@ from figures import Figures
 from fixtures import WAIT, Script
 
 import kclient
-from kclient.kernels import guard, guardian
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process import orphan_guard, orphan_guard_main
+from kclient.kernels.process.local import LocalLauncher
 
 pytestmark = needs_pidfd
 
@@ -40,7 +40,7 @@ signal.pause()
 
 START = """
 import os, signal, subprocess, sys, gevent, kclient
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels.process.local import LocalLauncher
 
 held = []
 
@@ -85,7 +85,7 @@ def guards_of(pid: int) -> list[int]:
     for child in leaks.pids():
         try:
             parent = int(leaks.read(child, "stat").rpartition(")")[2].split()[1])
-            if parent == pid and guardian.__file__ in command_of(child):
+            if parent == pid and orphan_guard_main.__file__ in command_of(child):
                 found.append(child)
         except OSError:  # it has ended
             continue
@@ -306,13 +306,15 @@ def test_guard_that_was_killed_is_replaced_by_one_that_knows_all(
 ) -> None:
     """SIGPIPE, which a dead guard's line could raise, has its default action in some programs."""
     code = (
-        "from kclient.kernels import guard\n"
+        "from kclient.kernels.process import orphan_guard\n"
         "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
         "first = start()\n"
-        f"os.kill(guard._guard._pid, {int(signal.SIGSTOP if stopped else signal.SIGKILL)})\n"
-        "if os.waitid(os.P_PID, guard._guard._pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT).si_code == os.CLD_STOPPED:\n"
-        "    for _ in range(5000):\n        guard._guard.tell('x', guard._record('expect', 'x', '/' * 100))\n"
-        "    guard._guard.forget('x')\n"
+        f"os.kill(orphan_guard._guard._pid, {int(signal.SIGSTOP if stopped else signal.SIGKILL)})\n"
+        "how = os.waitid(os.P_PID, orphan_guard._guard._pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT).si_code\n"
+        "if how == os.CLD_STOPPED:\n"
+        "    for _ in range(5000):\n"
+        "        orphan_guard._guard.tell('x', orphan_guard._record('expect', 'x', '/' * 100))\n"
+        "    orphan_guard._guard.forget('x')\n"
         "show(first, start())"
     )
     script, pids = start_program(code)
@@ -367,9 +369,9 @@ def test_kernel_that_cannot_be_guarded_is_not_started(
     if lack == "program":
         monkeypatch.setattr(sys, "executable", "")
     elif lack == "descriptor":
-        monkeypatch.setattr(guard._socket, "socketpair", fail)
+        monkeypatch.setattr(orphan_guard.socket, "socketpair", fail)
     else:
-        monkeypatch.setattr(guard, "popen_class", lambda: fail)
+        monkeypatch.setattr(orphan_guard, "popen_class", lambda: fail)
     with pytest.raises(kclient.LaunchError, match="orphan_guard=True"):
         kclient.start_kernel(stubborn, orphan_guard=True, launcher=Unused())
     assert list(runtime_dir.iterdir()) == []
@@ -407,8 +409,8 @@ def after() -> Iterator[Callable[..., None]]:
     """Run a guard that is told these records, to its end."""
 
     def run(*records: Iterable[str]) -> None:
-        told = b"".join(guard._record(*record) for record in records)
-        subprocess.run([sys.executable, "-I", "-S", guardian.__file__], input=told, timeout=WAIT, check=True)
+        told = b"".join(orphan_guard._record(*record) for record in records)
+        subprocess.run([sys.executable, "-I", "-S", orphan_guard_main.__file__], input=told, timeout=WAIT, check=True)
 
     return run
 
@@ -422,7 +424,7 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def start_of(process: subprocess.Popen[bytes]) -> str:
-    return guardian.start_of(process.pid).decode()
+    return orphan_guard_main.start_of(process.pid).decode()
 
 
 def test_guard_kills_what_it_was_told_to(after: Callable[..., None], bystander: subprocess.Popen[bytes]) -> None:
@@ -466,7 +468,7 @@ def test_guard_is_told_when_a_kernel_ends_by_itself(stubborn: str) -> None:
         manager.process.kill()
         assert ended.wait(WAIT)
         leaks.turn_loop()
-        assert [record for record in guard._guard._records.values() if b"ended" in record]
+        assert [record for record in orphan_guard._guard._records.values() if b"ended" in record]
 
 
 def test_guard_kills_children_whose_leader_has_ended(after: Callable[..., None]) -> None:

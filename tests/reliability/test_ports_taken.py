@@ -15,8 +15,8 @@ import pytest
 from fixtures import WAIT
 
 import kclient
-from kclient.kernels import owned
-from kclient.kernels.process import LocalLauncher
+from kclient.kernels import provisioner
+from kclient.kernels.process.local import LocalLauncher
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
@@ -170,7 +170,7 @@ def test_timeout_names_the_port_that_another_program_has_and_not_those_of_the_ke
 def test_timeout_names_no_port_if_the_kernel_has_them_all(
     install_kernel: Callable[..., str], taker: Taker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owned, "TERM_WAIT", 0.0)
+    monkeypatch.setattr(provisioner, "TERM_WAIT", 0.0)
     with kclient.KernelManager(install_kernel(STAYS)) as manager:
         manager.shutdown_wait_time = 0.0
         manager.start_kernel(stdout=subprocess.PIPE)

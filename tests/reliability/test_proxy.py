@@ -14,8 +14,8 @@ from fixtures import WAIT
 from proxy import CLIENT, KERNEL, Frames, Held, Line, On, Passing, Relay, Rule, changed, doubled, dropped
 
 import kclient
-from kclient import watch
-from kclient.hub import Deadline
+from kclient.client import watchdog
+from kclient.concurrency.deadline import Deadline
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session
 from kclient.testing import FakeKernel, result, stream
@@ -52,7 +52,7 @@ def patience(figures: Figures) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         if not figures.is_long:
-            patch.setattr(watch, "OVERDUE", 0.05)
+            patch.setattr(watchdog, "OVERDUE", 0.05)
         yield
 
 
@@ -68,7 +68,7 @@ def far_client(relay: Relay, patience: None) -> Iterator[Client]:
 def patient_client(far_client: Client) -> Iterator[Client]:
     """It takes nothing for lost that is late, however long a busy machine makes it wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "OVERDUE", WAIT)
+        patch.setattr(watchdog, "OVERDUE", WAIT)
         yield far_client
 
 

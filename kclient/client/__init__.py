@@ -1,0 +1,1 @@
+"""One client of one kernel: its channels, and everything that is asked of the kernel through them."""

@@ -1,0 +1,144 @@
+"""Comms: conversations with objects in the kernel, opened by either side; widgets are made of them.
+
+Source: "Custom Messages" in "Messaging in Jupyter".
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kclient.client.comm import Comm
+from kclient.concurrency.callbacks import CallbackQueue, check_callback
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import log
+from kclient.protocol import messages
+from kclient.protocol.comms import CommRoutes, Data, check_name, comms_of, open_comm
+from kclient.protocol.messages import Content, Message
+
+if TYPE_CHECKING:
+    from kclient.client.connection import KernelConnection
+
+OnOpen = Callable[[Comm, Message], object]
+
+
+class Comms(Mapping[str, Comm]):
+    """The comms of a client that are open, by id, and the targets to which the kernel may open others.
+
+    A comm that the kernel opens to a target that is not registered is closed again, if a request of this client led to
+    it and if the client has registered any target; else it is left to other clients. The messages of comms that are not
+    known here go to iopub's inbox.
+    """
+
+    def __init__(self, link: KernelConnection) -> None:
+        self.link = link
+        self.deliverer = CallbackQueue("a callback of a comm")
+        self.routes: CommRoutes[Comm] = CommRoutes(link.session.session, self)
+
+    def __repr__(self) -> str:
+        return f"<Comms {len(self)} open, targets: {', '.join(self.routes.targets) or 'none'}>"
+
+    def __getitem__(self, comm_id: str) -> Comm:
+        return self.routes.comms[comm_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self.routes.comms))
+
+    def __len__(self) -> int:
+        return len(self.routes.comms)
+
+    def open(
+        self,
+        target_name: str,
+        data: Data | None = None,
+        *,
+        metadata: Data | None = None,
+        buffers: Sequence[Any] | None = None,
+        target_module: str | None = None,
+        comm_id: str | None = None,
+    ) -> Comm:
+        """Open a comm to that target in the kernel, without waiting; the kernel closes it if it has no such target.
+
+        Raises InvalidArgument for what cannot be sent, and for the `comm_id` of another comm.
+        """
+        comm_id = uuid.uuid4().hex if comm_id is None else check_name(comm_id, "comm_id")
+        content = open_comm(comm_id, target_name, data, target_module)
+        comm = Comm(self, comm_id, target_name)
+        with self.link.owner.call():
+            self._add(comm)
+            try:
+                self.post("comm_open", content, metadata=metadata, buffers=buffers)
+            except BaseException:
+                self.routes.comms.pop(comm.comm_id, None)
+                raise
+            return comm
+
+    def attach(self, comm_id: str, target_name: str = "") -> Comm:
+        """Take part in a comm that the kernel has open, of whose opening this client was not told.
+
+        The kernel is not asked; `discover` does that. Raises InvalidArgument if the comm is known here.
+        """
+        comm = Comm(self, check_name(comm_id, "comm_id"), messages.check_code(target_name, "target_name"))
+        with self.link.owner.call():
+            self._add(comm)
+            return comm
+
+    def discover(self, target_name: str | None = None, *, timeout: float | None = None) -> list[Comm]:
+        """Ask the kernel for its comms, all or those of one target, and attach to each that is not known here yet.
+
+        Raises KernelTimeout after `timeout` seconds, and what every request raises.
+        """
+        deadline = Deadline(timeout)
+        content = messages.comm_info(target_name)
+        with self.link.owner.call():
+            self.link.await_outputs(deadline)
+            reply = self.link.shell.request("comm_info_request", content, timeout=deadline)
+            found = comms_of(reply.content)
+            return [self.get(comm_id) or self.attach(comm_id, name) for comm_id, name in found.items()]
+
+    def register_target(self, target_name: str, callback: OnOpen | None = None) -> None:
+        """Let the kernel open comms to that target; they are found here, by id, from then on.
+
+        `callback(comm, open_message)` is called for each. It may set `comm.on_message`, and should not block for long,
+        since all callbacks of a client's comms run in one greenlet; if it raises, that is logged and the comm closed.
+        Raises InvalidArgument if there is such a target already.
+        """
+        self.routes.add_target(target_name, check_callback(callback, "callback"))
+
+    def unregister_target(self, target_name: str) -> None:
+        """Undo `register_target`; its comms stay open. Raises InvalidArgument if there is no such target."""
+        self.routes.remove_target(target_name)
+
+    def feed(self, message: Message) -> None:
+        """Take in a comm_open that is for us."""
+        comm = Comm(self, message.content["comm_id"], message.content["target_name"], message)
+        self.routes.comms[comm.comm_id] = comm
+        self.deliverer.add(self._welcome, comm, message)
+
+    def post(self, msg_type: str, content: Content, **more: Any) -> str:
+        """Send a comm message, to which there will be no reply; returns its msg_id."""
+        msg_id = self.link.shell.send(msg_type, content, **more)
+        if more.get("subshell_id") is None:
+            self.link.watchdog.expect_status(msg_id)
+        return msg_id
+
+    def _add(self, comm: Comm) -> None:
+        self.link.await_outputs(Deadline(None))
+        self.routes.add(comm.comm_id, comm)
+
+    def _welcome(self, comm: Comm, message: Message) -> None:
+        """Hand a comm that the kernel has opened to its target, or refuse it."""
+        if comm.target_name not in self.routes.targets:
+            log().warning("closed a comm that the kernel opened to %r: no such target is registered", comm.target_name)
+            comm.close()
+            return
+        callback = self.routes.targets[comm.target_name]
+        try:
+            if callback is not None:
+                callback(comm, message)
+        except BaseException:
+            comm.close()
+            raise
+        finally:
+            comm.is_new = False

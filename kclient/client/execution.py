@@ -1,0 +1,344 @@
+"""One run of code: like a future, and an iterator over its outputs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent import getcurrent
+
+from kclient.channels.base import last_look
+from kclient.client.interrupts import Interrupt
+from kclient.concurrency.callbacks import call_back
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import log
+from kclient.concurrency.waiting import Parking
+from kclient.errors import DeadKernelError, Failure, InvalidState, KernelTimeout, NoReply
+from kclient.protocol.inbox import Backlog
+from kclient.protocol.messages import Message
+from kclient.protocol.result import Result
+from kclient.protocol.routing import Slot
+from kclient.protocol.transcript import Times, Transcript
+
+if TYPE_CHECKING:
+    from kclient.client.connection import KernelConnection
+
+OnOutput = Callable[[Message], object]
+OnInput = Callable[[str, bool], str]
+
+CTRL_C_GRACE: Final = 5.0
+"""Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
+
+
+class Execution:
+    """A request to run code, under way; `submit` makes it.
+
+    Iterate it for its output messages as they arrive: stream, display_data, update_display_data,
+    execute_result, error and clear_output. Each message comes out once.
+    """
+
+    def __init__(
+        self,
+        link: KernelConnection,
+        transcript: Transcript,
+        *,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        keeps_messages: bool = True,
+    ) -> None:
+        self.msg_id = ""
+        self.subshell_id: str | None = None
+        self.may_ask = False
+        self._link = link
+        self._owner = link.owner
+        self._transcript = transcript
+        self._check = check
+        self._on_output = on_output
+        self._on_input = on_input
+        self._keeps_messages = keeps_messages
+        self._messages = Backlog(transcript.max_output_bytes)
+        self._input_requests: deque[Message] = deque()
+        self._changed = Parking(link.owner)
+        self._failure: Failure | None = None
+        self._result: Result | None = None
+        self._callback_error: BaseException | None = None
+        self._follower: gevent.Greenlet[..., Any] | None = None
+        self._on_timeout = "it goes on; ask for its result again, or interrupt it"
+        self._interruption: Interrupt | None = None
+        self._is_over = False
+        self._spin_end: Deadline | None = None
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
+
+    def __iter__(self) -> Iterator[Message]:
+        """The output messages as they arrive; ends when the execution is done, or raises why it will not be."""
+        if self._on_output is not None:
+            raise InvalidState("the outputs of this execution go to its on_output; they cannot be iterated as well")
+        deadline = Deadline(None)
+        while True:
+            self._owner.check()
+            while self._messages:
+                yield self._messages.popleft()
+            if self._is_over:
+                self._raise_failure()
+                return
+            with self._owner.call():
+                self._wait(deadline, self._has_no_news)
+
+    @property
+    def times(self) -> Times:
+        """When it was sent, and the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
+        return self._transcript.times
+
+    @property
+    def takes_input(self) -> bool:
+        return self._on_input is not None
+
+    def done(self) -> bool:
+        """True if the execution has ended; takes in what has arrived, and does not wait."""
+        self._owner.check()
+        self._link.look()
+        self._let_follower_run()
+        return self._is_over and self._follower is None
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end and return the Result; after a KernelTimeout one may ask again.
+
+        Ctrl-C, in the main greenlet, interrupts the kernel and raises KeyboardInterrupt when it is idle.
+        """
+        deadline = Deadline(timeout)
+        with self._owner.call():
+            if self._follower is not None and getcurrent() is self._follower:
+                raise InvalidState("a callback of this execution cannot wait for its end, which is after the callback")
+            self._or_interrupt(self._wait_for_end, deadline)
+            if self._callback_error is not None:
+                raise self._callback_error
+            return self._final_result()
+
+    def interrupt(self) -> None:
+        """Interrupt this execution and no other: now if the kernel is at it, else as soon as it gets to it."""
+        with self._owner.call():
+            if self._is_over:
+                return
+            if self._interruption is None:
+                self._interruption = Interrupt(self, self._link, self._transcript)
+            self._interruption.ask()
+
+    def run(self, deadline: Deadline, on_abandon: str) -> Result:
+        """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""
+        if on_abandon == "interrupt":
+            self._on_timeout = "its code is interrupted"
+        try:
+            self._or_interrupt(self._follow, deadline)
+            return self._final_result()
+        except BaseException:
+            if not self._is_over:
+                if on_abandon == "interrupt":
+                    self._interrupt_once()
+                self._stop_calling()
+            raise
+
+    def follow_in_background(self) -> None:
+        """Run the callbacks of `submit` in a greenlet of this execution's own."""
+        self._follower = gevent.spawn(self._follow_all)
+
+    # What the channels call, in whatever greenlet a message was taken in.
+
+    def sent(self, request: Message) -> None:
+        """Take the id of the request, which goes out now."""
+        self.msg_id = request.msg_id
+        self.subshell_id = request.header.get("subshell_id")
+        self.may_ask = request.content["allow_stdin"]
+        self._transcript.times.sent = perf_counter()
+
+    @property
+    def is_incomplete(self) -> bool:
+        """True if it ended without its idle status, which will not come any more."""
+        return not self._transcript.complete
+
+    def is_running(self) -> bool:
+        """True until the end, as far as it has been taken in."""
+        return not self._is_over
+
+    def feed(self, message: Message) -> None:
+        """Take in an iopub message that bears this execution's id."""
+        transcript = self._transcript
+        if transcript.take(message) and self._keeps_messages:
+            self._keep(message)
+        if self._interruption is not None and message.header["msg_type"] == "status":
+            self._interruption.send_if_running()
+        if transcript.is_done:
+            self._end()
+
+    def feed_input(self, message: Message) -> None:
+        """Take in an input_request."""
+        self._input_requests.append(message)
+        self._changed.wake()
+
+    def update_display(self, message: Message) -> None:
+        """Apply an update that another execution sent for a display of this one."""
+        self._transcript.update_display(message)
+
+    def on_settled(self, slot: Slot) -> None:
+        """The reply is in, or there will be none."""
+        if slot.error is not None:
+            self.fail(slot.error)
+        if slot.reply is None:
+            return
+        self._transcript.set_reply(slot.reply)
+        if self._transcript.is_done:
+            self._end()
+        else:
+            self._link.watchdog.arm()
+
+    def fail(self, failure: Failure) -> None:
+        """End without a result."""
+        if not self._is_over:
+            self._failure = failure
+            self._end()
+
+    def conclude(self) -> None:
+        """End although the idle status never came; outputs may be missing."""
+        if not self._is_over:
+            self._transcript.complete = False
+            log().warning("the idle status of %s was lost: its outputs may be incomplete", self.msg_id)
+            self._end()
+
+    def _keep(self, message: Message) -> None:
+        if self._messages.append(message):
+            self._changed.wake()
+        else:
+            self._transcript.truncated = True
+
+    def _stop_calling(self) -> None:
+        """Nobody sees outputs or answers prompts any more; prompts go where those of others go."""
+        self._keeps_messages = False
+        self._messages.clear()
+        self._on_input = None
+        while self._input_requests and self._link.runs("stdin"):
+            self._link.stdin.leave(self._input_requests.popleft())
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._interruption is not None:
+            self._interruption.cancel()
+        self._link.forget(self)
+        self._changed.wake()
+
+    def _wait(self, deadline: Deadline, is_waiting: Callable[[], bool]) -> None:
+        """Until something changes; raises KernelTimeout."""
+        self._link.refuse_if_answering(self.subshell_id)
+        if self._link.spin and is_waiting() and self._spin(is_waiting, deadline):
+            return
+        if not self._changed.wait(deadline) and deadline.is_over:
+            last_look(self._link.running(), deadline)
+            self.done()
+            self._check_deadline(deadline)
+
+    def _spin(self, is_waiting: Callable[[], bool], deadline: Deadline) -> bool:
+        """True if what is waited for came within the time to spin, which begins with the first wait."""
+        if self._spin_end is None:
+            self._spin_end = deadline.at_most(self._link.spin)
+        self._link.spin_while(is_waiting, self._spin_end)
+        return not is_waiting()
+
+    def _has_no_news(self) -> bool:
+        return not self._is_over and not self._messages and not self._input_requests
+
+    def _check_deadline(self, deadline: Deadline) -> None:
+        if deadline.is_over and not self._is_over:
+            raise KernelTimeout(
+                "end of the execution",
+                deadline.timeout,
+                msg_id=self.msg_id,
+                execution=self,
+                result=Result.of(self._transcript),
+                hint=self._on_timeout,
+            )
+
+    def _let_follower_run(self) -> None:
+        """The callbacks, too, are to get on in a script that only polls."""
+        if self._follower is not None and getcurrent() not in (self._follower, self._owner.hub):
+            gevent.sleep(0)
+
+    def _wait_for_end(self, deadline: Deadline) -> None:
+        while not self._is_over or self._follower is not None:
+            if self._is_over and deadline.is_over:
+                raise KernelTimeout("end of on_output", deadline.timeout, msg_id=self.msg_id, execution=self)
+            self._wait(deadline, self.is_running)
+
+    def _follow(self, deadline: Deadline) -> None:
+        """Run the callbacks, in order of arrival, until the end; what was printed before a prompt comes before it."""
+        while True:
+            try:
+                self._call_on_output(deadline)
+                if self._input_requests and self._on_input is not None:
+                    self._link.drain()
+                    self._call_on_output(deadline)
+                    self._link.prompts.answer(self._input_requests.popleft(), self._on_input, self.is_running)
+                    continue
+            except Exception as exc:
+                if not (isinstance(exc, KernelTimeout) and exc.execution is self):  # that of `run`: see on_abandon
+                    self.interrupt()
+                raise
+            if self._is_over:
+                return
+            self._wait(deadline, self._has_no_news)
+
+    def _call_on_output(self, deadline: Deadline) -> None:
+        while self._messages and self._on_output is not None:
+            call_back(self._on_output, self._messages.popleft())
+            last_look(self._link.running(), deadline)
+            self._check_deadline(deadline)
+
+    def _follow_all(self) -> None:
+        try:
+            self._follow(Deadline(None))
+        except BaseException as exc:  # a gevent.Timeout, too; `result` raises it
+            self._callback_error = exc
+            self._on_output = None
+            self._interrupt_once()
+            self._stop_calling()
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                raise
+        finally:
+            self._follower = None
+            self._changed.wake()
+
+    def _interrupt_once(self) -> None:
+        """Interrupt it unless somebody has: a second interrupt would hit whatever comes next."""
+        if self._interruption is None:
+            self.interrupt()
+
+    def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
+        """`wait`; a Ctrl-C in it interrupts the kernel and is raised when the kernel is idle, a second one at once."""
+        try:
+            wait(deadline)
+        except KeyboardInterrupt:
+            if not self._is_over:
+                self.interrupt()
+                grace = Deadline(CTRL_C_GRACE)
+                while not self._is_over and not grace.is_over:
+                    self._changed.wait(grace)
+            raise
+
+    def _final_result(self) -> Result:
+        self._raise_failure()
+        if self._result is None:
+            self._result = Result.of(self._transcript)
+        if self._check:
+            self._result.raise_for_error()
+        return self._result
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        error = self._failure(self.msg_id)
+        if isinstance(error, (DeadKernelError, NoReply)):
+            error.result = Result.of(self._transcript)
+        raise error

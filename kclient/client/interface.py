@@ -1,0 +1,226 @@
+"""KernelInterface: everything that one asks of a kernel, for KernelClient and KernelManager alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.requests import ControlRequests, ShellRequests
+from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.client.connection import KernelConnection
+from kclient.client.execution import Execution, OnInput, OnOutput
+from kclient.concurrency.callbacks import check_callback
+from kclient.concurrency.deadline import Deadline
+from kclient.errors import InvalidArgument
+from kclient.protocol import messages
+from kclient.protocol.kernel_info import KernelInfo
+from kclient.protocol.messages import Content, Message
+from kclient.protocol.result import Result
+from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
+
+if TYPE_CHECKING:
+    from kclient.client.comms import Comms
+
+_ONLY_ON_CONTROL: Final = frozenset(
+    ["debug_request", "create_subshell_request", "delete_subshell_request", "list_subshell_request"]
+)
+_RATHER_ON_CONTROL: Final = frozenset(["shutdown_request", "interrupt_request"])
+
+
+class KernelInterface(ShellRequests, ControlRequests):
+    """The five channels of a kernel, the requests that go over them, `run` and `submit`.
+
+    A subclass may replace the classes of its channels.
+    """
+
+    shell_channel_class: type[ShellChannel] = ShellChannel
+    control_channel_class: type[ControlChannel] = ControlChannel
+    iopub_channel_class: type[IOPubChannel] = IOPubChannel
+    stdin_channel_class: type[StdInChannel] = StdInChannel
+    hb_channel_class: type[HBChannel] = HBChannel
+
+    @property
+    @abstractmethod
+    def link(self) -> KernelConnection:
+        """The channels, and what they share."""
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """What the kernel said of itself in its latest kernel_info reply; raises InvalidState before the first one.
+
+        It does not ask: a client that is ready, as those of `connect` and `start_kernel` are, knows.
+        """
+        return self.link.peer.known()
+
+    @property
+    def on_input(self) -> OnInput | None:
+        """Called as `on_input(prompt, password)`, it answers the input requests of code that has no other on_input."""
+        return self.link.prompts.on_input
+
+    @on_input.setter
+    def on_input(self, on_input: OnInput | None) -> None:
+        self.link.prompts.on_input = check_callback(on_input, "on_input")
+
+    @property
+    def shell_channel(self) -> ShellChannel:
+        return self.link.shell
+
+    @property
+    def control_channel(self) -> ControlChannel:
+        return self.link.control
+
+    @property
+    def iopub_channel(self) -> IOPubChannel:
+        return self.link.iopub
+
+    @property
+    def stdin_channel(self) -> StdInChannel:
+        return self.link.stdin
+
+    @property
+    def hb_channel(self) -> HBChannel:
+        return self.link.hb
+
+    @property
+    def comms(self) -> Comms:
+        """The comms with the kernel: `open` one, or `register_target` for those that the kernel opens."""
+        return self.link.comms
+
+    @property
+    def channels_running(self) -> bool:
+        """True if any channel runs."""
+        return bool(self.link.running())
+
+    def request(
+        self,
+        msg_type: str,
+        content: Content | None = None,
+        *,
+        timeout: float | None = None,
+        subshell_id: str | None = None,
+    ) -> Message:
+        """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
+        deadline = Deadline(timeout)
+        link = self.link
+        link.wait_until_usable(deadline)
+        messages.check_code(msg_type, "msg_type")
+        if msg_type == "execute_request" and link.runs("iopub"):
+            link.prober.subscribe_in(deadline)
+        channel: RequestChannel = link.shell
+        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
+            channel = link.control
+        return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
+
+    def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
+        """The next debug_event, or the next of the name `event`: `IOPubChannel.wait_for_debug_event`."""
+        return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
+
+    def next_debug_seq(self) -> int:
+        self.link.owner.check()
+        return self.link.control.next_debug_seq()
+
+    def answers_input(self) -> bool:
+        """True if someone would answer an input request of an execution that brings no on_input of its own."""
+        return self.link.prompts.are_answered()
+
+    def input(self, string: str) -> None:
+        """Answer the latest input request."""
+        self.stdin_channel.input(string)
+
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        stop_on_error: bool = False,
+        subshell_id: str | None = None,
+        on_abandon: str = "interrupt",
+        max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+        keep_outputs: bool = True,
+    ) -> Result:
+        """Run `code` and return its Result, when its reply and all of its outputs are in.
+
+        An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
+        output message as it arrives, `on_input(prompt, password)` returns the answer to an input request; both
+        run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
+        or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
+        (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none, for who streams them.
+        A `subshell_id` that is not there raises InvalidArgument; UnsupportedFeature if the kernel has no subshells.
+        """
+        deadline = Deadline(timeout)
+        if on_abandon not in ("interrupt", "leave"):
+            raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
+        link = self.link
+        link.refuse_if_answering(subshell_id)
+        content = messages.execute(
+            code,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            allow_stdin=self._allows_stdin(on_input),
+            stop_on_error=stop_on_error,
+        )
+        execution = Execution(
+            link,
+            Transcript(max_output_bytes, keep_outputs=keep_outputs),
+            check=check,
+            on_output=check_callback(on_output, "on_output"),
+            on_input=check_callback(on_input, "on_input") or self.on_input,
+            keeps_messages=on_output is not None,
+        )
+        with link.owner.call():
+            link.start(execution, content, subshell_id, deadline)
+            return execution.run(deadline, on_abandon)
+
+    def submit(
+        self,
+        code: str,
+        *,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        stop_on_error: bool = False,
+        subshell_id: str | None = None,
+        max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+        keep_outputs: bool = True,
+    ) -> Execution:
+        """Send `code` to run and return its Execution at once.
+
+        Callbacks run in a greenlet of the execution's own; what they raise comes out of `Execution.result`.
+        """
+        content = messages.execute(
+            code,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            allow_stdin=self._allows_stdin(on_input),
+            stop_on_error=stop_on_error,
+        )
+        execution = Execution(
+            self.link,
+            Transcript(max_output_bytes, keep_outputs=keep_outputs),
+            check=check,
+            on_output=check_callback(on_output, "on_output"),
+            on_input=check_callback(on_input, "on_input") or self.on_input,
+        )
+        with self.link.owner.call():
+            self.link.start(execution, content, subshell_id, Deadline(None))
+            if on_output is not None or execution.takes_input:
+                execution.follow_in_background()
+            return execution
+
+    def _allows_stdin(self, on_input: OnInput | None) -> bool:
+        return self.answers_input() or (on_input is not None and self.link.runs("stdin"))

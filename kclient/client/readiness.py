@@ -1,0 +1,221 @@
+"""What a client asks the kernel on its own account: is it ready, does its output arrive, has it answered all before?"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from kclient.channels.shell import RequestChannel, ShellChannel
+from kclient.concurrency.deadline import Deadline
+from kclient.errors import Failure, KernelTimeout, NoReply
+from kclient.protocol import messages
+from kclient.protocol.messages import Content, Message
+from kclient.protocol.routing import Outputs
+
+if TYPE_CHECKING:
+    from kclient.client.connection import KernelConnection
+
+STDIN_WAIT: Final = 1.0
+"""Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
+
+SUBSCRIBE_PAUSE: Final = 0.005
+"""Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
+
+SUBSCRIBE_WAIT: Final = 1.0
+"""Seconds for which `run` and `submit` of a client that is not known to be ready wait for a first iopub message."""
+
+ASK_AT_MOST: Final = 3
+"""Times that the kernel is asked before it is taken for one that does not answer at all."""
+
+SILENCE: Final = 0.3
+"""Seconds without a message on iopub after which nothing that was published before is under way any more."""
+
+KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
+
+NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))
+"""To run nothing: a question that every kernel publishes statuses about."""
+
+HEARD_NOTHING: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
+    "for which the connection file has curve_publickey and curve_secretkey"
+)
+HEARD_NOTHING_ENCRYPTED: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
+    "encrypted connection, or not encrypt at all"
+)
+
+
+class Probe:
+    """The statuses of a request of kclient's own, a kernel_info as a rule, which are for nobody else."""
+
+    def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
+        self.is_idle = False
+        self.kernel_session: object = None
+        self.made = perf_counter()
+        self._outputs = outputs
+        self._msg_id = msg_id
+        self._older = older
+        if outputs is not None:
+            outputs.executions[msg_id] = self
+
+    def feed(self, message: Message) -> None:
+        if message.content.get("execution_state") == "idle":
+            self.is_idle = True
+            self.forget()
+
+    def update_display(self, message: Message) -> None:
+        """A probe displays nothing."""
+
+    def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing of it will come any more, nor of those before it."""
+        probe: Probe | None = self
+        while probe is not None:
+            if probe._outputs is not None:
+                probe._outputs.executions.pop(probe._msg_id, None)
+            older, probe._older = probe._older, None
+            probe = older
+
+    def answered(self, reply: Message) -> None:
+        """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
+        self.kernel_session = reply.header.get("session")
+        if self._outputs is not None:
+            self._outputs.ledger.owed_idle.pop(self._msg_id, None)
+
+
+class Readiness:
+    """Asks kernel_info over the channels of `link`; the statuses of that are for nobody else."""
+
+    def __init__(self, link: KernelConnection) -> None:
+        self._link = link
+        self.kernel_session: object = None
+        self._tried: Outputs | None = None
+        self._latest = Probe(None, "")
+
+    def wait_for_ready(self, deadline: Deadline) -> None:
+        """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
+        link = self._link
+        try:
+            is_subscribed = self._subscribe(link.shell, deadline)
+        except KernelTimeout as exc:
+            if self.kernel_session is not None:
+                raise
+            hint = HEARD_NOTHING_ENCRYPTED if link.session.server_key else HEARD_NOTHING
+            raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
+        if not is_subscribed:
+            raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
+        self.meet(self._latest.kernel_session)
+        if link.runs("stdin"):
+            link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
+        if link.outputs is not None and not link.outputs.subscribed:  # stdin has told of a cut
+            self._subscribe(link.shell, deadline)
+
+    def subscribe_in(self, deadline: Deadline) -> None:
+        """Before code is sent: see that its first output and question will arrive, if that is not known yet."""
+        link = self._link
+        outputs = link.iopub.outputs
+        if outputs.subscribed or self._tried is outputs:
+            return
+        self._tried = outputs
+        wait = deadline.half().at_most(SUBSCRIBE_WAIT)
+        channel = link.control if link.runs("control") else link.shell  # control answers while the kernel is busy
+        with suppress(KernelTimeout, NoReply):
+            self._subscribe(channel, wait)
+        if link.runs("stdin"):
+            link.stdin.wait_for_peer(wait)
+
+    def reconnected(self) -> None:
+        """The connection was cut, and that of iopub may not be back yet."""
+        self._tried = None
+        if self._link.outputs is not None:
+            self._link.outputs.subscribed = False
+
+    def ask(
+        self,
+        channel: RequestChannel,
+        deadline: Deadline,
+        *,
+        subshell_id: str | None = None,
+        older: Probe | None = None,
+        question: tuple[str, Content] = KERNEL_INFO,
+    ) -> Probe:
+        """Ask kernel_info, or another `question`, and return when the reply is in."""
+        link = self._link
+        message = link.session.msg(*question)
+        if subshell_id is not None:
+            message.header["subshell_id"] = subshell_id
+        probe = Probe(link.outputs, message.msg_id, older)
+        try:
+            with link.owner.call():
+                channel.refuse_if_answering(subshell_id)
+                reply = channel.exchange(message, deadline)
+        except BaseException:
+            probe.forget()
+            raise
+        probe.answered(reply)
+        if self.kernel_session is None:
+            self.kernel_session = probe.kernel_session
+        return probe
+
+    def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:
+        """An interrupt that is meant for something else may cost a kernel its reply to this.
+
+        One of protocol 4 may publish nothing about kernel_info, but when it runs code it does.
+        """
+        question = KERNEL_INFO
+        if self._link.peer.version_4 is not None:
+            question, channel = NOTHING, self._link.shell
+        for _ in range(ASK_AT_MOST - 1):
+            with suppress(NoReply):
+                return self.ask(channel, deadline, older=self._latest, question=question)
+        return self.ask(channel, deadline, older=self._latest, question=question)
+
+    def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
+        """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
+
+        A script that only waits elsewhere may find all of them on the socket then.
+        """
+        link = self._link
+        while not probe.is_idle and link.runs("iopub"):
+            if not link.iopub.changed.wait(deadline.at_most(SILENCE)):
+                link.iopub.drain()
+                break
+        return probe.is_idle
+
+    def meet(self, kernel_session: object) -> None:
+        """It is the kernel in that session which has answered; if it is another, what the old one was at is over."""
+        if kernel_session != self.kernel_session:
+            self._link.support.forget()
+            if self._link.outputs is not None:
+                self._link.outputs.executing.clear()
+        self.kernel_session = kernel_session
+
+    def knock(self, deadline: Deadline) -> None:
+        """Ask kernel_info over a connection of its own, and return when the reply is in."""
+        link = self._link
+        channel = ShellChannel(link.shell.context, link.session, link.shell.address)
+        channel.identity = link.renew_identity()
+        channel.start()
+        try:
+            probe = self.ask(channel, deadline)
+            self.wait_for_idle(probe, deadline)
+            probe.forget()
+        finally:
+            channel.stop()
+
+    def _subscribe(self, channel: RequestChannel, deadline: Deadline) -> bool:
+        """Ask, and again if need be, until something has come over iopub; False if nothing has in time."""
+        iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
+        while True:
+            self._latest = self._ask_until_answered(channel, deadline)
+            pause_end = deadline.at_most(pause)
+            while iopub.is_alive() and not iopub.outputs.subscribed and not pause_end.is_over:
+                iopub.changed.wait(pause_end)
+            if not iopub.is_alive() or iopub.outputs.subscribed:
+                return True
+            if deadline.is_over:
+                return False
+            pause *= 2

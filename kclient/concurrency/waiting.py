@@ -1,0 +1,121 @@
+"""How a greenlet waits, and how it is woken. Everything that blocks in kclient blocks in `Parking.wait`."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from gevent import getcurrent
+from gevent.hub import Waiter
+
+from kclient.concurrency import sigint
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.owner import Owner
+from kclient.errors import InvalidState
+
+READABLE: Final = 1
+"""The event mask of libev for a descriptor that can be read. The other loops of gevent use the same number."""
+
+
+def weakly(method: Callable[..., object]) -> Callable[..., None]:
+    """`method`, for a watcher of the loop. The watcher does not keep the method's object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        target = reference()
+        if target is not None:
+            target(*args)
+
+    return call
+
+
+class Timer:
+    """Calls `method` once, some time after `set`. The loop does not keep the method's object alive."""
+
+    __slots__ = ("_call", "_owner", "_timer")
+
+    def __init__(self, owner: Owner, method: Callable[..., object]) -> None:
+        self._owner = owner
+        self._call = weakly(method)
+        self._timer: Any = None
+
+    @property
+    def is_set(self) -> bool:
+        """True from `set` until the call, or `cancel`."""
+        return self._timer is not None
+
+    def set(self, seconds: float, *args: object) -> None:
+        """Call `method(*args)` in `seconds` from now. A call that was asked for earlier is cancelled."""
+        self.cancel()
+        # A new timer: one that has fired, started again, fires at once.
+        self._timer = self._owner.hub.loop.timer(max(0.0, seconds))
+        self._timer.start(self._fire, args, update=True)
+
+    def cancel(self) -> None:
+        """Do not call, if it has not happened yet."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _fire(self, args: tuple[object, ...]) -> None:
+        self.cancel()
+        if not self._owner.forked:  # a forked child inherits the parent's timers, and must not act on them
+            self._call(*args)
+
+
+def switch_soon(waiters: list[Waiter[bool]]) -> None:
+    """Let `waiters` go on at the loop's next turn. A waiter that has gone on already is not disturbed."""
+    for waiter in waiters:
+        waiter.hub.loop.run_callback(waiter.switch, True)
+
+
+class Parking:
+    """Greenlets that wait for something to change, until `wake` is called."""
+
+    __slots__ = ("_owner", "_waiters")
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._waiters: list[Waiter[bool]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Park this greenlet until `wake` (True) or until the deadline is over (False).
+
+        A KeyboardInterrupt during the wait is raised here, in the main greenlet of the main thread.
+        """
+        left = deadline.left()
+        if left == 0:
+            return False
+        hub = self._owner.hub
+        if getcurrent() is hub:
+            raise InvalidState("a blocking call in the hub: it would stop every greenlet; spawn one for it")
+        waiter: Waiter[bool] = Waiter(hub)
+        self._waiters.append(waiter)
+        timer = None
+        if left is not None and left < math.inf:
+            timer = hub.loop.timer(left)
+            timer.start(waiter.switch, False, update=True)
+        try:
+            return sigint.wait(waiter, hub)
+        finally:
+            if timer is not None:
+                timer.stop()
+                timer.close()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def wake(self, cause: object = None) -> None:
+        """Let every parked greenlet go on, whatever the cause."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            woken = self._owner.wakeups.woken
+            if woken is None:
+                switch_soon(waiters)
+            else:
+                woken += waiters

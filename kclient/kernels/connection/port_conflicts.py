@@ -1,0 +1,99 @@
+"""Which addresses of a kernel another program has: a kernel that cannot bind one does not always say so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from typing import Final
+
+from kclient.concurrency.unpatched import socket
+from kclient.errors import LaunchError
+from kclient.kernels.connection.ports import can_bind
+from kclient.protocol.connection import CHANNELS, ConnectionInfo
+
+_IN_USE: Final = "ddress already in use"
+"""What kernels print of a port that was taken, and may be free again when we look."""
+
+_TCP_LISTEN: Final = "0A"
+"""The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
+
+
+def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
+    """The ports of `info` that another program has, by what a bind or a connect says at this moment.
+
+    `kernel` is the process group of a kernel that runs: what its processes listen on does not count. Where nobody can
+    tell (no /proc, a kernel of another user) nothing is taken.
+    """
+    ports = [info.port(channel) for channel in CHANNELS if info.port(channel)]
+    if info.transport == "ipc":
+        return [port for port in ports if kernel is None and is_taken(f"{info.ip}-{port}")]
+    taken = [port for port in ports if not can_bind(info.ip, port)]
+    if taken and kernel is not None:
+        own = _listening(kernel)
+        return [port for port in taken if own is not None and port not in own]
+    return taken
+
+
+def were_taken(error: LaunchError) -> bool:
+    """True if a kernel did not come up since another program had one of its ports, and may not have it any more."""
+    return bool(error.taken_ports) or _IN_USE in error.stderr
+
+
+def is_taken(path: str) -> bool:
+    """True if something listens on that socket file, or if it is none: libzmq would put another in its place."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return True
+        with closing(socket.socket(socket.AF_UNIX)) as sock:
+            sock.setblocking(False)
+            sock.connect(path)
+    except OSError as exc:  # nothing there, or the socket file of a program that has ended
+        return exc.errno == errno.EAGAIN  # so many want to connect that it cannot keep up
+    return True
+
+
+def describe(info: ConnectionInfo, taken: Sequence[int]) -> str:
+    """What to tell of `taken_ports` in an error; empty if there are none."""
+    if not taken:
+        return ""
+    if info.transport == "ipc":
+        word, plural, names = "address", "addresses", [f"{info.ip}-{port}" for port in taken]
+    else:
+        word, plural, names = "port", "ports", [str(port) for port in taken]
+    subject = f"{word} {names[0]} is" if len(names) == 1 else f"{plural} {', '.join(names)} are"
+    return f"{subject} taken by another program; end it, or leave the choice to kclient"
+
+
+def _listening(group: int) -> set[int] | None:
+    """The tcp ports on which the processes of a group listen; None if that cannot be seen."""
+    try:
+        own = {link for pid in _members(group) for link in _descriptors(pid)}
+        return {port for inode, port in _listeners() if f"socket:[{inode}]" in own}
+    except OSError:
+        return None
+
+
+def _members(group: int) -> Iterator[str]:
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(ProcessLookupError):  # it has ended
+            if os.getpgid(int(pid)) == group:
+                yield pid
+
+
+def _descriptors(pid: str) -> Iterator[str]:
+    with suppress(FileNotFoundError):  # it has ended
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # it has closed it
+                yield os.readlink(f"/proc/{pid}/fd/{name}")
+
+
+def _listeners() -> Iterator[tuple[str, int]]:
+    """Inode and port of every tcp socket that listens."""
+    for name in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="ascii") as table:
+            for _, address, _, state, *more in map(str.split, table):
+                if state == _TCP_LISTEN:
+                    yield more[5], int(address.rpartition(":")[2], 16)

@@ -1,0 +1,106 @@
+"""Where the output of a kernel goes: what it is given, and what stays here to be read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import IO, Any, Final, TypeAlias
+
+from kclient.concurrency.unpatched import close
+from kclient.errors import LaunchError
+
+Output: TypeAlias = "int | IO[Any] | None"
+"""As in `subprocess`: PIPE, DEVNULL, STDOUT, a file or its number; None is a hidden file for `stderr_tail`."""
+
+_TAIL: Final = 16 * 1024
+"""Bytes of output that `tail_of` returns: some ten long tracebacks."""
+
+_SHOWN: Final = 1000
+"""Characters of the command that an error shows; "Argument list too long" can mean two megabytes."""
+
+
+class Streams:
+    """The output of one kernel: `stdout` and `stderr` are what it is given, `pipes` and `hidden` what stays here.
+
+    Raises OSError and ValueError, and LaunchError without a place for a hidden file; then nothing is left open.
+    """
+
+    def __init__(self, argv: Sequence[str], stdout: Output, stderr: Output) -> None:
+        self.hidden: IO[bytes] | None = None
+        self.pipes: list[IO[bytes] | None] = []
+        self._given: list[int] = []
+        try:
+            if stdout is None or stderr is None:
+                self.hidden = hidden_file(argv)
+            if stdout == STDOUT:
+                raise ValueError("STDOUT is for stderr only")
+            self.stdout = self._open(self.hidden if stdout is None else stdout)
+            self.stderr = self._open(self.hidden if stderr is None else stderr)
+        except BaseException:
+            self.close()
+            raise
+
+    def started(self) -> None:
+        """The kernel has its ends: close them here."""
+        while self._given:
+            close(self._given.pop())
+
+    def close(self) -> None:
+        """There will be no kernel."""
+        self.started()
+        for file in (*self.pipes, self.hidden):
+            if file is not None:
+                file.close()
+
+    def _open(self, wanted: Any) -> int:
+        reading = None
+        try:
+            if wanted == STDOUT:
+                return self.stdout
+            if wanted == DEVNULL:
+                self._given.append(os.open(os.devnull, os.O_RDWR))
+                return self._given[-1]
+            if wanted == PIPE:
+                number, writing = os.pipe()
+                self._given.append(writing)
+                reading = open(number, "rb")  # noqa: SIM115 - the process has it from here on
+                return writing
+            return wanted if isinstance(wanted, int) else int(wanted.fileno())
+        finally:
+            self.pipes.append(reading)
+
+
+def hidden_file(argv: Sequence[str]) -> IO[bytes]:
+    """For output that nobody may ever read: a pipe that nobody drains would block its writer."""
+    try:
+        return tempfile.TemporaryFile(prefix="kclient-", buffering=0)
+    except OSError as exc:
+        raise LaunchError(
+            f"cannot start the kernel: no temporary file for its output: {reason(exc)}; "
+            "set TMPDIR to a usable directory, or pass stdout= and stderr=",
+            argv=argv,
+        ) from exc
+
+
+def tail_of(file: IO[bytes]) -> str:
+    """The last 16 KiB of what a process writes into a hidden file."""
+    number = file.fileno()
+    size = os.fstat(number).st_size
+    # pread, since the process writes at the offset that it shares with this file
+    return os.pread(number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+
+
+def reason(exc: Exception) -> str:
+    """What the system says."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{exc.strerror}: {exc.filename!r}" if exc.filename is not None else exc.strerror
+    return str(exc)
+
+
+def cannot_start(argv: Sequence[str], why: str) -> LaunchError:
+    """The error of a kernel that was never started."""
+    text = repr(argv)
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return LaunchError(f"cannot start the kernel: {why}; the command was {shown}", argv=argv)

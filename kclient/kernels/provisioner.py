@@ -1,0 +1,350 @@
+"""Provisioner: the process of a kernel that we started, from its launch to the last trace of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import gevent
+
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.file_limits import CLIENT, KERNEL, RESERVE, FileDescriptorReservation
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import Parking
+from kclient.errors import (
+    STDERR_SHOWN,
+    DeadKernelError,
+    InvalidArgument,
+    InvalidState,
+    KernelTimeout,
+    LaunchError,
+    RemoteProtocolError,
+)
+from kclient.kernels.connection.endpoint import Endpoint
+from kclient.kernels.connection.port_conflicts import describe, taken_ports
+from kclient.kernels.process.local import KernelProcess, Launcher, LocalProcess
+from kclient.kernels.process.orphan_guard import GuardedKernel
+from kclient.kernels.process.output import Output
+from kclient.kernels.specs.search import find_kernel_spec
+from kclient.kernels.specs.spec import KernelSpec
+
+if TYPE_CHECKING:
+    from kclient.kernels.connection.handshake import Registrar
+
+TERM_WAIT: Final = 2.0
+"""Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
+
+KILL_WAIT: Final = 10.0
+"""Seconds for the operating system to end a process after SIGKILL."""
+
+
+def _check_arguments(launch: object, attribute: Any, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(word, str) for word in value):
+        raise InvalidArgument(f"extra_arguments must be a list of strings, not {value!r}")
+
+
+def _check_cwd(launch: object, attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise InvalidArgument(f"cwd must be the path of a directory, not {value!r}")
+
+
+def _check_env(launch: object, attribute: Any, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
+        raise InvalidArgument("env must be a dict of strings by name")
+
+
+def _check_output(launch: object, attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, int) and not hasattr(value, "fileno"):
+        raise InvalidArgument(f"{attribute.name} must be a file, a number as in subprocess, or None; not {value!r}")
+
+
+@attrs.frozen
+class Launch:
+    """The arguments of start_kernel, kept for a restart; raises InvalidArgument."""
+
+    extra_arguments: Sequence[str] = attrs.field(default=(), validator=_check_arguments)
+    cwd: str | os.PathLike[str] | None = attrs.field(default=None, validator=_check_cwd)
+    env: Mapping[str, str] | None = attrs.field(default=None, validator=_check_env)
+    stdout: Output = attrs.field(default=None, validator=_check_output)
+    stderr: Output = attrs.field(default=None, validator=_check_output)
+
+    def changed(self, arguments: Mapping[str, Any]) -> Launch:
+        """The same with other `arguments`, of those of start_kernel."""
+        try:
+            return attrs.evolve(self, **arguments)
+        except TypeError as exc:
+            raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
+
+
+HANDSHAKES: Final = ("auto", "off", "required")
+"""Whether the kernel chooses its own ports: where its spec says that it can, never, or else it is not started."""
+
+_NO_MARKS: Final[Mapping[str, str]] = {}
+
+
+class Provisioner:
+    """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
+
+    def __init__(
+        self,
+        kernel_name: str,
+        endpoint: Endpoint,
+        launcher: Launcher,
+        *,
+        orphan_guard: bool = False,
+        handshake: str = "auto",
+    ) -> None:
+        if handshake not in HANDSHAKES:
+            raise InvalidArgument(f"handshake must be 'auto', 'off' or 'required', not {handshake!r}")
+        if isinstance(launcher, type):
+            raise InvalidArgument(f"launcher must be an object, not a class: {launcher.__name__}()")
+        if not callable(getattr(launcher, "start", None)):
+            raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
+        self.kernel_name = kernel_name
+        self.endpoint = endpoint
+        self.launcher = launcher
+        self.process: KernelProcess | None = None
+        self.launch: Launch | None = None
+        self.argv: list[str] = []
+        self.claim = FileDescriptorReservation()
+        self._owner = Owner()
+        self._spec: KernelSpec | None = None
+        self._wants_guard = orphan_guard
+        self._handshake = handshake
+        self._ward: GuardedKernel | None = None
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel spec, looked up when first needed; raises NoSuchKernel."""
+        if self._spec is None:
+            self._spec = find_kernel_spec(self.kernel_name)
+        return self._spec
+
+    def claim_descriptors(self, *, reserve: int = RESERVE) -> None:
+        """For a start, and the channels that follow; raises TooManyFiles before anything has happened."""
+        self.claim.take(KERNEL, f"the kernel {self.kernel_name!r}", later=CLIENT, reserve=reserve)
+
+    def start(self, launch: Launch, on_exit: Callable[[], None], deadline: Deadline) -> None:
+        """Start the process and, if it chooses its ports itself, wait until it has reported them.
+
+        Raises NoSuchKernel, LaunchError, InvalidArgument, InvalidState and ConnectionFileError; then KernelTimeout, and
+        RemoteProtocolError for ports that cannot be used.
+        """
+        self.endpoint.encrypt(self.spec)
+        try:
+            if self._will_handshake():
+                registrar = self.endpoint.expect_registration()
+                self._start_process(launch, on_exit, registrar.path, deadline)
+                self._await_registration(registrar, deadline)
+            else:
+                self._start_process(launch, on_exit, self.endpoint.prepare(), deadline)
+        finally:
+            self.endpoint.end_registration()
+
+    def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str, deadline: Deadline) -> None:
+        self.argv = self.spec.command(path, launch.extra_arguments)
+        # a Ctrl-C between the launch and the note of it would leave an orphan
+        with self._owner.call():
+            if self._wants_guard:
+                process = self._start_guarded(launch, deadline, GuardedKernel(self.endpoint.traces()))
+            else:
+                process = self._start(launch, deadline)
+            self.process = process
+            self.launch = launch
+            process.exited.rawlink(lambda exited: self._on_exit(process, on_exit))
+
+    def _will_handshake(self) -> bool:
+        """Whether the kernel is to choose its ports; raises InvalidArgument if it has to, and cannot."""
+        if self._handshake == "off":
+            return False
+        if not self.spec.handshakes:
+            version = self.spec.kernel_protocol_version
+            said = f"kernel_protocol_version {version!r}" if version else "no kernel_protocol_version"
+            obstacle = f"its spec says {said}, and the handshake came with 5.6"
+        elif self.endpoint.info.transport != "tcp":
+            obstacle = "the protocol has it for tcp only"
+        elif self.endpoint.are_ports_given:
+            obstacle = "its ports are chosen already, by a connection file"
+        else:
+            return True
+        if self._handshake == "required":
+            raise InvalidArgument(
+                f"handshake='required', but the kernel {self.kernel_name!r} cannot choose its own ports: {obstacle}; "
+                "handshake='auto' starts it all the same"
+            )
+        return False
+
+    def _await_registration(self, registrar: Registrar, deadline: Deadline) -> None:
+        """Wait until the kernel has reported its ports; one that does not, or reports nonsense, is killed."""
+        try:
+            self.endpoint.register(self._reported_ports(registrar, deadline))
+        except BaseException:
+            self.kill()
+            raise
+
+    def _reported_ports(self, registrar: Registrar, deadline: Deadline) -> list[int]:
+        try:
+            ports = registrar.wait(self.require(), deadline)
+        except RemoteProtocolError as exc:
+            raise RemoteProtocolError(f"the kernel {self.kernel_name!r} {exc}; {self._story()}") from None
+        if ports is not None:
+            return ports
+        clues = [*registrar.clues(), "by its spec it chooses its ports; handshake='off' does that for it"]
+        if not self.is_alive():
+            raise self.never_came_up(self.death(), *clues)
+        raise self.never_answered(KernelTimeout("registration of the kernel's ports", deadline.timeout), *clues)
+
+    def _on_exit(self, process: KernelProcess, on_exit: Callable[[], None]) -> None:
+        if self.process is not process:
+            return
+        if self._ward is not None:
+            self._ward.ended()
+        on_exit()
+
+    def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
+        # ipykernel watches the process with that number, and ends when it is gone
+        environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
+        left = deadline.left()
+        with gevent.Timeout(None if left == math.inf else left, False):  # type: ignore[arg-type]  # the stubs don't know it
+            return self.launcher.start(
+                self.argv,
+                env=self.spec.environment(environment, launch.env),
+                cwd=launch.cwd,
+                stdout=launch.stdout,
+                stderr=launch.stderr,
+            )
+        raise KernelTimeout("process from the launcher", deadline.timeout, hint="a fork server imports first")
+
+    def _start_guarded(self, launch: Launch, deadline: Deadline, ward: GuardedKernel) -> KernelProcess:
+        process = None
+        try:
+            process = self._start(launch, deadline, ward.environment)
+            ward.take(process)
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.close()
+            ward.release()
+            raise
+        if self._ward is not None:  # of the kernel before
+            self._ward.release()
+        self._ward = ward
+        return process
+
+    def require(self) -> KernelProcess:
+        """The process; raises InvalidState, a RuntimeError, if none was started."""
+        if self.process is None:
+            raise InvalidState("no kernel was started; call start_kernel() first")
+        return self.process
+
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.is_alive()
+
+    def interrupt(self) -> bool:
+        """SIGINT to the kernel and its children; False if the spec wants an interrupt_request instead."""
+        if self.spec.interrupt_mode == "message":
+            return False
+        self.require().send_signal(signal.SIGINT)
+        return True
+
+    def wait_for_exit(self, deadline: Deadline) -> bool:
+        """True when the process has ended, False if it has not within the deadline."""
+        process = self.require()
+        parking = Parking(self._owner)
+        process.exited.rawlink(parking.wake)
+        try:
+            while not process.exited.is_set() and process.is_alive() and not deadline.is_over:
+                parking.wait(deadline)
+        finally:
+            process.exited.unlink(parking.wake)
+        return not process.is_alive()
+
+    def end(self, deadline: Deadline) -> None:
+        """SIGTERM, and SIGKILL if that does not help in time; to the children of the kernel as well."""
+        process = self.require()
+        if process.is_alive():
+            process.send_signal(signal.SIGTERM)
+            if not self.wait_for_exit(deadline.at_most(TERM_WAIT)):
+                self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.require().kill()
+        self.wait_for_exit(Deadline(KILL_WAIT))
+
+    def forget(self) -> None:
+        """Let go of a process that has ended."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.close()
+
+    def death(self) -> DeadKernelError:
+        """The error that tells how the process ended."""
+        process = self.process
+        if process is None:
+            return DeadKernelError("the kernel was shut down; start_kernel() starts another")
+        return DeadKernelError(
+            f"the kernel {self.kernel_name!r} died",
+            exit_code=process.exit_code,
+            stderr=process.stderr_tail(),
+        )
+
+    def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
+        """`death`, of a kernel that had never answered; names the ports that another program has."""
+        taken = taken_ports(self.endpoint.info)
+        story = [describe(self.endpoint.info, taken)] if taken else []
+        story += [*clues, *self._lacks_ipc(), f"its command was {self.command_line()}"]
+        return LaunchError(
+            f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
+            argv=self.argv,
+            exit_code=death.exit_code,
+            stderr=death.stderr,
+            taken_ports=taken,
+        )
+
+    def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
+        """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
+        story = [*clues, *self._lacks_ipc(), self._story()]
+        if self.endpoint.info.curve_publickey:
+            story.append("the connection is encrypted; if the kernel can't, encryption='off' starts it without")
+        if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
+            story.insert(0, describe(self.endpoint.info, taken))
+        return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
+
+    def _story(self) -> str:
+        output = self.process.stderr_tail().strip()[-STDERR_SHOWN:] if self.process is not None else ""
+        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
+
+    def _lacks_ipc(self) -> list[str]:
+        """What to tell of a kernel that has not bound all of its ipc addresses: about half of all kernels cannot."""
+        for path in self.endpoint.info.ipc_paths():
+            if not os.path.lexists(path):
+                return [f"it never listened at ipc://{path}; if it can do tcp only, pass transport='tcp'"]
+        return []
+
+    def command_line(self) -> str:
+        return shlex.join(self.argv)
+
+    def abandon(self, *_: Any) -> None:
+        """Kill the process and remove the files: its manager was dropped, or the program ends."""
+        if self._owner.forked:
+            return
+        if self.process is not None:
+            self.process.kill()
+            self.forget()
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove the files, and tell the guard that there is nothing left to do."""
+        self.claim.end()
+        self.endpoint.remove()
+        if self._ward is not None:
+            self._ward.release()
+            self._ward = None

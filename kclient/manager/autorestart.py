@@ -1,0 +1,225 @@
+"""Automatic restarts: what a manager does about a kernel that has died, and nobody meant it to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import gevent
+
+from kclient.client.kernel_death import LAST_WORDS
+from kclient.concurrency.callbacks import check_callback
+from kclient.concurrency.deadline import Deadline, check_seconds
+from kclient.concurrency.log import log
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import Timer
+from kclient.errors import DeadKernelError, InvalidArgument, KClientError, copies_of
+from kclient.manager.backoff import RESTART_LIMIT, STABLE_START_TIME, Backoff
+
+if TYPE_CHECKING:
+    from kclient.manager.kernel_manager import KernelManager
+
+OnRestart = Callable[["KernelManager", DeadKernelError, int], object]
+OnGiveUp = Callable[["KernelManager", DeadKernelError], object]
+
+START_TIMEOUT: Final = 60.0
+"""Seconds; that of start_kernel."""
+
+
+@attrs.frozen
+class AutoRestart:
+    """How a kernel that dies is restarted: pass it as `restart=` to KernelManager or start_kernel.
+
+    Calls that wait when the kernel dies raise DeadKernelError, since they may be the cause; those made after that wait,
+    within their timeout, for the next kernel. The first restart is made at once, the next 0.1 s after a failure, each
+    further one after twice the time. `limit` is how many may follow each other (None: any number): a kernel that ran
+    for `stable_start_time` seconds begins anew, one that was not ready `start_timeout` seconds after its start (None:
+    ever) has failed. Then it is given up: every call raises DeadKernelError, until restart_kernel().
+
+    `on_restart(manager, death, count)` is called when the next kernel is ready and before any other greenlet's call
+    gets to it, so it can run set-up code; `count` is the number of restarts in a row. It must not wait for a greenlet
+    that calls the kernel. `on_give_up(manager, error)` is called when there will be no further one. Both run in a
+    greenlet of the manager; what they raise is logged.
+
+    A kernel that the program ends itself (shutdown_kernel, kill_kernel) stays dead; a signal counts as a death.
+    """
+
+    limit: int | None = RESTART_LIMIT
+    stable_start_time: float = STABLE_START_TIME
+    on_restart: OnRestart | None = None
+    on_give_up: OnGiveUp | None = None
+    start_timeout: float | None = attrs.field(default=START_TIMEOUT, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        self.backoff()
+        if self.start_timeout is not None:
+            check_seconds(self.start_timeout, "start_timeout", alternative=", or None")
+        check_callback(self.on_restart, "on_restart")
+        check_callback(self.on_give_up, "on_give_up")
+
+    def backoff(self) -> Backoff:
+        """A new count of its failures."""
+        return Backoff(self.limit, self.stable_start_time)
+
+
+def as_policy(restart: object) -> AutoRestart | None:
+    """What `restart=` asks for; raises InvalidArgument."""
+    if restart is True:
+        return AutoRestart()
+    if restart is False:
+        return None
+    if not isinstance(restart, AutoRestart):
+        raise InvalidArgument(f"restart must be True, False or an AutoRestart, not {restart!r}")
+    return restart
+
+
+class Restarter:
+    """Has `manager` restart its kernel, by `revive`, in a greenlet that lives while there is something to do.
+
+    In between only a timer waits, which keeps nothing alive: a manager that is dropped is not restarted.
+    """
+
+    def __init__(self, policy: AutoRestart, manager: KernelManager, revive: Callable[[Deadline], None]) -> None:
+        self._policy = policy
+        self._backoff = policy.backoff()
+        self._owner = Owner()
+        self._manager = weakref.ref(manager)
+        self._revive = revive
+        self._alarm = Timer(self._owner, self._go_on)
+        self._death: DeadKernelError | None = None
+        self._gives_up = False
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._trying: object = None
+        self._since: float | None = None
+
+    @property
+    def is_at_work(self) -> bool:
+        """True from a death until the next kernel is there for everyone, or will never be."""
+        return self._death is not None or self._greenlet is not None
+
+    def started(self) -> None:
+        """From here on the kernel runs."""
+        self._since = monotonic()
+
+    def died(self, death: DeadKernelError) -> None:
+        """The kernel has died; in a while, when its last words are read, there will be another."""
+        lasted = 0.0 if self._since is None else monotonic() - self._since
+        self._since = None
+        wait = self._backoff.after(lasted)
+        self._death = death
+        self._gives_up = wait is None
+        self._alarm.set(max(LAST_WORDS, wait or 0.0))
+
+    def make_way(self) -> None:
+        """End a try that is under way; it is made again unless `cancel` follows."""
+        if self._greenlet is not None and self._trying is self._greenlet and not self.is_here():
+            self._greenlet.kill(block=False)
+
+    def cancel(self) -> None:
+        """The program sees to its kernel itself: what comes after that is counted anew."""
+        self._alarm.cancel()
+        self._backoff.reset()
+        self._death = self._since = None
+        if self._greenlet is not None and not self.is_here():
+            self._greenlet.kill(block=False)
+        self._greenlet = None
+
+    def is_here(self) -> bool:
+        """True in the greenlet that restarts, unless that was cancelled."""
+        return gevent.getcurrent() is self._greenlet
+
+    def _go_on(self) -> None:
+        if self._greenlet is None and self._death is not None:  # else a callback is to end first
+            self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        manager = self._manager()
+        try:
+            if manager is not None:
+                self._see_to(manager)
+        finally:
+            if self.is_here():
+                self._greenlet = None
+            if not self._alarm.is_set:
+                self._go_on()
+
+    def _see_to(self, manager: KernelManager) -> None:
+        death, self._death = self._death, None
+        if death is None or self._owner.forked:
+            return
+        manager.link.break_off(copies_of(death))
+        if self._gives_up:
+            self._give_up(manager, death)
+        elif self._try(manager, death):
+            self._let_in(manager, death)
+
+    def _try(self, manager: KernelManager, death: DeadKernelError) -> bool:
+        """True if there is a kernel again, and it has not died since."""
+        log().warning("%s; it is restarted (%d in a row)", death.headline, self._backoff.failures)
+        self._trying = me = gevent.getcurrent()
+        try:
+            self._revive(Deadline(self._policy.start_timeout))
+        except Exception as exc:  # noqa: BLE001 - a launcher may be anybody's
+            if self.is_here():
+                failure = _as_death(exc)
+                self.died(failure)
+                manager.link.begin_restart(failure.headline)
+        except BaseException:
+            if self.is_here():  # it made way
+                self._death = death
+                self._alarm.set(LAST_WORDS)
+            raise
+        finally:
+            if self._trying is me:  # else it was cancelled, and another tries
+                self._trying = None
+        return self.is_here() and self._death is None
+
+    def _let_in(self, manager: KernelManager, death: DeadKernelError) -> None:
+        """After on_restart, everybody."""
+        manager.link.admit(gevent.getcurrent())
+        try:
+            self._call(self._policy.on_restart, manager, death, self._backoff.failures)
+        finally:
+            if self.is_here() and self._death is None:
+                manager.link.end_restart()
+
+    def _give_up(self, manager: KernelManager, death: DeadKernelError) -> None:
+        error = DeadKernelError(
+            f"{death.message}; {self._count()}: restart_kernel() starts another",
+            exit_code=death.exit_code,
+            stderr=death.stderr,
+        )
+        self._backoff.reset()
+        log().error("%s", error.headline)
+        manager.link.fail(copies_of(error))
+        manager.link.end_restart()
+        self._call(self._policy.on_give_up, manager, error)
+
+    def _count(self) -> str:
+        limit = self._policy.limit
+        if not limit:
+            return "it is not restarted, since the limit is 0"
+        times = "once" if limit == 1 else f"{limit} times in a row"
+        return f"it was restarted {times} and did not last {self._policy.stable_start_time:g} s, so it is given up"
+
+    def _call(self, function: Callable[..., object] | None, *args: object) -> None:
+        if function is None:
+            return
+        try:
+            function(*args)
+        except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - a gevent.Timeout, too
+            log().exception("a callback of the automatic restarts failed")
+
+
+def _as_death(error: Exception) -> DeadKernelError:
+    """Why a restart has failed, which is not always that the kernel died."""
+    if isinstance(error, DeadKernelError):
+        return error
+    if not isinstance(error, KClientError):
+        log().error("an automatic restart failed", exc_info=error)
+    return DeadKernelError(f"the kernel could not be restarted: {error}")

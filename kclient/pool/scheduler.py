@@ -1,0 +1,350 @@
+"""Scheduler: who of a pool's kernels is starting, idle, busy or ending, who waits for one, and what to do next.
+
+It decides and does nothing else: `KernelPool` tells it what has happened and does what `next_steps` says.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from copy import copy
+from math import ceil, inf
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from kclient.errors import InvalidState
+from kclient.manager.backoff import Backoff
+from kclient.pool.events import PoolStats
+
+if TYPE_CHECKING:
+    import gevent
+
+    from kclient.pool.lent_kernel import LentKernel
+
+STARTING, IDLE, BUSY, ENDING = STATES = ("starting", "idle", "busy", "ending")
+
+EXTRA_IDLE: Final = 10.0
+"""Seconds that a kernel beyond `size` may be idle: longer than a burst of callers breathes, and than a start takes."""
+
+REFUSING: Final = 4
+"""Failures in a row, 0.3 s and the starts themselves, after which callers are told: fewer may be kills from outside."""
+
+LATELY: Final = 1000
+"""Check-outs of which the percentiles are."""
+
+
+@attrs.define(eq=False)
+class PoolEntry:
+    """A kernel of the pool. `kernel` and `starter` are what the pool knows it by, and not looked at here."""
+
+    kernel_id: str
+    began: float
+    state: str = STARTING
+    ready_at: float = inf
+    idle_since: float = 0.0
+    uses: int = 0
+    kernel: LentKernel | None = None
+    starter: gevent.Greenlet[..., None] | None = None
+
+
+@attrs.define(eq=False)
+class Checkout:
+    """A caller's place in the queue: it gets `member`, or `error`; then `wake` is to be called."""
+
+    since: float
+    wake: Callable[[], None]
+    member: PoolEntry | None = None
+    error: Exception | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.member is not None or self.error is not None
+
+
+@attrs.define
+class Counters:
+    """What has happened since the pool was made; `PoolStats` explains each."""
+
+    checkouts: int = 0
+    waits: int = 0
+    timeouts: int = 0
+    starts: int = 0
+    failures: int = 0
+    deaths: int = 0
+    recycled: int = 0
+
+
+@attrs.frozen
+class Steps:
+    """What is to be done: kernels to start, to make ready for their next user and to end, callers to wake."""
+
+    start: list[PoolEntry]
+    renew: list[PoolEntry]
+    end: list[PoolEntry]
+    wake: list[Checkout]
+
+
+class Scheduler:
+    """Every method that is told what has happened takes `now`, in seconds; then `next_steps` is to be asked.
+
+    `starters` kernels at most are started at a time.
+    """
+
+    def __init__(
+        self, size: int, max_size: int, *, max_uses: int = 1, max_age: float | None = None, starters: int = 1
+    ) -> None:
+        self.size = size
+        self.max_size = max_size
+        self.max_uses = max_uses
+        self.max_age = inf if max_age is None else max_age
+        self.starters = starters
+        self.counters = Counters()
+        self.lately: deque[float] = deque(maxlen=LATELY)
+        self.last_failure: Exception | None = None
+        self.is_closed = False
+        self._states: dict[str, dict[PoolEntry, None]] = {state: {} for state in STATES}
+        self._queue: dict[Checkout, None] = {}
+        self._backoff = Backoff(limit=None)
+        self._retry_at = 0.0
+        self._failed_at = -inf
+        self._renewing: set[PoolEntry] = set()
+        self._renew: list[PoolEntry] = []
+        self._end: list[PoolEntry] = []
+
+    def __iter__(self) -> Iterator[PoolEntry]:
+        for members in self._states.values():
+            yield from members
+
+    def __len__(self) -> int:
+        """Processes, those that are about to end, too."""
+        return sum(map(len, self._states.values()))
+
+    def count(self, state: str) -> int:
+        return len(self._states[state])
+
+    @property
+    def waiting(self) -> int:
+        """Callers in the queue."""
+        return len(self._queue)
+
+    @property
+    def is_failing(self) -> bool:
+        """True if the latest news of starts is bad news."""
+        return self._backoff.failures > 0
+
+    def find(self, kernel_id: object) -> PoolEntry | None:
+        """The kernel of that id, unless it has ended."""
+        return next((member for member in self if member.kernel_id == kernel_id), None)
+
+    # Who waits, and who gets a kernel
+
+    def ask(self, now: float, wake: Callable[[], None]) -> Checkout:
+        """A place at the end of the queue."""
+        ticket = Checkout(now, wake)
+        self._queue[ticket] = None
+        return ticket
+
+    def offered(self) -> PoolEntry | None:
+        """The kernel that the first of the queue would get; the pool looks whether it is alive, and then lends it."""
+        return next(iter(self._states[IDLE]), None) if self._queue else None
+
+    def lend(self) -> Checkout:
+        """The first of the queue gets the kernel that is offered."""
+        ticket = next(iter(self._queue))
+        del self._queue[ticket]
+        ticket.member = next(iter(self._states[IDLE]))
+        self._move(ticket.member, BUSY)
+        ticket.member.uses += 1
+        self._backoff.reset()
+        self._retry_at = 0.0
+        return ticket
+
+    def checked_out(self, seconds: float) -> None:
+        """A caller has its kernel, so long after it asked."""
+        self.counters.checkouts += 1
+        self.lately.append(seconds)
+
+    def withdraw(self, ticket: Checkout) -> None:
+        """The caller of `ticket` is gone. A kernel that it had got, and not seen, is there for the next, unused."""
+        self._queue.pop(ticket, None)
+        member, ticket.member = ticket.member, None
+        if member is not None and member.state == BUSY:
+            member.uses -= 1
+            self._states[IDLE] = {member: None, **self._states[IDLE]}
+            del self._states[BUSY][member]
+            member.state = IDLE
+
+    def give_back(self, member: PoolEntry, now: float, *, reusable: bool) -> None:
+        """Its user is done with it; `reusable` if it is alive and nothing is left of what that user asked it for."""
+        self.counters.recycled += 1
+        if member.state != BUSY:  # it was shut down meanwhile
+            return
+        again = reusable and member.uses < self.max_uses and not self._is_old(member, now)
+        if again and (self._queue or len(self) - self.count(ENDING) <= self.size):
+            self._move(member, STARTING)
+            self._renewing.add(member)
+            self._renew.append(member)
+        else:
+            self.remove(member)
+
+    # What becomes of kernels
+
+    def ready(self, member: PoolEntry, now: float) -> None:
+        """It can be lent."""
+        if member.state == STARTING:
+            self._renewing.discard(member)
+            member.ready_at = min(member.ready_at, now)
+            member.idle_since = now
+            self._move(member, IDLE)
+
+    def start_failed(self, member: PoolEntry, error: Exception, now: float) -> None:
+        """It never came up, and is gone."""
+        if member.state == STARTING:
+            self.counters.failures += 1
+            self.ended(member)
+            self._failed(member, error, 0.0, now)
+
+    def died(self, member: PoolEntry, error: Exception, now: float) -> None:
+        """Its process has ended by itself: what its user did to it is no reason to try less often."""
+        if member.state == ENDING:
+            return
+        self.counters.deaths += 1
+        if member.state == BUSY:
+            return
+        was_idle = member.state == IDLE
+        self.remove(member)
+        if was_idle:
+            self._failed(member, error, now - member.ready_at, now)
+
+    def remove(self, member: PoolEntry) -> None:
+        """End it, whatever it is at."""
+        if member.state != ENDING:
+            self._renewing.discard(member)
+            self._move(member, ENDING)
+            self._end.append(member)
+
+    def ended(self, member: PoolEntry) -> None:
+        """Nothing is left of it."""
+        self._renewing.discard(member)
+        self._states[member.state].pop(member, None)
+
+    def close(self) -> None:
+        """End every kernel, start none, and refuse every caller."""
+        self.is_closed = True
+        for member in list(self):
+            self.remove(member)
+
+    def stats(self) -> PoolStats:
+        lately = sorted(self.lately)
+        return PoolStats(
+            idle=self.count(IDLE),
+            busy=self.count(BUSY),
+            starting=self.count(STARTING),
+            waiting=self.waiting,
+            **attrs.asdict(self.counters),
+            checkout_p50=percentile(lately, 50),
+            checkout_p90=percentile(lately, 90),
+            checkout_p99=percentile(lately, 99),
+            checkout_max=percentile(lately, 100),
+            last_failure=None if self.last_failure is None else str(self.last_failure),
+        )
+
+    # What to do
+
+    def next_steps(self, now: float) -> Steps:
+        """What is to be done now, said once; ask again when something has happened, or after `next_look` seconds."""
+        self._retire(now)
+        start = [self._enlist(now) for _ in range(self._to_start(now))]
+        wake = []
+        refusal = self.refusal(now)
+        if refusal is not None:
+            wake, self._queue = list(self._queue), {}
+            for ticket in wake:
+                ticket.error = copy(refusal)
+        renew, self._renew = [member for member in self._renew if member.state == STARTING], []
+        end, self._end = self._end, []
+        return Steps(start, renew, end, wake)
+
+    def next_look(self, now: float) -> float | None:
+        """Seconds until there may be something to do although nothing happens; None if there will not be."""
+        if self.is_closed:
+            return None
+        times = [self._retry_at] if self._retry_at > now else []
+        if self._states[IDLE]:
+            times += [member.ready_at + self.max_age for member in self._states[IDLE] if self.max_age < inf]
+            if self._extra() > 0:
+                times += [member.idle_since + EXTRA_IDLE for member in self._states[IDLE]]
+        return min((time - now for time in times if time > now), default=None)
+
+    def refusal(self, now: float) -> Exception | None:
+        """Why nobody need wait: the pool is closed; or starts fail again and again, and there is no kernel."""
+        if self.is_closed:
+            return InvalidState("the pool is closed; make a new KernelPool")
+        return None if self._states[IDLE] or self._states[BUSY] else self._why_not(now)
+
+    def obstacle(self, now: float) -> Exception | None:
+        """Why the pool does not become warm: as `refusal`, or starts fail although there are kernels."""
+        return self.refusal(now) or self._why_not(now)
+
+    def _why_not(self, now: float) -> Exception | None:
+        """The latest of `REFUSING` failures or more, none of them followed by a kernel for a caller, until a retry."""
+        is_over = now >= self._retry_at or bool(self._states[STARTING])
+        return None if is_over or self._backoff.failures < REFUSING else self.last_failure
+
+    def _to_start(self, now: float) -> int:
+        if self.is_closed or now < self._retry_at:
+            return 0
+        young = sum(not self._is_old(member, now) for member in self._states[IDLE])
+        coming = young + self.count(STARTING) + self.count(BUSY)
+        wanted = max(self.size, self.count(BUSY) + len(self._queue))
+        at_once = self.starters - (self.count(STARTING) - len(self._renewing))
+        return max(0, min(wanted - coming, self.max_size - len(self), at_once))
+
+    def _enlist(self, now: float) -> PoolEntry:
+        member = PoolEntry(str(uuid.uuid4()), now)
+        self._states[STARTING][member] = None
+        self.counters.starts += 1
+        return member
+
+    def _retire(self, now: float) -> None:
+        """End idle kernels that are too many or too old, the old ones when others have taken their place.
+
+        Where there is no room for another beside them, one at a time ends first.
+        """
+        if self._queue or self.is_closed:
+            return
+        for member in list(self._states[IDLE]):
+            extra = self._extra()
+            if self._is_old(member, now):
+                is_full = len(self) >= self.max_size and not self._states[STARTING] and not self._states[ENDING]
+                if extra > 0 or is_full:
+                    self.remove(member)
+            elif extra > 0 and now >= member.idle_since + EXTRA_IDLE:
+                self.remove(member)
+
+    def _extra(self) -> int:
+        """How many kernels beyond `size` there are; one that starts is none yet."""
+        return self.count(IDLE) + self.count(BUSY) - self.size
+
+    def _is_old(self, member: PoolEntry, now: float) -> bool:
+        return now >= member.ready_at + self.max_age
+
+    def _failed(self, member: PoolEntry, error: Exception, lasted: float, now: float) -> None:
+        """Wait longer before the next start; those that began before a failure have failed with it."""
+        self.last_failure = error
+        if member.began >= self._failed_at:
+            self._failed_at = now
+            seconds = self._backoff.after(lasted)
+            self._retry_at = now + seconds if seconds else 0.0
+
+    def _move(self, member: PoolEntry, state: str) -> None:
+        del self._states[member.state][member]
+        self._states[state][member] = None
+        member.state = state
+
+
+def percentile(values: list[float], percent: float) -> float | None:
+    """Of sorted `values`, the least that so many per cent of them do not exceed; None of none."""
+    return values[max(0, ceil(len(values) * percent / 100) - 1)] if values else None

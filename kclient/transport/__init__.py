@@ -1,0 +1,1 @@
+"""How messages travel to a kernel and back. Messages cross this seam, never frames."""

@@ -1,0 +1,1 @@
+"""The transport over ZeroMQ: sockets, frames, signatures, encryption, and whether the kernel listens."""

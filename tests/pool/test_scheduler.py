@@ -1,0 +1,596 @@
+"""Who gets which kernel of a pool, how many are started, when it is tried again: decided without any kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kclient import InvalidState, LaunchError
+from kclient.pool.scheduler import (
+    BUSY,
+    ENDING,
+    EXTRA_IDLE,
+    IDLE,
+    REFUSING,
+    STARTING,
+    STATES,
+    Checkout,
+    PoolEntry,
+    Scheduler,
+    Steps,
+    percentile,
+)
+
+BROKEN = LaunchError("it is broken")
+
+
+class House:
+    """A roster, and what a pool would do with it; `now` is its clock."""
+
+    def __init__(self, size: int = 1, max_size: int | None = None, *, starters: int = 100, **options: Any) -> None:
+        self.roster = Scheduler(size, size if max_size is None else max_size, starters=starters, **options)
+        self.now = 1000.0
+        self.act()
+
+    def act(self) -> Steps:
+        while self.roster.offered() is not None:
+            self.roster.lend()
+        return self.roster.next_steps(self.now)
+
+    def pass_by(self, seconds: float) -> Steps:
+        self.now += seconds
+        return self.act()
+
+    def members(self, state: str) -> list[PoolEntry]:
+        return [member for member in self.roster if member.state == state]
+
+    def ask(self) -> Checkout:
+        ticket = self.roster.ask(self.now, lambda: None)
+        self.act()
+        return ticket
+
+    def come_up(self) -> None:
+        """All that starts, and what starts because of that, is ready."""
+        while self.members(STARTING):
+            for member in self.members(STARTING):
+                self.roster.ready(member, self.now)
+            self.act()
+
+    def fail(self) -> Steps:
+        """All that starts fails."""
+        for member in self.members(STARTING):
+            self.roster.start_failed(member, BROKEN, self.now)
+        return self.act()
+
+    def fail_until(self, failures: int) -> Steps:
+        """All that starts fails, so many times in a row, each as soon as it is tried."""
+        steps = self.fail()
+        for _ in range(failures - 1):
+            self.pass_by(self.roster.next_look(self.now) or 0.0)
+            steps = self.fail()
+        return steps
+
+    def die(self, member: PoolEntry) -> Steps:
+        self.roster.died(member, BROKEN, self.now)
+        return self.act()
+
+    def end(self) -> Steps:
+        """All that is to end has ended."""
+        for member in self.members(ENDING):
+            self.roster.ended(member)
+        return self.act()
+
+    def give_back(self, ticket: Checkout, *, reusable: bool = False) -> Steps:
+        self.roster.give_back(got(ticket), self.now, reusable=reusable)
+        return self.act()
+
+    def counts(self) -> tuple[int, ...]:
+        """Starting, idle, busy, ending."""
+        return tuple(self.roster.count(state) for state in STATES)
+
+
+def got(ticket: Checkout) -> PoolEntry:
+    assert ticket.member is not None
+    return ticket.member
+
+
+def warm(size: int = 1, max_size: int | None = None, **options: Any) -> House:
+    house = House(size, max_size, **options)
+    house.come_up()
+    return house
+
+
+# Who gets a kernel
+
+
+def test_idle_kernel_is_lent_at_once() -> None:
+    house = warm()
+    assert got(house.ask()).state == BUSY
+
+
+def test_kernels_are_handed_out_in_the_order_of_the_calls() -> None:
+    house = House(size=3)
+    tickets = [house.ask() for _ in range(3)]
+    for number, ticket in enumerate(tickets):
+        assert [ticket.is_settled for ticket in tickets] == [earlier < number for earlier in range(3)]
+        house.roster.ready(house.members(STARTING)[0], house.now)
+        house.act()
+        assert ticket.is_settled
+
+
+def test_caller_that_comes_as_a_kernel_becomes_idle_does_not_pass_those_that_wait() -> None:
+    house = House()
+    first = house.ask()
+    house.roster.ready(house.members(STARTING)[0], house.now)
+    second = house.roster.ask(house.now, lambda: None)
+    house.act()
+    assert (first.is_settled, second.is_settled) == (True, False)
+
+
+def test_kernel_whose_caller_is_gone_before_it_saw_it_is_the_next_ones() -> None:
+    house = warm()
+    gone, waits = house.ask(), house.ask()
+    member = got(gone)
+    house.roster.withdraw(gone)
+    house.act()
+    assert (waits.member, member.uses) == (member, 1)
+
+
+def test_caller_that_is_gone_leaves_the_queue() -> None:
+    house = House()
+    gone, waits = house.ask(), house.ask()
+    house.roster.withdraw(gone)
+    house.come_up()
+    assert (gone.member, waits.is_settled) == (None, True)
+
+
+def test_withdrawn_kernel_that_was_shut_down_meanwhile_stays_so() -> None:
+    house = warm()
+    ticket = house.ask()
+    member = got(ticket)
+    house.roster.remove(member)
+    house.roster.withdraw(ticket)
+    assert member.state == ENDING
+
+
+# How many there are
+
+
+def test_size_kernels_are_kept_and_the_busy_ones_count() -> None:
+    house = warm(size=3, max_size=5)
+    house.ask()
+    assert house.counts() == (0, 2, 1, 0)
+
+
+def test_kernel_is_replaced_when_its_user_is_done() -> None:
+    house = warm(size=1, max_size=2)
+    steps = house.give_back(house.ask())
+    assert (len(steps.start), len(steps.end)) == (1, 1)
+
+
+def test_there_are_never_more_than_max_size_processes_even_while_some_end() -> None:
+    house = warm(size=1)
+    assert not house.give_back(house.ask()).start
+    assert len(house.end().start) == 1
+
+
+def test_for_callers_that_wait_more_are_started_up_to_max_size() -> None:
+    house = warm(size=1, max_size=3)
+    for _ in range(5):
+        house.ask()
+    assert house.counts() == (2, 0, 1, 0)
+
+
+def test_no_more_are_started_at_a_time_than_can_be() -> None:
+    house = House(size=5, starters=2)
+    assert house.counts() == (2, 0, 0, 0)
+    house.roster.ready(house.members(STARTING)[0], house.now)
+    house.act()
+    assert house.counts() == (2, 1, 0, 0)
+
+
+def test_kernel_beyond_size_ends_with_its_use() -> None:
+    house = warm(size=1, max_size=2)
+    first, second = house.ask(), house.ask()
+    house.come_up()
+    house.give_back(second)
+    house.end()
+    assert house.counts() == (0, 0, 1, 0)
+    assert got(first).state == BUSY
+
+
+def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
+    house = warm(size=1, max_size=2)
+    house.ask()
+    house.roster.withdraw(house.ask())
+    house.come_up()
+    assert house.counts() == (0, 1, 1, 0)
+    assert house.roster.next_look(house.now) == EXTRA_IDLE
+    house.pass_by(EXTRA_IDLE - 1)
+    assert house.counts() == (0, 1, 1, 0)
+    house.pass_by(1)
+    assert house.counts() == (0, 0, 1, 1)
+
+
+# The same kernel for more than one user
+
+
+def test_clean_kernel_goes_on_to_the_next_user_until_it_is_used_up() -> None:
+    house = warm(max_uses=2)
+    first = house.ask()
+    steps = house.give_back(first, reusable=True)
+    assert (steps.renew, steps.end) == ([first.member], [])
+    house.come_up()
+    second = house.ask()
+    assert second.member is first.member
+    assert house.give_back(second, reusable=True).end == [first.member]
+
+
+def test_kernel_that_is_not_clean_is_replaced_however_often_it_may_be_used() -> None:
+    house = warm(max_uses=10)
+    ticket = house.ask()
+    assert house.give_back(ticket, reusable=False).end == [ticket.member]
+
+
+def test_kernel_being_renewed_takes_no_place_of_one_that_starts() -> None:
+    house = warm(size=2, max_uses=2, starters=1)
+    first, second = house.ask(), house.ask()
+    house.ask()
+    house.ask()
+    house.give_back(first, reusable=True)
+    house.give_back(second)
+    assert house.counts() == (1, 0, 0, 1)
+    house.end()
+    assert house.counts() == (2, 0, 0, 0)
+
+
+def test_kernel_shut_down_while_it_is_renewed_is_not_renewed_and_not_lent() -> None:
+    house = warm(max_uses=2)
+    ticket = house.ask()
+    house.roster.give_back(got(ticket), house.now, reusable=True)
+    house.roster.remove(got(ticket))
+    steps = house.act()
+    assert (steps.renew, steps.end) == ([], [ticket.member])
+    house.roster.ready(got(ticket), house.now)
+    assert house.roster.count(IDLE) == 0
+
+
+# Age
+
+
+def test_old_kernels_are_replaced_by_new_ones_first_where_there_is_room() -> None:
+    house = warm(size=2, max_size=4, max_age=60)
+    assert house.roster.next_look(house.now) == 60
+    steps = house.pass_by(60)
+    assert (len(steps.start), len(steps.end)) == (2, 0)
+    house.come_up()
+    assert house.counts() == (0, 2, 0, 2)
+
+
+def test_old_kernel_is_lent_while_its_successor_starts() -> None:
+    house = warm(size=1, max_size=2, max_age=60)
+    house.pass_by(60)
+    assert house.ask().is_settled
+
+
+def test_old_kernels_are_replaced_one_at_a_time_where_there_is_no_room() -> None:
+    house = warm(size=3, max_age=60)
+    house.pass_by(60)
+    for _ in range(3):
+        assert house.counts()[1:] == (2, 0, 1)
+        house.end()
+        assert house.counts() == (1, 2, 0, 0)
+        house.come_up()
+    assert house.counts() == (0, 3, 0, 0)
+
+
+def test_old_kernels_are_kept_while_no_other_comes_up() -> None:
+    house = warm(size=2, max_age=60)
+    house.pass_by(60)
+    house.end()
+    house.fail()
+    house.fail()
+    assert house.counts() == (0, 1, 0, 0)
+    assert house.ask().is_settled
+
+
+def test_old_kernel_is_not_used_again() -> None:
+    house = warm(max_uses=10, max_age=60)
+    ticket = house.ask()
+    house.pass_by(60)
+    assert house.give_back(ticket, reusable=True).end == [ticket.member]
+
+
+# Failures
+
+
+def test_caller_gets_the_reason_when_starts_fail_and_none_is_left_to_wait_for() -> None:
+    house = House()
+    ticket = house.ask()
+    asked_at = house.now
+    assert house.fail_until(REFUSING).wake == [ticket]
+    assert house.now - asked_at < 0.5
+    assert isinstance(ticket.error, LaunchError)
+    assert ticket.error is not BROKEN
+    assert house.ask().error is not None
+
+
+def test_few_failed_starts_are_nothing_to_tell_callers_who_can_wait() -> None:
+    house = House()
+    ticket = house.ask()
+    assert not house.fail_until(REFUSING - 1).wake
+    assert house.roster.obstacle(house.now) is None
+    house.pass_by(1)
+    house.come_up()
+    house.give_back(ticket)
+    house.end()
+    waits = house.ask()
+    assert not house.fail_until(REFUSING - 1).wake  # the kernel in between was a good one
+    house.pass_by(1)
+    house.come_up()
+    assert got(waits).state == BUSY
+
+
+def test_caller_waits_while_the_next_try_is_under_way() -> None:
+    house = House()
+    house.fail_until(REFUSING)
+    house.pass_by(1)
+    assert house.counts() == (1, 0, 0, 0)
+    ticket = house.ask()
+    assert not ticket.is_settled
+    assert house.fail().wake == [ticket]
+
+
+def test_caller_waits_on_while_another_kernel_lives() -> None:
+    house = warm(size=1, max_size=2)
+    house.ask()
+    waits = house.ask()
+    house.fail_until(REFUSING)
+    assert not waits.is_settled
+    assert house.roster.is_failing
+
+
+def test_failed_start_is_tried_again_at_once_and_then_ever_later() -> None:
+    house = House()
+    assert len(house.fail().start) == 1
+    for seconds in (0.1, 0.2, 0.4):
+        assert not house.fail().start
+        assert house.roster.next_look(house.now) == pytest.approx(seconds)
+        assert not house.pass_by(seconds / 2).start
+        assert len(house.pass_by(seconds).start) == 1
+
+
+def test_starts_that_fail_together_are_one_failure() -> None:
+    house = House(size=8)
+    house.now += 1
+    assert len(house.fail().start) == 8
+
+
+def test_kernel_that_is_lent_ends_the_time_of_failures() -> None:
+    house = House()
+    house.fail()
+    house.fail()
+    house.pass_by(1)
+    house.come_up()
+    house.ask()
+    assert not house.roster.is_failing
+
+
+def test_idle_kernel_that_dies_is_replaced() -> None:
+    house = warm(size=2, max_size=3)
+    steps = house.die(house.members(IDLE)[0])
+    assert (len(steps.start), len(steps.end)) == (1, 1)
+    assert house.roster.counters.deaths == 1
+
+
+def test_kernels_that_die_idle_and_young_are_replaced_ever_later() -> None:
+    house = warm(max_size=2)
+    for _ in range(3):
+        house.die(house.members(IDLE)[0])
+        house.end()
+        house.pass_by(1)
+        house.come_up()
+    house.die(house.members(IDLE)[0])
+    assert house.roster.next_look(house.now) == pytest.approx(0.4)
+    assert isinstance(house.ask().error, LaunchError)
+
+
+def test_kernels_that_die_idle_after_long_are_replaced_at_once() -> None:
+    house = warm(max_size=2)
+    for _ in range(5):
+        house.pass_by(11)
+        assert len(house.die(house.members(IDLE)[0]).start) == 1
+        house.end()
+        house.come_up()
+
+
+def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None:
+    house = warm(max_size=2)
+    for _ in range(5):
+        ticket = house.ask()
+        house.die(got(ticket))
+        assert got(ticket).state == BUSY
+        assert len(house.give_back(ticket).start) == 1
+        house.end()
+        house.come_up()
+    assert (house.roster.counters.deaths, house.roster.is_failing) == (5, False)
+
+
+def test_pool_is_not_warm_for_the_reason_why_starts_fail_even_beside_kernels_that_live() -> None:
+    house = House(size=2)
+    house.roster.ready(house.members(STARTING)[0], house.now)
+    house.fail_until(REFUSING)
+    assert house.roster.obstacle(house.now) is BROKEN
+    assert house.roster.refusal(house.now) is None
+
+
+# The end
+
+
+def test_closing_ends_every_kernel_and_refuses_every_caller() -> None:
+    house = warm(size=2)
+    held = house.ask()
+    house.ask()
+    waits = house.ask()
+    house.roster.close()
+    steps = house.act()
+    assert (len(steps.end), steps.wake) == (2, [waits])
+    assert isinstance(waits.error, InvalidState)
+    assert isinstance(house.ask().error, InvalidState)
+    house.give_back(held)
+    assert not house.end().start
+    assert len(house.roster) == 0
+    assert house.roster.next_look(house.now) is None
+
+
+def test_kernel_given_back_after_it_was_shut_down_is_not_recycled_twice() -> None:
+    house = warm(max_size=2)
+    ticket = house.ask()
+    house.roster.remove(got(ticket))
+    assert len(house.act().end) == 1
+    assert not house.give_back(ticket).end
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 5), (90, 9), (99, 10), (100, 10)])
+def test_percentiles_are_values_that_occurred(percent: int, value: int) -> None:
+    assert percentile([*range(1, 11)], percent) == value
+
+
+def test_there_are_no_percentiles_of_nothing() -> None:
+    assert House().roster.stats().checkout_p99 is None
+
+
+# Whatever happens
+
+
+class Anything(RuleBasedStateMachine):
+    """A pool to which anything happens, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.house = House(size=2, max_size=4, max_uses=2, max_age=60, starters=2)
+        self.waiting: list[Checkout] = []
+        self.held: list[Checkout] = []
+
+    def act(self) -> None:
+        """As the pool, but for the dead."""
+        self.house.act()
+        served = [ticket for ticket in self.waiting if ticket.is_settled]
+        assert served == self.waiting[: len(served)], "first come, first served"
+        self.waiting = self.waiting[len(served) :]
+        self.held += [ticket for ticket in served if ticket.member is not None]
+
+    def pick(self, state: str, data: st.DataObject) -> PoolEntry | None:
+        members = self.house.members(state)
+        return data.draw(st.sampled_from(members)) if members else None
+
+    @rule()
+    def ask(self) -> None:
+        self.waiting.append(self.house.roster.ask(self.house.now, lambda: None))
+        self.act()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(ticket)
+        self.house.roster.withdraw(ticket)
+        self.act()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def be_killed_while_handed_a_kernel(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.held))
+        self.held.remove(ticket)
+        self.house.roster.withdraw(ticket)
+        self.act()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), reusable=st.booleans())
+    def give_back(self, data: st.DataObject, reusable: bool) -> None:
+        ticket = data.draw(st.sampled_from(self.held))
+        self.held.remove(ticket)
+        self.house.roster.give_back(got(ticket), self.house.now, reusable=reusable)
+        self.act()
+
+    @rule(data=st.data())
+    def come_up(self, data: st.DataObject) -> None:
+        if member := self.pick(STARTING, data):
+            self.house.roster.ready(member, self.house.now)
+            self.act()
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        if member := self.pick(STARTING, data):
+            self.house.roster.start_failed(member, BROKEN, self.house.now)
+            self.act()
+
+    @rule(data=st.data(), state=st.sampled_from([IDLE, BUSY]))
+    def die(self, data: st.DataObject, state: str) -> None:
+        if member := self.pick(state, data):
+            self.house.roster.died(member, BROKEN, self.house.now)
+            self.act()
+
+    @rule(data=st.data(), state=st.sampled_from(STATES))
+    def shut_down(self, data: st.DataObject, state: str) -> None:
+        if member := self.pick(state, data):
+            self.house.roster.remove(member)
+            self.act()
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        if member := self.pick(ENDING, data):
+            self.house.roster.ended(member)
+            self.act()
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 61.0]))
+    def pass_by(self, seconds: float) -> None:
+        self.house.now += seconds
+        self.act()
+
+    @invariant()
+    def no_kernel_has_two_users(self) -> None:
+        users = [got(ticket) for ticket in self.held]
+        assert len(set(users)) == len(users)
+        assert set(self.house.members(BUSY)) <= set(users)
+
+    @invariant()
+    def there_are_never_too_many(self) -> None:
+        assert len(self.house.roster) <= 4
+        assert all(member.uses <= 2 for member in self.house.roster)
+
+    @invariant()
+    def nobody_waits_beside_an_idle_kernel(self) -> None:
+        assert not (self.waiting and self.house.members(IDLE))
+        assert self.house.roster.waiting == len(self.waiting)
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        """There is always something under way, or a time to look again."""
+        if self.waiting:
+            roster = self.house.roster
+            assert len(roster) or roster.next_look(self.house.now) is not None
+
+    def teardown(self) -> None:
+        """When all is given back and what starts comes up, `size` young kernels are idle and nobody waits."""
+        house = self.house
+        for _ in range(20):
+            for ticket in self.held:
+                house.roster.give_back(got(ticket), house.now, reusable=False)
+            self.held = []
+            for member in house.members(BUSY):
+                house.roster.remove(member)
+            house.pass_by(31)
+            house.end()
+            house.come_up()
+            self.act()
+        assert not self.waiting
+        assert 2 <= house.roster.count(IDLE) <= 4
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = settings(max_examples=60, stateful_step_count=40)
