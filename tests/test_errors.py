@@ -101,7 +101,8 @@ MADE = [
 
 
 def all_classes():
-    return {found for _, found in inspect.getmembers(errors, inspect.isclass) if found.__module__ == errors.__name__}
+    classes = [found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, Exception)]
+    return {found for found in classes if found.__module__ == errors.__name__}
 
 
 # The tree
