@@ -464,7 +464,10 @@ class Troubles:
 
     def _heal(self, host: Host) -> None:
         for peer in host.peers:
-            if isinstance(peer.client, kclient.KernelClient) and peer.client.link.failure is not None:
+            if (
+                isinstance(peer.client, kclient.KernelClient)
+                and peer.client.kernel_connection.channels.failure is not None
+            ):
                 self.happened["reopen"] += 1
                 peer.reopen()
 
@@ -623,7 +626,7 @@ class Chaos:
         if late and not peer.is_lossy:
             self.complaints.append(f"{peer.name} gave up these replies, which came: {late}")
         peer.client.control_channel.kernel_info(timeout=START)
-        for channel in peer.client.link.running():
+        for channel in peer.client.kernel_connection.channels.running():
             drops = expected_drops.get(channel.name, Counter())
             deadline = monotonic() + MARGIN
             while drops - channel.dropped and monotonic() < deadline:

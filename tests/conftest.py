@@ -33,10 +33,12 @@ from fixtures import (
     start_script,
 )
 from places import places
+from queue_transport import QueueTransport
 
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Parking
+from kclient.transport.zmq import transport as zmq_transport
 from kclient.transport.zmq.context import context
 
 if TYPE_CHECKING:
@@ -240,6 +242,21 @@ def no_leaks(request: pytest.FixtureRequest, frozen: None, folder: Path) -> Iter
 
 
 # Kernels
+
+
+@pytest.fixture(autouse=True)
+def line_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the clients of a test reach their kernel: over ZeroMQ or, where a file asks for it, over queues in memory."""
+    kind = getattr(request, "param", "zmq")
+    if kind == "queues":
+        monkeypatch.setattr(zmq_transport, "ZmqTransport", QueueTransport)
+    return str(kind)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a file with ``BOTH_LINES`` over both kinds of line; a test marked `zmq_only` over one."""
+    if getattr(metafunc.module, "BOTH_LINES", False) and not metafunc.definition.get_closest_marker("zmq_only"):
+        metafunc.parametrize("line_kind", ["zmq", "queues"], indirect=True)
 
 
 @pytest.fixture(scope="session", params=["tcp", "ipc"])

@@ -1,101 +1,113 @@
-"""What the five channels have in common: life, delivery to `call_handlers`, and waiting for messages."""
+"""What the five channels have in common: start and stop, delivery to `call_handlers`, and waiting for messages."""
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import zmq
 from gevent import get_hub, getcurrent
 
+from kclient.channels.shared import shared_by
 from kclient.concurrency.callbacks import CallbackQueue
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import Parking
-from kclient.errors import BadMessage, ChannelClosed, Failure, InvalidArgument, InvalidState, KernelTimeout
-from kclient.protocol.connection import make_address
+from kclient.concurrency.waiting import TURN_S, Parking
+from kclient.errors import ChannelClosed, Failure, InvalidState, KernelTimeout
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
-from kclient.protocol.peer import Peer
-from kclient.transport.zmq.context import no_socket
-from kclient.transport.zmq.curve import encrypt
-from kclient.transport.zmq.frames import FrameReader, MessageReader
-from kclient.transport.zmq.stream import RECONNECT_IVL, TURN, ZmqStream
+from kclient.transport.base import Connection, Line, Transport
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
-LAST_LOOK: Final = 0.02
+LAST_LOOK_S: Final = 0.02
 """Seconds for which a call whose time is up takes in what has come: its answer may stand behind many other messages."""
 
-LOOK_AGAIN: Final = 0.04
+LOOK_AGAIN_S: Final = 0.04
 """Seconds from one such look to the next: many of them beside a flood must not stop the loop."""
 
 
 class Channel(ABC):
-    """A socket connected to `address`, served in the hub that made the channel.
+    """A channel to one kernel, served in the hub that made it: ``Channel(context, session, address)``.
 
-    `address` is a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. It is encrypted if the session has
-    a server_key. A subclass may override `call_handlers`, which sees every message once, in a greenlet of its own.
+    `context` is a ZeroMQ context and `address` a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. The
+    connection is encrypted if the session has a server_key. A client passes a `Shared` as `context`, which knows the
+    way to the kernel. A subclass may override `call_handlers`, which sees every message once, in a greenlet of its own.
     """
 
     name: ClassVar[str]
-    socket_type: ClassVar[int]
 
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
-        self.context = context
-        self.session = session
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         self.dropped: Counter[str] = Counter()
-        self._address = make_address(address)
+        self.looked_at = 0.0
+        self._made_of = context, address
+        self._session = session
+        self._shared = shared_by(context, session, address)
         self._owner = Owner()
-        self._wire: ZmqStream | None = None
-        self._retire: weakref.finalize[..., Any] | None = None
-        self._is_stopped = False
+        self._connection: Connection = self._new_connection(self._shared.transport)
+        self._is_started = self._is_stopped = False
         self._failure: Failure | None = None
         self._last_failure: Failure | None = None
         self._failures = 0
-        self.look: Callable[[], None] | None = None
-        self.reconnect_ivl_max = 0
-        self.identity: bytes | None = None
-        self.looked_at = 0.0
-        self._deliverer = CallbackQueue(f"call_handlers of the {self.name} channel")
+        self._callbacks = CallbackQueue(f"call_handlers of the {self.name} channel")
 
     def __repr__(self) -> str:
         state = "running" if self.is_alive() else "stopped" if self._is_stopped else "not started"
-        return f"<{type(self).__name__} {self._address} {state}>"
+        return f"<{type(self).__name__} {self.address} {state}>"
+
+    @abstractmethod
+    def _new_connection(self, transport: Transport) -> Connection:
+        """The line of this channel; raises InvalidPortNumber."""
+
+    @property
+    def session(self) -> Session:
+        """Key and message ids. That of a channel that stands alone may be set before the start."""
+        return self._session
+
+    @session.setter
+    def session(self, session: Session) -> None:
+        context, address = self._made_of
+        if self._is_started or context is self._shared:
+            raise InvalidState(f"the session of the {self.name} channel cannot be changed any more; make a new channel")
+        self._session = session
+        self._shared = shared_by(context, session, address)
+        self._connection = self._new_connection(self._shared.transport)
+
+    @property
+    def context(self) -> Any:
+        """The ZeroMQ context; None if the kernel is reached in another way."""
+        return getattr(self._shared.transport, "context", None)
 
     @property
     def address(self) -> str:
-        """The ZeroMQ URL that the channel connects to."""
-        return self._address
+        """Where the channel leads: over ZeroMQ, the URL that it connects to."""
+        return self._shared.transport.address(self.name)
 
     def start(self) -> None:
         """Connect. Idempotent; after `stop` it raises InvalidState, a RuntimeError: make a new channel."""
         self._owner.check()
         if self._is_stopped:
             raise InvalidState(f"the {self.name} channel was stopped and cannot start again; make a new one")
-        if self._wire is None:
+        if not self._is_started:
             self._open()
 
     def stop(self) -> None:
-        """Disconnect; whoever waits gets ChannelClosed. Idempotent, and without effect in a forked child."""
+        """Disconnect; calls that wait get ChannelClosed. Idempotent, and without effect in a forked child."""
         if self._owner.forked:
             return
         self._owner.check()
         self._is_stopped = True
-        self._close()
+        self._connection.close()
         self.fail(lambda msg_id: ChannelClosed(self.name))
-        self._deliverer.stop()
+        self._callbacks.stop()
 
     def is_alive(self) -> bool:
         """True between start and stop."""
-        return self._wire is not None and not self._is_stopped
+        return self._is_started and not self._is_stopped
 
     @property
     def is_stopped(self) -> bool:
@@ -117,132 +129,84 @@ class Channel(ABC):
 
     def reopen(self) -> None:
         """Connect anew under the same object: what was sent and not delivered is dropped."""
-        self._close()
+        self._connection.close()
         self._failure = None
         self._open()
 
     def adopt(self, former: Channel) -> None:
-        """Start with the connection of `former`, a running channel of the same kind, which is stopped."""
-        self.identity = former.identity
-        socket = former._check().detach()
+        """Start with the connection of `former`, a running channel of the same kind, which is stopped by that."""
+        former.check_running()
+        if not self._connection.adopt(former._connection):
+            self._connection.open()
         former.stop()
-        self._attach(socket)
-
-    def move(self, address: str) -> None:
-        """Be connected to `address` from here on, if it is not so already."""
-        if address != self._address:
-            self._address = make_address(address)
-            if self.is_alive():
-                self.reopen()
+        self._is_started = True
+        self._opened()
 
     def disconnect(self) -> None:
-        """Stop trying to reach a kernel that is dead, which at 5 ms a try costs 2 % of a processor."""
-        if self._wire is not None and not self._wire.is_closed:
-            with suppress(zmq.ZMQError):  # ENOENT: it is disconnected already
-                self._wire.socket.disconnect(self._address)
+        """Stop trying to reach a kernel that is dead."""
+        self._connection.disconnect()
 
-    def drain(self, seconds: float = TURN) -> None:
-        """Take in what is on the socket now, without waiting, for at most so many seconds."""
+    def drain(self, seconds: float = TURN_S) -> None:
+        """Take in what has arrived, without waiting, for at most so many seconds."""
         self._owner.check()
-        if self._wire is not None:
-            self._wire.drain(seconds)
+        self._connection.drain(seconds)
 
     def mend(self) -> None:
-        """See that the loop still watches the socket."""
-        if self._wire is not None:
-            self._wire.mend()
+        """Make sure that the loop still watches the connection."""
+        self._connection.mend()
 
     def glance(self) -> None:
         """Take in one message, if there is one."""
-        if self._wire is not None:
-            self._wire.glance()
+        self._connection.glance()
+
+    def lost(self) -> None:
+        """The connection was closed from outside: other code has closed the socket, or its context."""
+        self.stop()
+
+    def check_running(self) -> None:
+        """Raise what a closed, foreign or idle channel raises: ChannelClosed, WrongThread, InvalidState."""
+        self._owner.check()
+        if self._is_stopped:
+            raise ChannelClosed(self.name)
+        if not self._is_started:
+            raise InvalidState(f"the {self.name} channel is not running; start it, or call start_channels()")
+
+    @property
+    def handles(self) -> bool:
+        """True if `call_handlers` is overridden."""
+        return type(self).call_handlers is not Channel.call_handlers or "call_handlers" in self.__dict__
 
     def _look_around(self, deadline: Deadline) -> None:
         """Take in what there is to know before a call gives up: messages, and the death of the kernel."""
         last_look([self], deadline)
-        if self.look is not None:
-            self.look()
-
-    @abstractmethod
-    def receive(self, frames: list[bytes]) -> None:
-        """Take one multipart message off the wire; never raises."""
-
-    def _reader_of(self, socket: zmq.Socket[Any]) -> FrameReader:
-        return FrameReader(socket)
-
-    def _configure(self, socket: zmq.Socket[Any]) -> None:
-        """Set what a channel's socket needs before it connects."""
+        self._shared.client.look()
 
     def _open(self) -> None:
-        try:
-            socket = self.context.socket(self.socket_type)
-        except zmq.ZMQError as exc:
-            raise no_socket(f"the {self.name} channel", self.context, exc) from exc
-        try:
-            socket.linger = 0
-            socket.rcvhwm = 0
-            socket.sndhwm = 0
-            socket.reconnect_ivl = RECONNECT_IVL
-            socket.reconnect_ivl_max = self.reconnect_ivl_max
-            socket.ipv6 = "[" in self._address
-            if self.session.server_key:
-                encrypt(socket, self.session.server_key)
-            self._configure(socket)
-            socket.connect(self._address)
-        except zmq.ZMQError as exc:
-            socket.close(0)
-            raise InvalidArgument(f"cannot connect the {self.name} channel to {self._address!r}: {exc}") from exc
-        except BaseException:
-            socket.close(0)
-            raise
-        self._attach(socket)
+        self._connection.open()
+        self._is_started = True
+        self._opened()
 
-    def _attach(self, socket: zmq.Socket[Any]) -> None:
-        self._wire = ZmqStream(self._owner, socket, self, reader=self._reader_of(socket), name=self.name)
-        self._retire = weakref.finalize(self, self._owner.run_here, self._wire.close)
-        self._retire.atexit = False
-
-    def _close(self) -> None:
-        if self._retire is not None:
-            self._retire()
-        self._wire = None
-
-    def _check(self) -> ZmqStream:
-        """The wire, for a call that needs it; raises what a closed, dead or foreign channel raises."""
-        self._owner.check()
-        if self._is_stopped:
-            raise ChannelClosed(self.name)
-        if self._wire is None:
-            raise InvalidState(f"the {self.name} channel is not running; start it, or call start_channels()")
-        return self._wire
+    def _opened(self) -> None:
+        """The connection is there: what a channel has to do then."""
 
     def _check_failure(self, msg_id: str | None = None) -> None:
         if self._failure is not None:
             raise self._failure(msg_id)
 
-    def _drop(self, reason: str, error: Exception) -> None:
-        self.dropped[reason] += 1
-        log_soon(log(), WARNING, "dropped a message on %s: %s", self.name, error)
-
-    @property
-    def handles(self) -> bool:
-        """True if someone has overridden `call_handlers`."""
-        return type(self).call_handlers is not Channel.call_handlers or "call_handlers" in self.__dict__
-
     def _deliver(self, *args: Any) -> None:
-        """Hand `args` to `call_handlers`, if anybody listens, after those before them."""
+        """Call `call_handlers(*args)`, if that is overridden, after the calls before it."""
         if self.handles:
-            self._deliverer.add(self.call_handlers, *args)
+            self._callbacks.add(self.call_handlers, *args)
 
 
 def last_look(channels: Sequence[Channel], deadline: Deadline) -> None:
-    """Take in what has come, if the deadline is over; only a little where it left no time, as for one who polls."""
+    """Take in what has come, if the deadline is over; only a little where it left no time, as in a loop that polls."""
     for channel in channels if deadline.is_over else ():
         now = monotonic()
-        is_long = deadline.timeout and now > channel.looked_at + LOOK_AGAIN
+        is_long = deadline.timeout and now > channel.looked_at + LOOK_AGAIN_S
         if is_long:
             channel.looked_at = now
-        channel.drain(LAST_LOOK if is_long else TURN)
+        channel.drain(LAST_LOOK_S if is_long else TURN_S)
 
 
 def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: Deadline) -> None:
@@ -258,24 +222,41 @@ def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: 
 
 
 class MessageChannel(Channel):
-    """A channel of messages, with an inbox of those that nobody else claimed."""
+    """A channel of messages, with an inbox of those that no call claimed."""
 
-    topics: ClassVar[int] = 0
-    """Frames that come before the delimiter of a message."""
-
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         super().__init__(context, session, address)
-        self.peer = Peer()
+        self.peer = self._shared.peer
         self._arrived = Parking(self._owner)
+
+    def _new_connection(self, transport: Transport) -> Line:
+        self._line = transport.line(self.name, self)
+        return self._line
+
+    def receive(self, message: Message) -> None:
+        """Take in a message that arrived; never raises."""
+        version_4 = self.peer.version_4
+        if version_4 is not None:
+            version_4.incoming(message)
+        self._route(message)
+        self._deliver(message)
+
+    def drop(self, reason: str, error: Exception) -> None:
+        """Count a message that could not be read."""
+        self.dropped[reason] += 1
+        log_soon(log(), WARNING, "dropped a message on %s: %s", self.name, error)
+
+    def reconnected(self) -> None:
+        """The connection was cut and is back; only stdin's line tells."""
 
     @abstractmethod
     def _route(self, message: Message) -> None:
-        """Give `message` to whoever it is for."""
+        """Give `message` to the call, or the execution, that it belongs to."""
 
     @property
     @abstractmethod
     def inbox(self) -> Inbox:
-        """What nobody claimed: how many messages it may hold, of how many bytes, and how many it had to drop.
+        """The messages that no call claimed; it knows how many it may hold, of how many bytes, and how many it dropped.
 
         Its `max_messages` and `max_bytes` may be set.
         """
@@ -285,7 +266,7 @@ class MessageChannel(Channel):
         """Take the oldest message out of the inbox; raises KeyError if it is empty."""
 
     def get_msg(self, block: bool = True, timeout: float | None = None) -> Message:
-        """The next message that nobody else claimed, in order of arrival.
+        """The next message that no other call claimed, in order of arrival.
 
         Raises KernelTimeout when none came within `timeout` seconds, at once if `block` is False.
         """
@@ -297,10 +278,11 @@ class MessageChannel(Channel):
 
     def _wait_for(self, take: Callable[[], Message | None], arrived: Parking, what: str, deadline: Deadline) -> Message:
         """The message that `take()` takes out of the inbox, which it may do whenever `arrived` wakes."""
-        self._check().drain()
+        self.check_running()
+        self._line.drain()
         failures, is_late = self._failures, False
         while (message := take()) is None:
-            self._check()
+            self.check_running()
             self._check_failure()
             if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
                 raise self._last_failure(None)
@@ -313,11 +295,12 @@ class MessageChannel(Channel):
 
     def msg_ready(self) -> bool:
         """True if `get_msg` would return at once."""
-        self._check().drain()
+        self.check_running()
+        self._line.drain()
         return len(self.inbox) > 0
 
     def get_msgs(self) -> list[Message]:
-        """Every message that has arrived and that nobody else claimed; does not wait."""
+        """Every message that has arrived and that no other call claimed; does not wait."""
         messages = []
         while self.msg_ready():
             messages.append(self._next_unclaimed())
@@ -326,18 +309,3 @@ class MessageChannel(Channel):
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
         self._arrived.wake()
-
-    def _reader_of(self, socket: zmq.Socket[Any]) -> FrameReader:
-        return MessageReader(socket, self.topics)
-
-    def receive(self, frames: list[bytes]) -> None:
-        try:
-            message = self.session.deserialize(frames)
-        except BadMessage as exc:
-            self._drop(exc.reason, exc)
-            return
-        version_4 = self.peer.version_4
-        if version_4 is not None:
-            version_4.incoming(message)
-        self._route(message)
-        self._deliver(message)

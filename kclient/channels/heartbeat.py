@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import zmq
-
 from kclient.channels.base import Channel
+from kclient.channels.shared import HeartbeatClient
 from kclient.concurrency.deadline import check_seconds
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Timer
-from kclient.errors import Failure, InvalidState, KClientError
+from kclient.errors import ChannelClosed, Failure, InvalidState, KClientError
+from kclient.transport.base import HeartbeatLine, Transport
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -26,19 +25,18 @@ TO_ANSWER: Final = 0.5
 
 
 class HBChannel(Channel):
-    """Pings, as a REQ would; paused until `unpause`.
+    """Sends pings; paused until `unpause`.
 
     After `time_to_dead` seconds of silence it calls `call_handlers(since_last_heartbeat)`, in seconds, opens a
     new socket and goes on; a miss means that the kernel is silent, not that it is dead.
     """
 
     name = "hb"
-    socket_type = zmq.DEALER  # a REQ refuses to be read between its ping and the next: EFSM
     time_to_dead: float = 3.0
 
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         super().__init__(context, session, address)
-        self.on_miss: Callable[[], None] | None = None
+        self._client: HeartbeatClient = self._shared.client
         self.misses = 0
         self._paused = True
         self._beating = True
@@ -46,7 +44,15 @@ class HBChannel(Channel):
         self._last_beat = 0.0
         self._silent_since = 0.0
         self._next_ping = 0.0
-        self._alarm = Timer(self._owner, self._tick)
+        self._is_suspended = False
+        self._timer = Timer(self._owner, self._tick)
+
+    def _new_connection(self, transport: Transport) -> HeartbeatLine:
+        line = transport.heartbeat(self)
+        if line is None:
+            raise InvalidState("this kernel is reached in a way that has no heartbeat channel")
+        self._line = line
+        return line
 
     @property
     def is_paused(self) -> bool:
@@ -56,12 +62,25 @@ class HBChannel(Channel):
         """Stop pinging. A paused heartbeat says nothing of the kernel."""
         self._owner.check()
         self._paused = True
-        self._alarm.cancel()
+        self._is_suspended = False
+        self._timer.cancel()
+
+    def suspend(self) -> None:
+        """Pause until `resume`, if it is not paused already: the kernel is about to end."""
+        was_paused = self._paused and not self._is_suspended
+        self.pause()
+        self._is_suspended = not was_paused
+
+    def resume(self) -> None:
+        """Undo `suspend`."""
+        if self._is_suspended and self.is_alive():
+            self.unpause()
 
     def unpause(self) -> None:
         """Ping, from now on; the time to dead starts anew."""
-        self._check()
+        self.check_running()
         check_seconds(self.time_to_dead, "time_to_dead")
+        self._is_suspended = False
         if self._paused:
             self._paused = False
             self._last_beat = self._silent_since = monotonic()
@@ -77,7 +96,7 @@ class HBChannel(Channel):
         return self._beating
 
     def since_last_beat(self) -> float:
-        """Seconds since the kernel last answered, or since `unpause`, less those for which nobody asked it."""
+        """Seconds since the kernel last answered, or since `unpause`, less those for which it was not asked."""
         return monotonic() - self._last_beat
 
     def stop(self) -> None:
@@ -88,7 +107,7 @@ class HBChannel(Channel):
     def fail(self, failure: Failure) -> None:
         super().fail(failure)
         self._beating = False
-        self._alarm.cancel()
+        self._timer.cancel()
 
     def reopen(self) -> None:
         super().reopen()
@@ -99,24 +118,24 @@ class HBChannel(Channel):
             self._ping()
 
     def _ping(self) -> None:
-        if self._wire is None:
-            return
         if not self._awaits_pong:
             self._excuse(monotonic() - self.time_to_dead * (1 - TO_ANSWER))
         self._schedule(self._silent_since + self.time_to_dead)
         if not self._awaits_pong:
             self._awaits_pong = True
-            with suppress(InvalidState):  # the kernel turns us away, perhaps since it encrypts: no answer will come
-                self._wire.send([b"", b"ping"])
+            # InvalidState: the kernel refuses the connection, perhaps since it encrypts. No answer will come.
+            with suppress(InvalidState, ChannelClosed):
+                self._line.ping()
 
     def _excuse(self, since: float) -> None:
-        """The ping is very late, since the loop stood still: what the kernel was not asked, it could not answer."""
+        """Allow for a ping that went out very late, since the loop stood still: the kernel could not answer earlier."""
         late = since - self._silent_since
         if late > 0:
             self._silent_since += late
             self._last_beat += late
 
-    def receive(self, frames: list[bytes]) -> None:
+    def beat(self) -> None:
+        """The kernel has answered."""
         self._awaits_pong = False
         self._beating = True
         self._last_beat = self._silent_since = monotonic()
@@ -125,7 +144,7 @@ class HBChannel(Channel):
             self._schedule(self._next_ping)
 
     def _schedule(self, when: float) -> None:
-        self._alarm.set(when - monotonic())
+        self._timer.set(when - monotonic())
 
     def _tick(self) -> None:
         """See what the time has come for: a ping, a miss, or nothing yet."""
@@ -148,14 +167,13 @@ class HBChannel(Channel):
         self.misses += 1
         self._silent_since = now
         self._awaits_pong = False
-        self._close()
+        self._line.close()
         try:
-            self._open()
+            self._line.open()
             self._ping()
         except KClientError:
             log().exception("the heartbeat has no socket; it tries again")
             self._awaits_pong = True
             self._schedule(now + self.time_to_dead)
         self._deliver(now - self._last_beat)
-        if self.on_miss is not None:
-            self.on_miss()
+        self._client.heart_missed()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import zmq
-
 from kclient.channels.base import MessageChannel, last_look
+from kclient.channels.shared import IOPubClient
 from kclient.concurrency.callbacks import in_callback
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
@@ -27,24 +25,21 @@ INBOX_BYTES: Final = 64 * 2**20
 
 
 class IOPubChannel(MessageChannel):
-    """A SUB that is always drained: to its execution what bears its id, the rest to a bounded inbox.
+    """Always drained. A message that bears the id of an execution goes to that execution, others to a bounded inbox.
 
     The inbox keeps the newest 10,000 messages of 64 MiB together, for `get_msg`, `get_msgs` and `flush`; that older
     ones had to go is said once in the log, and how many in `inbox.dropped`.
     """
 
     name = "iopub"
-    socket_type = zmq.SUB
-    topics = 1
 
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         super().__init__(context, session, address)
-        self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES)
+        shared = self._shared
+        self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES, shared.pending, shared.comm_routes)
         self.changed = Parking(self._owner)
+        self._client: IOPubClient = shared.client
         self._debug_event_came = Parking(self._owner)
-        self.on_unanswered: Callable[[], None] | None = None
-        self.on_new_kernel: Callable[[], None] | None = None
-        self.on_deleted_subshell: Callable[[], None] | None = None
 
     def flush(self, timeout: float = 1.0) -> list[Message]:
         """Take in what is pending and return, and remove, everything that no execution claimed.
@@ -54,17 +49,19 @@ class IOPubChannel(MessageChannel):
         """
         deadline = Deadline(timeout)
         with self._owner.call():
-            self._check().drain()
-            ledger = self.outputs.ledger
-            while ledger.awaits_idle and self._failure is None and not in_callback():
+            self.check_running()
+            self._line.drain()
+            pending = self.outputs.pending
+            while pending.awaits_idle and self._failure is None and not in_callback():
                 if not self.changed.wait(deadline) and deadline.is_over:
                     last_look([self], deadline)
-                    ledger.waive()
+                    pending.waive()
         return self.get_msgs()
 
     def get_msgs(self) -> list[Message]:
         """Every message that has arrived and that no execution claimed; does not wait."""
-        self._check().drain()
+        self.check_running()
+        self._line.drain()
         return self.outputs.inbox.pop_all()
 
     def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
@@ -95,8 +92,7 @@ class IOPubChannel(MessageChannel):
         super().fail(failure)
         for sink in list(self.outputs.executions.values()):
             sink.fail(failure)
-        if self.outputs.comms is not None:
-            self.outputs.comms.fail(failure)
+        self.outputs.comms.fail(failure)
         self.changed.wake()
         self._debug_event_came.wake()
 
@@ -110,16 +106,12 @@ class IOPubChannel(MessageChannel):
         super().reopen()
 
     def _stop_tracking(self) -> None:
-        self.outputs.ledger.tracking = False
-        self.outputs.ledger.forget()
+        self.outputs.pending.tracking = False
+        self.outputs.pending.forget()
         self.outputs.forget_kernel()
 
-    def _attach(self, socket: zmq.Socket[Any]) -> None:
-        super()._attach(socket)
-        self.outputs.ledger.tracking = True
-
-    def _configure(self, socket: zmq.Socket[Any]) -> None:
-        socket.subscribe(b"")
+    def _opened(self) -> None:
+        self.outputs.pending.tracking = True
 
     def _route(self, message: Message) -> None:
         outputs = self.outputs
@@ -133,18 +125,17 @@ class IOPubChannel(MessageChannel):
                 self._debug_event_came.wake()
             if outputs.has_deleted_subshell:
                 outputs.has_deleted_subshell = False
-                if self.on_deleted_subshell is not None:
-                    self.on_deleted_subshell()
+                self._client.subshell_deleted()
         self.changed.wake()
-        if outputs.ledger.unanswered and self.on_unanswered is not None:
-            self.on_unanswered()
-        if outputs.kernels != kernels and self.on_new_kernel is not None:
-            self.on_new_kernel()
+        if outputs.pending.unanswered:
+            self._client.answer_is_owed()
+        if outputs.kernels != kernels:
+            self._client.reconnected()
         if outputs.inbox.dropped and not dropped:
-            log_soon(log(), WARNING, "nobody reads iopub: its inbox is full and drops the oldest messages")
+            log_soon(log(), WARNING, "iopub is not read: its inbox is full and drops the oldest messages")
 
     def leave(self, message: Message) -> None:
-        """Put a message that was claimed, and is nobody's after all, into the inbox."""
+        """Put a message that was claimed by mistake into the inbox."""
         self.outputs.inbox.append(message)
         self._arrived.wake()
 

@@ -18,8 +18,8 @@ from kclient.protocol import messages
 from kclient.protocol.messages import Content, Message
 
 
-class ShellRequests(ABC):
-    """The requests of the shell channel."""
+class Requests(ABC):
+    """The requests that both the shell and the control channel take."""
 
     @abstractmethod
     def request(
@@ -32,9 +32,21 @@ class ShellRequests(ABC):
     ) -> Message:
         """Send a request and return its reply."""
 
+    def kernel_info(self, *, timeout: float | None = None) -> Message:
+        """Language, protocol version and banner of the kernel."""
+        return self.request("kernel_info_request", {}, timeout=timeout)
+
+    def shutdown(self, restart: bool = False, *, timeout: float | None = None) -> Message:
+        """Ask the kernel to exit; `restart` tells it that another will follow."""
+        return self.request("shutdown_request", messages.shutdown(restart), timeout=timeout)
+
+
+class ShellRequests(Requests):
+    """The requests of the shell channel."""
+
     @abstractmethod
     def answers_input(self) -> bool:
-        """True if someone would answer, were the code to ask for input."""
+        """True if an input request of the code would be answered."""
 
     def execute(
         self,
@@ -48,7 +60,10 @@ class ShellRequests(ABC):
         timeout: float | None = None,
         subshell_id: str | None = None,
     ) -> Message:
-        """Run `code`; the outputs go to iopub's inbox. `allow_stdin` None: if someone will answer."""
+        """Run `code`; the outputs go to iopub's inbox.
+
+        `allow_stdin` None lets the code ask for input if that would be answered.
+        """
         content = messages.execute(
             code,
             silent=silent,
@@ -100,40 +115,13 @@ class ShellRequests(ABC):
         """The open comms, all or those of one target; kernels of protocol 4 do not know it."""
         return self.request("comm_info_request", messages.comm_info(target_name), timeout=timeout)
 
-    def kernel_info(self, *, timeout: float | None = None) -> Message:
-        """Language, protocol version and banner of the kernel."""
-        return self.request("kernel_info_request", {}, timeout=timeout)
 
-    def shutdown(self, restart: bool = False, *, timeout: float | None = None) -> Message:
-        """Ask the kernel to exit; `restart` tells it that another will follow."""
-        return self.request("shutdown_request", messages.shutdown(restart), timeout=timeout)
-
-
-class ControlRequests(ABC):
+class ControlRequests(Requests):
     """The requests of the control channel, which a kernel answers while it runs code."""
-
-    @abstractmethod
-    def request(
-        self,
-        msg_type: str,
-        content: Content | None = None,
-        *,
-        timeout: float | None = None,
-        subshell_id: str | None = None,
-    ) -> Message:
-        """Send a request and return its reply."""
 
     @abstractmethod
     def next_debug_seq(self) -> int:
         """The `seq` of the next request to the debugger: 1 for the first of a connection."""
-
-    def kernel_info(self, *, timeout: float | None = None) -> Message:
-        """Language, protocol version and banner of the kernel."""
-        return self.request("kernel_info_request", {}, timeout=timeout)
-
-    def shutdown(self, restart: bool = False, *, timeout: float | None = None) -> Message:
-        """Ask the kernel to exit; `restart` tells it that another will follow."""
-        return self.request("shutdown_request", messages.shutdown(restart), timeout=timeout)
 
     def interrupt(self, *, timeout: float | None = None) -> Message:
         """Ask the kernel to interrupt itself, as kernels with interrupt_mode "message" want it."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import zmq
 from gevent import getcurrent
 
 from kclient.channels.base import MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
+from kclient.channels.shared import RequestClient
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Parking
@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 
 
 class RequestChannel(MessageChannel):
-    """A DEALER that matches replies to requests by the msg_id of their parent_header."""
+    """Matches replies to requests, by the msg_id of their parent_header."""
 
-    socket_type = zmq.DEALER
-
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         super().__init__(context, session, address)
-        self.requests = Requests()
+        self.requests = Requests(self._shared.pending)
         self.answering: set[object] = set()
-        self.on_wait: Callable[[], None] | None = None
-        self.admit: Callable[[Message, Deadline | None], None] | None = None
-        self.spin = 0.0
+        self._client: RequestClient = self._shared.client
+        self._spin = self._shared.spin
 
     def send(
         self,
@@ -70,12 +67,12 @@ class RequestChannel(MessageChannel):
         with self._owner.call():
             if self.answering:
                 self.refuse_if_answering()
-            slot = self.requests.claim(msg_id)
-            if not slot.is_settled:
-                self._check().drain()
             parking = Parking(self._owner)
-            slot.on_settled = parking.wake
+            slot = self.requests.claim(msg_id, parking.wake)
             try:
+                if not slot.is_settled:
+                    self.check_running()
+                    self._line.drain()
                 self._await(slot, parking, deadline)
             except BaseException:
                 self.requests.release(slot)
@@ -114,22 +111,20 @@ class RequestChannel(MessageChannel):
         return self.requests.take(slot)
 
     def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
-        """Send `message`; `on_settled` is called, in whatever greenlet, with its slot when that is settled.
+        """Send `message`; `on_settled` is called, in any greenlet, with its slot when that is settled.
 
-        The caller holds Ctrl-C back, lest nobody know of a request that is out.
+        The caller holds a Ctrl-C back. Else a request could be out that no call knows of.
         """
-        wire = self._check()
+        self.check_running()
         if self._failure is not None:
             raise self._failure(message.msg_id)
         version_4 = self.peer.version_4
-        frames = self.session.serialize(message if version_4 is None else version_4.outgoing(message))
-        slot = self.requests.open(message)
-        slot.on_settled = on_settled
+        slot = self.requests.open(message, on_settled)
         slot.sent = perf_counter()
         try:
-            wire.send(frames)
+            self._line.send(message if version_4 is None else version_4.outgoing(message))
         except InvalidState:
-            log().debug("the kernel turns us away, perhaps since it encrypts; lost, as all before: %s", message.msg_id)
+            log().debug("the kernel refuses the connection, perhaps since it encrypts; %s is lost", message.msg_id)
         except BaseException:
             self.requests.discard(slot)
             raise
@@ -143,7 +138,7 @@ class RequestChannel(MessageChannel):
 
     @property
     def inbox(self) -> Inbox:
-        """Replies that no `get_reply` awaits, or has taken yet."""
+        """Replies that no `get_reply` awaits or has taken."""
         return self.requests.inbox
 
     def reopen(self) -> None:
@@ -155,10 +150,9 @@ class RequestChannel(MessageChannel):
         self.give_up(self.requests, failure)
 
     def _await(self, slot: Slot, parking: Parking, deadline: Deadline) -> None:
-        if self.on_wait is not None:
-            self.on_wait()
-        if self.spin:
-            spin([self], slot.is_pending, deadline.at_most(self.spin))
+        self._client.answer_is_owed()
+        if self._spin:
+            spin([self], slot.is_pending, deadline.at_most(self._spin))
         while slot.is_pending():
             if not parking.wait(deadline) and deadline.is_over:
                 self._look_around(deadline)
@@ -194,10 +188,10 @@ class RequestChannel(MessageChannel):
         return message
 
     def _admit(self, message: Message, deadline: Deadline | None) -> None:
-        """Ask the client, if the channel belongs to one, about a request that not every kernel understands."""
+        """Ask the client about a request that not every kernel understands."""
         header = message.header
-        if self.admit is not None and ("subshell_id" in header or header["msg_type"] in OPTIONAL):
-            self.admit(message, deadline)
+        if "subshell_id" in header or header["msg_type"] in OPTIONAL:
+            self._client.admit(message, deadline)
 
     def refuse_if_answering(self, subshell_id: str | None = None) -> None:
         """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
@@ -209,9 +203,11 @@ class RequestChannel(MessageChannel):
         observe = self.peer.observers.get(msg_type)
         if observe is not None:
             observe(message)
+            if msg_type == "delete_subshell_reply":
+                self._client.subshell_deleted()
         slot = self.requests.route(message)
         if self.peer.version_4 is not None and msg_type != "execute_reply":
-            self.requests.ledger.owed_idle.pop(message.parent_id or "", None)  # it may publish none
+            self.requests.pending.owed_idle.pop(message.parent_id or "", None)  # it may publish none
         if slot is None:
             self._arrived.wake()
         elif slot.on_settled is not None:
@@ -220,22 +216,15 @@ class RequestChannel(MessageChannel):
     def _next_unclaimed(self) -> Message:
         return self.requests.next_unclaimed()
 
-    def _configure(self, socket: zmq.Socket[Any]) -> None:
-        socket.routing_id = self.identity or self.session.identity
-
 
 class ShellChannel(RequestChannel, ShellRequests):
     """Code to execute, and questions about it; the kernel answers in order of arrival."""
 
     name = "shell"
 
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
-        super().__init__(context, session, address)
-        self.expects_input: Callable[[], bool] | None = None
-
     def answers_input(self) -> bool:
         """True if the client that the channel belongs to would answer an input request."""
-        return self.expects_input is not None and self.expects_input()
+        return self._client.answers_input()
 
 
 class ControlChannel(RequestChannel, ControlRequests):
@@ -243,7 +232,7 @@ class ControlChannel(RequestChannel, ControlRequests):
 
     name = "control"
 
-    def __init__(self, context: zmq.Context[Any], session: Session, address: str | tuple[str, int]) -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
         super().__init__(context, session, address)
         self._debug_seq = 0
 

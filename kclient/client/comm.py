@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from kclient.channels.base import last_look
-from kclient.concurrency.callbacks import check_callback
+from kclient.client.availability import Availability
+from kclient.client.channel_set import ChannelSet
+from kclient.concurrency.callbacks import CallbackQueue, check_callback
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.waiting import Parking
 from kclient.errors import CommClosed, Failure, InvalidState, KernelRestarted, KernelTimeout, copies_of
 from kclient.protocol.comms import Data, comm_message
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.messages import Message
-
-if TYPE_CHECKING:
-    from kclient.client.comms import Comms
+from kclient.protocol.messages import Content, Message
 
 INBOX_MESSAGES: Final = 1_000
 INBOX_BYTES: Final = 64 * 2**20
@@ -25,6 +24,20 @@ INBOX_BYTES: Final = 64 * 2**20
 
 OnMessage = Callable[[Message], object]
 OnClose = Callable[[Exception], object]
+
+
+class CommClient(Protocol):
+    """The `Comms` of a client, as one of its comms sees it."""
+
+    channels: ChannelSet
+    availability: Availability
+    callbacks: CallbackQueue
+
+    def post(self, msg_type: str, content: Content, **more: Any) -> str:
+        """Send a comm message; returns its msg_id."""
+
+    def forget(self, comm_id: str) -> None:
+        """Route nothing more to that comm."""
 
 
 class Comm:
@@ -35,7 +48,7 @@ class Comm:
     is bounded and counts what it `dropped`. A `with` block closes the comm.
     """
 
-    def __init__(self, comms: Comms, comm_id: str, target_name: str, open_message: Message | None = None) -> None:
+    def __init__(self, comms: CommClient, comm_id: str, target_name: str, open_message: Message | None = None) -> None:
         self.comm_id = comm_id
         self.target_name = target_name
         self.open_message = open_message
@@ -44,8 +57,8 @@ class Comm:
         self.is_new = open_message is not None
         self._name = target_name or comm_id  # one that was attached to may have no other
         self._comms = comms
-        self._link = comms.link
-        self._changed = Parking(comms.link.owner)
+        self._channels = comms.channels
+        self._changed = Parking(comms.channels.owner)
         self._end: Failure | None = None
         self._is_closed_here = False
         self._was_heard_of = open_message is not None
@@ -75,8 +88,8 @@ class Comm:
     @property
     def is_open(self) -> bool:
         """True until the end; takes in what has arrived, and does not wait."""
-        self._link.owner.check()
-        self._link.look()
+        self._channels.owner.check()
+        self._channels.look()
         return self._end is None
 
     @property
@@ -89,10 +102,10 @@ class Comm:
 
     @on_message.setter
     def on_message(self, on_message: OnMessage | None) -> None:
-        self._link.owner.check()  # callbacks run in the hub of who sets them
+        self._channels.owner.check()  # callbacks run in the hub of who sets them
         self._on_message = check_callback(on_message, "on_message")
         for _ in range(len(self.inbox)):
-            self._comms.deliverer.add(self._hand_over)
+            self._comms.callbacks.add(self._hand_over)
         self._changed.wake()
 
     @property
@@ -105,7 +118,7 @@ class Comm:
 
     @on_close.setter
     def on_close(self, on_close: OnClose | None) -> None:
-        self._link.owner.check()
+        self._channels.owner.check()
         self._on_close = check_callback(on_close, "on_close")
         self._tell_of_end()
 
@@ -132,9 +145,9 @@ class Comm:
         DeadKernelError, KernelRestarted or ChannelClosed. InvalidState if `on_message` gets the messages.
         """
         deadline = Deadline(timeout)
-        with self._link.owner.call():
-            if self._link.spin:
-                self._link.spin_while(self._is_waiting, deadline.at_most(self._link.spin))
+        with self._channels.owner.call():
+            if self._channels.spin:
+                self._channels.spin_while(self._is_waiting, deadline.at_most(self._channels.spin))
             while True:
                 if self._on_message is not None:
                     raise InvalidState("the messages of this comm go to its on_message, and cannot be received as well")
@@ -142,8 +155,8 @@ class Comm:
                     return self.inbox.pop_oldest()
                 self._check_open()
                 if not self._changed.wait(deadline) and deadline.is_over:
-                    last_look(self._link.running(), deadline)
-                    self._link.look()
+                    last_look(self._channels.running(), deadline)
+                    self._channels.look()
                     if self._is_waiting():
                         raise KernelTimeout(f"message on the comm {self._name!r}", deadline.timeout)
 
@@ -151,9 +164,9 @@ class Comm:
         self, data: Data | None = None, *, metadata: Data | None = None, buffers: Sequence[Any] | None = None
     ) -> None:
         """Send a comm_close. Idempotent, and without effect in a forked child or on a comm that has ended."""
-        if self._link.owner.forked:
+        if self._channels.owner.forked:
             return
-        with self._link.owner.call():
+        with self._channels.owner.call():
             if self._end is None:
                 self._send("comm_close", data, metadata, buffers)
                 self._is_closed_here = True
@@ -172,7 +185,7 @@ class Comm:
         if gone and is_first:
             log_soon(log(), WARNING, "nobody receives from %r: its inbox is full and drops the oldest messages", self)
         if (self._on_message is not None or self.is_new) and not gone:
-            self._comms.deliverer.add(self._hand_over)
+            self._comms.callbacks.add(self._hand_over)
         self._changed.wake()
 
     def fail(self, failure: Failure) -> None:
@@ -194,9 +207,9 @@ class Comm:
         subshell_id: str | None = None,
     ) -> str:
         content = comm_message(self.comm_id, data)
-        with self._link.owner.call():
+        with self._channels.owner.call():
             if self._end is None:
-                self._link.wait_until_usable(Deadline(None))  # a restart ends it meanwhile
+                self._comms.availability.wait_until_usable(Deadline(None))  # a restart ends it meanwhile
             self._check_open()
             return self._comms.post(msg_type, content, metadata=metadata, buffers=buffers, subshell_id=subshell_id)
 
@@ -218,7 +231,7 @@ class Comm:
         return f"the kernel has no comm target {self.target_name!r}, or closed the comm before it sent anything"
 
     def _end_with(self, why: str, data: Any = None) -> None:
-        self._comms.routes.comms.pop(self.comm_id, None)
+        self._comms.forget(self.comm_id)
         self.fail(copies_of(CommClosed(why, comm_id=self.comm_id, target_name=self.target_name, data=data)))
 
     def _hand_over(self) -> None:
@@ -228,4 +241,4 @@ class Comm:
     def _tell_of_end(self) -> None:
         error = self._error()
         if error is not None and self._on_close is not None and not self._is_closed_here:
-            self._comms.deliverer.add(self._on_close, error)
+            self._comms.callbacks.add(self._on_close, error)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kclient.client.availability import Availability
+from kclient.client.channel_set import ChannelSet
 from kclient.client.comm import Comm
 from kclient.concurrency.callbacks import CallbackQueue, check_callback
 from kclient.concurrency.deadline import Deadline
@@ -16,9 +18,6 @@ from kclient.concurrency.log import log
 from kclient.protocol import messages
 from kclient.protocol.comms import CommRoutes, Data, check_name, comms_of, open_comm
 from kclient.protocol.messages import Content, Message
-
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
 
 OnOpen = Callable[[Comm, Message], object]
 
@@ -31,22 +30,32 @@ class Comms(Mapping[str, Comm]):
     known here go to iopub's inbox.
     """
 
-    def __init__(self, link: KernelConnection) -> None:
-        self.link = link
-        self.deliverer = CallbackQueue("a callback of a comm")
-        self.routes: CommRoutes[Comm] = CommRoutes(link.session.session, self)
+    def __init__(
+        self,
+        channels: ChannelSet,
+        availability: Availability,
+        routes: CommRoutes[Any],
+        await_outputs: Callable[[Deadline], object],
+        expect_status: Callable[[str], None],
+    ) -> None:
+        self.channels = channels
+        self.availability = availability
+        self.callbacks = CallbackQueue("a callback of a comm")
+        self._routes: CommRoutes[Comm] = routes
+        self._await_outputs = await_outputs
+        self._expect_status = expect_status
 
     def __repr__(self) -> str:
-        return f"<Comms {len(self)} open, targets: {', '.join(self.routes.targets) or 'none'}>"
+        return f"<Comms {len(self)} open, targets: {', '.join(self._routes.targets) or 'none'}>"
 
     def __getitem__(self, comm_id: str) -> Comm:
-        return self.routes.comms[comm_id]
+        return self._routes.comms[comm_id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self.routes.comms))
+        return iter(list(self._routes.comms))
 
     def __len__(self) -> int:
-        return len(self.routes.comms)
+        return len(self._routes.comms)
 
     def open(
         self,
@@ -65,12 +74,12 @@ class Comms(Mapping[str, Comm]):
         comm_id = uuid.uuid4().hex if comm_id is None else check_name(comm_id, "comm_id")
         content = open_comm(comm_id, target_name, data, target_module)
         comm = Comm(self, comm_id, target_name)
-        with self.link.owner.call():
+        with self.channels.owner.call():
             self._add(comm)
             try:
                 self.post("comm_open", content, metadata=metadata, buffers=buffers)
             except BaseException:
-                self.routes.comms.pop(comm.comm_id, None)
+                self._routes.comms.pop(comm.comm_id, None)
                 raise
             return comm
 
@@ -80,7 +89,7 @@ class Comms(Mapping[str, Comm]):
         The kernel is not asked; `discover` does that. Raises InvalidArgument if the comm is known here.
         """
         comm = Comm(self, check_name(comm_id, "comm_id"), messages.check_code(target_name, "target_name"))
-        with self.link.owner.call():
+        with self.channels.owner.call():
             self._add(comm)
             return comm
 
@@ -91,9 +100,9 @@ class Comms(Mapping[str, Comm]):
         """
         deadline = Deadline(timeout)
         content = messages.comm_info(target_name)
-        with self.link.owner.call():
-            self.link.await_outputs(deadline)
-            reply = self.link.shell.request("comm_info_request", content, timeout=deadline)
+        with self.channels.owner.call():
+            self._await_outputs(deadline)
+            reply = self.channels.shell.request("comm_info_request", content, timeout=deadline)
             found = comms_of(reply.content)
             return [self.get(comm_id) or self.attach(comm_id, name) for comm_id, name in found.items()]
 
@@ -104,36 +113,44 @@ class Comms(Mapping[str, Comm]):
         since all callbacks of a client's comms run in one greenlet; if it raises, that is logged and the comm closed.
         Raises InvalidArgument if there is such a target already.
         """
-        self.routes.add_target(target_name, check_callback(callback, "callback"))
+        self._routes.add_target(target_name, check_callback(callback, "callback"))
 
     def unregister_target(self, target_name: str) -> None:
         """Undo `register_target`; its comms stay open. Raises InvalidArgument if there is no such target."""
-        self.routes.remove_target(target_name)
+        self._routes.remove_target(target_name)
 
-    def feed(self, message: Message) -> None:
+    def stop(self) -> None:
+        """Call no callbacks any more: the channels close."""
+        self.callbacks.stop()
+
+    def forget(self, comm_id: str) -> None:
+        """Route nothing more to that comm."""
+        self._routes.comms.pop(comm_id, None)
+
+    def opened(self, message: Message) -> None:
         """Take in a comm_open that is for us."""
         comm = Comm(self, message.content["comm_id"], message.content["target_name"], message)
-        self.routes.comms[comm.comm_id] = comm
-        self.deliverer.add(self._welcome, comm, message)
+        self._routes.comms[comm.comm_id] = comm
+        self.callbacks.add(self._welcome, comm, message)
 
     def post(self, msg_type: str, content: Content, **more: Any) -> str:
         """Send a comm message, to which there will be no reply; returns its msg_id."""
-        msg_id = self.link.shell.send(msg_type, content, **more)
+        msg_id = self.channels.shell.send(msg_type, content, **more)
         if more.get("subshell_id") is None:
-            self.link.watchdog.expect_status(msg_id)
+            self._expect_status(msg_id)
         return msg_id
 
     def _add(self, comm: Comm) -> None:
-        self.link.await_outputs(Deadline(None))
-        self.routes.add(comm.comm_id, comm)
+        self._await_outputs(Deadline(None))
+        self._routes.add(comm.comm_id, comm)
 
     def _welcome(self, comm: Comm, message: Message) -> None:
         """Hand a comm that the kernel has opened to its target, or refuse it."""
-        if comm.target_name not in self.routes.targets:
+        if comm.target_name not in self._routes.targets:
             log().warning("closed a comm that the kernel opened to %r: no such target is registered", comm.target_name)
             comm.close()
             return
-        callback = self.routes.targets[comm.target_name]
+        callback = self._routes.targets[comm.target_name]
         try:
             if callback is not None:
                 callback(comm, message)

@@ -34,7 +34,7 @@ def connect(
     try:
         with Owner().call():
             client.start_channels()
-            if watch and client.connection.hb_port:
+            if watch and client.has_heartbeat:
                 client.watch(dead_after)
             client.wait_for_ready(deadline)
         return client

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gevent
 from gevent import getcurrent
 
 from kclient.channels.base import last_look
+from kclient.client.channel_set import ChannelSet
+from kclient.client.input_requests import InputRequests, OnInput
 from kclient.client.interrupts import Interrupt
 from kclient.concurrency.callbacks import call_back
 from kclient.concurrency.deadline import Deadline
@@ -23,13 +25,9 @@ from kclient.protocol.result import Result
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
 
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
-
 OnOutput = Callable[[Message], object]
-OnInput = Callable[[str, bool], str]
 
-CTRL_C_GRACE: Final = 5.0
+CTRL_C_GRACE_S: Final = 5.0
 """Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
 
 
@@ -42,7 +40,9 @@ class Execution:
 
     def __init__(
         self,
-        link: KernelConnection,
+        channels: ChannelSet,
+        input_requests: InputRequests,
+        answer_is_owed: Callable[[], None],
         transcript: Transcript,
         *,
         check: bool = False,
@@ -53,8 +53,10 @@ class Execution:
         self.msg_id = ""
         self.subshell_id: str | None = None
         self.may_ask = False
-        self._link = link
-        self._owner = link.owner
+        self._channels = channels
+        self._answers = input_requests
+        self._answer_is_owed = answer_is_owed
+        self._owner = channels.owner
         self._transcript = transcript
         self._check = check
         self._on_output = on_output
@@ -62,7 +64,7 @@ class Execution:
         self._keeps_messages = keeps_messages
         self._messages = Backlog(transcript.max_output_bytes)
         self._input_requests: deque[Message] = deque()
-        self._changed = Parking(link.owner)
+        self._changed = Parking(channels.owner)
         self._failure: Failure | None = None
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
@@ -102,7 +104,7 @@ class Execution:
     def done(self) -> bool:
         """True if the execution has ended; takes in what has arrived, and does not wait."""
         self._owner.check()
-        self._link.look()
+        self._channels.look()
         self._let_follower_run()
         return self._is_over and self._follower is None
 
@@ -121,12 +123,12 @@ class Execution:
             return self._final_result()
 
     def interrupt(self) -> None:
-        """Interrupt this execution and no other: now if the kernel is at it, else as soon as it gets to it."""
+        """Interrupt this execution and no other: now if the kernel runs it, else as soon as it begins."""
         with self._owner.call():
             if self._is_over:
                 return
             if self._interruption is None:
-                self._interruption = Interrupt(self, self._link, self._transcript)
+                self._interruption = Interrupt(self, self._channels, self._transcript)
             self._interruption.ask()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
@@ -147,8 +149,6 @@ class Execution:
         """Run the callbacks of `submit` in a greenlet of this execution's own."""
         self._follower = gevent.spawn(self._follow_all)
 
-    # What the channels call, in whatever greenlet a message was taken in.
-
     def sent(self, request: Message) -> None:
         """Take the id of the request, which goes out now."""
         self.msg_id = request.msg_id
@@ -165,6 +165,8 @@ class Execution:
         """True until the end, as far as it has been taken in."""
         return not self._is_over
 
+    awaits_idle = is_running
+
     def feed(self, message: Message) -> None:
         """Take in an iopub message that bears this execution's id."""
         transcript = self._transcript
@@ -175,10 +177,13 @@ class Execution:
         if transcript.is_done:
             self._end()
 
-    def feed_input(self, message: Message) -> None:
-        """Take in an input_request."""
+    def take_input(self, message: Message) -> bool:
+        """Take in an input_request, if this execution has an on_input of its own."""
+        if self._on_input is None:
+            return False
         self._input_requests.append(message)
         self._changed.wake()
+        return True
 
     def update_display(self, message: Message) -> None:
         """Apply an update that another execution sent for a display of this one."""
@@ -194,7 +199,7 @@ class Execution:
         if self._transcript.is_done:
             self._end()
         else:
-            self._link.watchdog.arm()
+            self._answer_is_owed()
 
     def fail(self, failure: Failure) -> None:
         """End without a result."""
@@ -220,31 +225,31 @@ class Execution:
         self._keeps_messages = False
         self._messages.clear()
         self._on_input = None
-        while self._input_requests and self._link.runs("stdin"):
-            self._link.stdin.leave(self._input_requests.popleft())
+        while self._input_requests and self._channels.runs("stdin"):
+            self._channels.stdin.leave(self._input_requests.popleft())
 
     def _end(self) -> None:
         self._is_over = True
         if self._interruption is not None:
             self._interruption.cancel()
-        self._link.forget(self)
+        self._channels.forget(self)
         self._changed.wake()
 
     def _wait(self, deadline: Deadline, is_waiting: Callable[[], bool]) -> None:
         """Until something changes; raises KernelTimeout."""
-        self._link.refuse_if_answering(self.subshell_id)
-        if self._link.spin and is_waiting() and self._spin(is_waiting, deadline):
+        self._channels.refuse_if_answering(self.subshell_id)
+        if self._channels.spin and is_waiting() and self._spin(is_waiting, deadline):
             return
         if not self._changed.wait(deadline) and deadline.is_over:
-            last_look(self._link.running(), deadline)
+            last_look(self._channels.running(), deadline)
             self.done()
             self._check_deadline(deadline)
 
     def _spin(self, is_waiting: Callable[[], bool], deadline: Deadline) -> bool:
         """True if what is waited for came within the time to spin, which begins with the first wait."""
         if self._spin_end is None:
-            self._spin_end = deadline.at_most(self._link.spin)
-        self._link.spin_while(is_waiting, self._spin_end)
+            self._spin_end = deadline.at_most(self._channels.spin)
+        self._channels.spin_while(is_waiting, self._spin_end)
         return not is_waiting()
 
     def _has_no_news(self) -> bool:
@@ -278,9 +283,9 @@ class Execution:
             try:
                 self._call_on_output(deadline)
                 if self._input_requests and self._on_input is not None:
-                    self._link.drain()
+                    self._channels.drain()
                     self._call_on_output(deadline)
-                    self._link.prompts.answer(self._input_requests.popleft(), self._on_input, self.is_running)
+                    self._answers.answer(self._input_requests.popleft(), self._on_input, self.is_running)
                     continue
             except Exception as exc:
                 if not (isinstance(exc, KernelTimeout) and exc.execution is self):  # that of `run`: see on_abandon
@@ -293,7 +298,7 @@ class Execution:
     def _call_on_output(self, deadline: Deadline) -> None:
         while self._messages and self._on_output is not None:
             call_back(self._on_output, self._messages.popleft())
-            last_look(self._link.running(), deadline)
+            last_look(self._channels.running(), deadline)
             self._check_deadline(deadline)
 
     def _follow_all(self) -> None:
@@ -322,7 +327,7 @@ class Execution:
         except KeyboardInterrupt:
             if not self._is_over:
                 self.interrupt()
-                grace = Deadline(CTRL_C_GRACE)
+                grace = Deadline(CTRL_C_GRACE_S)
                 while not self._is_over and not grace.is_over:
                     self._changed.wait(grace)
             raise

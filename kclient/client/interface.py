@@ -1,4 +1,4 @@
-"""KernelInterface: everything that one asks of a kernel, for KernelClient and KernelManager alike."""
+"""KernelInterface: every call that asks something of a kernel, for KernelClient and KernelManager alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
 from kclient.client.connection import KernelConnection
-from kclient.client.execution import Execution, OnInput, OnOutput
+from kclient.client.execution import Execution, OnOutput
+from kclient.client.input_requests import OnInput
 from kclient.concurrency.callbacks import check_callback
 from kclient.concurrency.deadline import Deadline
 from kclient.errors import InvalidArgument
@@ -45,55 +46,60 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     @property
     @abstractmethod
-    def link(self) -> KernelConnection:
-        """The channels, and what they share."""
+    def kernel_connection(self) -> KernelConnection:
+        """The parts of the client."""
 
     @property
-    def kernel(self) -> KernelInfo:
+    def info(self) -> KernelInfo:
         """What the kernel said of itself in its latest kernel_info reply; raises InvalidState before the first one.
 
         It does not ask: a client that is ready, as those of `connect` and `start_kernel` are, knows.
         """
-        return self.link.peer.known()
+        return self.kernel_connection.channels.peer.known()
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """The old name of `info`, which goes on for one release."""
+        return self.info
 
     @property
     def on_input(self) -> OnInput | None:
         """Called as `on_input(prompt, password)`, it answers the input requests of code that has no other on_input."""
-        return self.link.prompts.on_input
+        return self.kernel_connection.input_requests.on_input
 
     @on_input.setter
     def on_input(self, on_input: OnInput | None) -> None:
-        self.link.prompts.on_input = check_callback(on_input, "on_input")
+        self.kernel_connection.input_requests.on_input = check_callback(on_input, "on_input")
 
     @property
     def shell_channel(self) -> ShellChannel:
-        return self.link.shell
+        return self.kernel_connection.channels.shell
 
     @property
     def control_channel(self) -> ControlChannel:
-        return self.link.control
+        return self.kernel_connection.channels.control
 
     @property
     def iopub_channel(self) -> IOPubChannel:
-        return self.link.iopub
+        return self.kernel_connection.channels.iopub
 
     @property
     def stdin_channel(self) -> StdInChannel:
-        return self.link.stdin
+        return self.kernel_connection.channels.stdin
 
     @property
     def hb_channel(self) -> HBChannel:
-        return self.link.hb
+        return self.kernel_connection.channels.hb
 
     @property
     def comms(self) -> Comms:
         """The comms with the kernel: `open` one, or `register_target` for those that the kernel opens."""
-        return self.link.comms
+        return self.kernel_connection.comms
 
     @property
     def channels_running(self) -> bool:
         """True if any channel runs."""
-        return bool(self.link.running())
+        return bool(self.kernel_connection.channels.running())
 
     def request(
         self,
@@ -105,14 +111,15 @@ class KernelInterface(ShellRequests, ControlRequests):
     ) -> Message:
         """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
         deadline = Deadline(timeout)
-        link = self.link
-        link.wait_until_usable(deadline)
+        connection = self.kernel_connection
+        channels = connection.channels
+        connection.availability.wait_until_usable(deadline)
         messages.check_code(msg_type, "msg_type")
-        if msg_type == "execute_request" and link.runs("iopub"):
-            link.prober.subscribe_in(deadline)
-        channel: RequestChannel = link.shell
-        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and link.runs("control")):
-            channel = link.control
+        if msg_type == "execute_request" and channels.runs("iopub"):
+            connection.readiness.subscribe_in(deadline)
+        channel: RequestChannel = channels.shell
+        if msg_type in _ONLY_ON_CONTROL or (msg_type in _RATHER_ON_CONTROL and channels.runs("control")):
+            channel = channels.control
         return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
 
     def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
@@ -120,12 +127,13 @@ class KernelInterface(ShellRequests, ControlRequests):
         return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
 
     def next_debug_seq(self) -> int:
-        self.link.owner.check()
-        return self.link.control.next_debug_seq()
+        """The `seq` of the next request to the debugger: 1 for the first of a connection."""
+        self.kernel_connection.owner.check()
+        return self.control_channel.next_debug_seq()
 
     def answers_input(self) -> bool:
-        """True if someone would answer an input request of an execution that brings no on_input of its own."""
-        return self.link.prompts.are_answered()
+        """True if an input request would be answered although its execution has no on_input of its own."""
+        return self.kernel_connection.input_requests.are_answered()
 
     def input(self, string: str) -> None:
         """Answer the latest input request."""
@@ -154,32 +162,29 @@ class KernelInterface(ShellRequests, ControlRequests):
         output message as it arrives, `on_input(prompt, password)` returns the answer to an input request; both
         run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
         or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
-        (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none, for who streams them.
+        (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none of them.
         A `subshell_id` that is not there raises InvalidArgument; UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):
             raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
-        link = self.link
-        link.refuse_if_answering(subshell_id)
-        content = messages.execute(
+        connection = self.kernel_connection
+        connection.channels.refuse_if_answering(subshell_id)
+        execution, content = self._prepare(
             code,
+            check=check,
+            on_output=on_output,
+            on_input=on_input,
             silent=silent,
             store_history=store_history,
             user_expressions=user_expressions,
-            allow_stdin=self._allows_stdin(on_input),
             stop_on_error=stop_on_error,
-        )
-        execution = Execution(
-            link,
-            Transcript(max_output_bytes, keep_outputs=keep_outputs),
-            check=check,
-            on_output=check_callback(on_output, "on_output"),
-            on_input=check_callback(on_input, "on_input") or self.on_input,
+            max_output_bytes=max_output_bytes,
+            keep_outputs=keep_outputs,
             keeps_messages=on_output is not None,
         )
-        with link.owner.call():
-            link.start(execution, content, subshell_id, deadline)
+        with connection.owner.call():
+            connection.start(execution, content, subshell_id, deadline)
             return execution.run(deadline, on_abandon)
 
     def submit(
@@ -201,26 +206,56 @@ class KernelInterface(ShellRequests, ControlRequests):
 
         Callbacks run in a greenlet of the execution's own; what they raise comes out of `Execution.result`.
         """
+        execution, content = self._prepare(
+            code,
+            check=check,
+            on_output=on_output,
+            on_input=on_input,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            stop_on_error=stop_on_error,
+            max_output_bytes=max_output_bytes,
+            keep_outputs=keep_outputs,
+            keeps_messages=True,
+        )
+        connection = self.kernel_connection
+        with connection.owner.call():
+            connection.start(execution, content, subshell_id, Deadline(None))
+            if on_output is not None or execution.takes_input:
+                execution.follow_in_background()
+            return execution
+
+    def _prepare(
+        self,
+        code: str,
+        *,
+        check: bool,
+        on_output: OnOutput | None,
+        on_input: OnInput | None,
+        silent: bool,
+        store_history: bool,
+        user_expressions: Mapping[str, str] | None,
+        stop_on_error: bool,
+        max_output_bytes: int | None,
+        keep_outputs: bool,
+        keeps_messages: bool,
+    ) -> tuple[Execution, Content]:
+        """An execution that is not sent yet, and the content of its request; raises InvalidArgument."""
+        connection = self.kernel_connection
         content = messages.execute(
             code,
             silent=silent,
             store_history=store_history,
             user_expressions=user_expressions,
-            allow_stdin=self._allows_stdin(on_input),
+            allow_stdin=self.answers_input() or (on_input is not None and connection.channels.runs("stdin")),
             stop_on_error=stop_on_error,
         )
-        execution = Execution(
-            self.link,
+        execution = connection.new_execution(
             Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
             on_output=check_callback(on_output, "on_output"),
             on_input=check_callback(on_input, "on_input") or self.on_input,
+            keeps_messages=keeps_messages,
         )
-        with self.link.owner.call():
-            self.link.start(execution, content, subshell_id, Deadline(None))
-            if on_output is not None or execution.takes_input:
-                execution.follow_in_background()
-            return execution
-
-    def _allows_stdin(self, on_input: OnInput | None) -> bool:
-        return self.answers_input() or (on_input is not None and self.link.runs("stdin"))
+        return execution, content

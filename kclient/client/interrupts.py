@@ -1,61 +1,74 @@
-"""The interrupt of one execution, which must reach its code and no other."""
+"""Interrupts: of whatever the kernel runs, and of one execution, which must reach its code and no other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Timer
 from kclient.errors import KClientError
 from kclient.protocol.transcript import Transcript
 
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
-    from kclient.client.execution import Execution
-
-INTERRUPT_AGAIN: Final = 0.5
+INTERRUPT_AGAIN_S: Final = 0.5
 """Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
 
 
-class Interrupt:
-    """Sent while the kernel is at the code of `execution`: at once, or as soon as it gets to it."""
+def interrupt_kernel(channels: ChannelSet) -> None:
+    """Interrupt what the kernel runs now, by signal or by message. The reply to a message is discarded."""
+    if channels.kernel is not None and channels.kernel.interrupt():
+        return
+    channel = channels.control if channels.runs("control") else channels.shell
+    channel.requests.abandon(channel.post(channels.session.msg("interrupt_request")))
 
-    def __init__(self, execution: Execution, link: KernelConnection, transcript: Transcript) -> None:
+
+class Interruptible(Protocol):
+    """An execution, as its interrupt sees it."""
+
+    msg_id: str
+
+    def is_running(self) -> bool: ...
+
+
+class Interrupt:
+    """The interrupt of `execution`. It is sent while the kernel runs that code: at once, or as soon as it begins."""
+
+    def __init__(self, execution: Interruptible, channels: ChannelSet, transcript: Transcript) -> None:
         self._is_due = False
         self._execution = execution
-        self._link = link
+        self._channels = channels
         self._transcript = transcript
-        self._again = Timer(link.owner, self._send_again)
+        self._again = Timer(channels.owner, self._send_again)
 
     def ask(self) -> None:
         """Interrupt the code when it runs."""
         self._is_due = True
-        self._link.drain()
+        self._channels.drain()
         self.send_if_running()
 
     def send_if_running(self) -> None:
-        """Interrupt the code now, if the kernel is at it."""
-        if not self._is_due or not self._link.is_busy_with(self._execution.msg_id):
+        """Interrupt the code now, if the kernel runs it."""
+        if not self._is_due or not self._channels.is_busy_with(self._execution.msg_id):
             return
         self._is_due = False
-        # An interrupt that comes before the code does is lost; execute_input tells that it has come.
+        # An interrupt that comes before the code does is lost; execute_input tells that the code has come.
         version = self._transcript.version if self._transcript.has_input else None
         self._send()
-        self._again.set(INTERRUPT_AGAIN, version)
+        self._again.set(INTERRUPT_AGAIN_S, version)
 
     def cancel(self) -> None:
         """The execution has ended."""
         self._again.cancel()
 
     def _send_again(self, version: int | None) -> None:
-        """Interrupt what has printed nothing since that version of its outputs; who handles an interrupt may print."""
-        self._link.drain()
+        """Interrupt code that has printed nothing since that version: code that handles an interrupt may print."""
+        self._channels.drain()
         has_effect = version is not None and self._transcript.version != version
-        if self._execution.is_running() and not has_effect and self._link.is_busy_with(self._execution.msg_id):
+        if self._execution.is_running() and not has_effect and self._channels.is_busy_with(self._execution.msg_id):
             self._send()
 
     def _send(self) -> None:
         try:
-            self._link.interrupt_kernel()
+            interrupt_kernel(self._channels)
         except (KClientError, OSError) as exc:  # closed or dead: then the execution ends anyway
             log().debug("cannot interrupt %s: %s", self._execution.msg_id, exc)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.channels.base import Channel
-from kclient.client.connection import Kernel, KernelConnection
-from kclient.client.heartbeat_watch import HeartbeatWatch
+from kclient.channels.shared import Shared
+from kclient.client.channel_set import ChannelSet
+from kclient.client.connection import KernelConnection
 from kclient.client.interface import KernelInterface
+from kclient.client.interrupts import interrupt_kernel
+from kclient.client.process import Kernel
 from kclient.concurrency.deadline import Timeout, as_deadline
-from kclient.concurrency.file_limits import CHANNEL, FileDescriptorReservation
+from kclient.concurrency.file_limits import FileDescriptorReservation
 from kclient.concurrency.owner import Owner
 from kclient.errors import ConnectionFileError, KClientError
 from kclient.protocol.connection import ConnectionInfo
-from kclient.transport.zmq.context import context
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -33,7 +35,8 @@ class KernelClient(KernelInterface):
 
     `connection` is a connection file's path, its values, or a ConnectionInfo. `on_input(prompt, password)`, if
     set, answers the input requests of every execution that has no on_input of its own. `spin` is that of
-    `kclient.connect`.
+    `kclient.connect`. `kernel` is the process, if this program has started it; `on_death()` is then called when a call
+    finds that it has died before the loop could tell.
     """
 
     def __init__(
@@ -43,23 +46,38 @@ class KernelClient(KernelInterface):
         kernel: Kernel | None = None,
         session: Session | None = None,
         spin: float = 0.0,
+        on_death: Callable[[], None] | None = None,
     ) -> None:
         from kclient.protocol.session import Session  # imports orjson, a quarter of the time of importing kclient
+        from kclient.transport.zmq.transport import ZmqTransport
 
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
         self.session.server_key = self.connection.curve_publickey
         self._owner = Owner()
-        self.claim = FileDescriptorReservation(self._is_connected)
-        self._death_watch: HeartbeatWatch | None = None
-        self._link = KernelConnection(self._owner, self.session, self._make_channel, kernel, spin)
+        self._transport = ZmqTransport(self.connection, self.session, is_ours=kernel is not None)
+        self._reservation = FileDescriptorReservation(self._is_connected)
+        self._kernel_connection = KernelConnection(
+            self._owner,
+            self._transport,
+            self.session,
+            self._make_channel,
+            kernel=kernel,
+            spin=spin,
+            on_death=on_death,
+        )
 
     @property
-    def link(self) -> KernelConnection:
-        return self._link
+    def kernel_connection(self) -> KernelConnection:
+        """The parts of the client."""
+        return self._kernel_connection
+
+    @property
+    def _channels(self) -> ChannelSet:
+        return self._kernel_connection.channels
 
     def __repr__(self) -> str:
-        running = ", ".join(channel.name for channel in self.link.running()) or "no channel running"
+        running = ", ".join(channel.name for channel in self._channels.running()) or "no channel running"
         return f"<{type(self).__name__} {self.connection.transport} {self.connection.ip}: {running}>"
 
     def __enter__(self: _Self) -> _Self:
@@ -79,35 +97,32 @@ class KernelClient(KernelInterface):
         """
         wanted = {"shell": shell, "iopub": iopub, "stdin": stdin, "hb": hb, "control": control}
         with self._owner.call():
-            names = [name for name, is_wanted in wanted.items() if is_wanted and self._may_start(name)]
+            there = self._transport.channels
+            names = [
+                name
+                for name, is_wanted in wanted.items()
+                if is_wanted and name in there and not self._channels.runs(name)
+            ]
             if names:  # libzmq's thread connects them, some time later
                 what = f"a client with {len(names)} channels"
-                self.claim.take(CHANNEL * len(names), what, later=len(names))
+                self._reservation.take(self._transport.file_descriptors(len(names)), what, later=len(names))
             for name in names:
-                self.link.start_channel(name)
-            if self._death_watch is not None and not self._death_watch.is_running and self.link.runs("hb"):
-                self.watch(self._death_watch.dead_after)
-
-    def _may_start(self, name: str) -> bool:
-        """False if it runs, or if the kernel has no such channel."""
-        is_missing = self.connection.shell_port and not self.connection.port(name)
-        return not is_missing and not self.link.runs(name)
+                self._channels.start_channel(name)
+            self._kernel_connection.kernel_death.watch_again()
 
     def _is_connected(self) -> bool:
-        """True if libzmq has got to the channels, which is known of stdin alone."""
+        """True if libzmq has connected the channels; of stdin alone that is known."""
         with suppress(KClientError):
-            return self._owner.is_here and self.link.runs("stdin") and self.link.stdin.wait_for_peer(0)
+            return self._owner.is_here and self._channels.runs("stdin") and self._channels.stdin.wait_for_peer(0)
         return False
 
     def stop_channels(self) -> None:
-        """Disconnect every channel; whoever waits gets ChannelClosed. `start_channels` opens new ones."""
+        """Disconnect every channel; calls that wait get ChannelClosed. `start_channels` opens new ones."""
         if self._owner.forked:
             return
         with self._owner.call():
-            self.claim.end()
-            if self._death_watch is not None:
-                self._death_watch.stop()
-            self.link.stop()
+            self._reservation.end()
+            self._kernel_connection.stop()
 
     def close(self) -> None:
         """The same as `stop_channels`."""
@@ -117,19 +132,37 @@ class KernelClient(KernelInterface):
         """Go on with the same kernel, which listens elsewhere since it was restarted; its keys are the same."""
         self.connection = connection
         with self._owner.call():
-            self.link.move(connection)
+            self._transport.move(connection)
+
+    @property
+    def has_heartbeat(self) -> bool:
+        """True if the kernel has a heartbeat channel."""
+        return "hb" in self._transport.channels
+
+    def use_channel_classes_of(self, other: KernelInterface) -> None:
+        """Make channels of the classes that `other` names."""
+        self.shell_channel_class = other.shell_channel_class
+        self.control_channel_class = other.control_channel_class
+        self.iopub_channel_class = other.iopub_channel_class
+        self.stdin_channel_class = other.stdin_channel_class
+        self.hb_channel_class = other.hb_channel_class
+
+    def own(self, kernel: Kernel) -> None:
+        """This program has started the kernel, which is told of by `kernel` from here on."""
+        self._transport.is_ours = True
+        self._channels.kernel = kernel
 
     def is_alive(self) -> bool:
-        """True unless the process has ended or, for a kernel that nobody here started, its heartbeat fails.
+        """True unless the process has ended or, for a kernel that this program did not start, its heartbeat fails.
 
         While the heartbeat is paused, or does not run, it does not say that the kernel is dead.
         """
         self._owner.check()
-        if self.link.failure is not None:
+        if self._channels.failure is not None:
             return False
-        if self.link.kernel is not None:
-            return self.link.kernel.is_alive()
-        return not self.link.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
+        if self._channels.kernel is not None:
+            return self._channels.kernel.is_alive()
+        return not self._channels.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
 
     def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers kernel_info and, if iopub runs, its outputs arrive here.
@@ -138,26 +171,27 @@ class KernelClient(KernelInterface):
         """
         deadline = as_deadline(timeout)
         with self._owner.call():
-            self.link.wait_until_usable(deadline)
-            self.link.prober.wait_for_ready(deadline)
-            self.claim.end()
+            self._kernel_connection.availability.wait_until_usable(deadline)
+            self._kernel_connection.readiness.wait_for_ready(deadline)
+            self.release_reservation()
+
+    def release_reservation(self) -> None:
+        """All file descriptors of the client are open, so that none are reserved any more."""
+        self._reservation.end()
 
     def watch(self, dead_after: float | None = None) -> None:
-        """Watch, by its heartbeat, over a kernel that nobody here started; its death wakes whoever waits.
+        """Watch, by its heartbeat, over a kernel that this program did not start; its death wakes calls that wait.
 
         It is dead when, after a missed heartbeat, its addresses refuse connections; a remote one, from whose host no
         refusal can come, after `dead_after` seconds of silence (None: never).
         """
-        self._death_watch = HeartbeatWatch(
-            self.hb_channel, self.shell_channel.address, dead_after, self.link.deaths.bury
-        )
-        self.hb_channel.unpause()
+        self._kernel_connection.kernel_death.watch(dead_after)
 
     def interrupt_kernel(self) -> None:
         """Interrupt whatever the kernel runs now; does not wait. For one execution: `Execution.interrupt`."""
-        self.link.interrupt_kernel()
+        interrupt_kernel(self._channels)
 
-    def _make_channel(self, name: str) -> Channel:
+    def _make_channel(self, name: str, shared: Shared) -> Channel:
         classes: dict[str, type[Channel]] = {
             "shell": self.shell_channel_class,
             "control": self.control_channel_class,
@@ -165,7 +199,7 @@ class KernelClient(KernelInterface):
             "stdin": self.stdin_channel_class,
             "hb": self.hb_channel_class,
         }
-        return classes[name](context(), self.session, self.connection.address(name))
+        return classes[name](shared, self.session, shared.transport.address(name))
 
 
 def as_connection_info(connection: Connection) -> ConnectionInfo:

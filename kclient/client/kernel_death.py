@@ -1,60 +1,70 @@
-"""What becomes of a client's calls when the process of its kernel has ended."""
+"""The death of a kernel that this program did not start: told by missed heartbeats and refused connections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.waiting import Timer
-from kclient.errors import DeadKernelError, Failure, copies_of
+import gevent
 
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
+from kclient.client.availability import Availability
+from kclient.client.channel_set import ChannelSet
+from kclient.errors import DeadKernelError, copies_of
 
-LAST_WORDS: Final = 0.02
-"""Seconds for which a dead kernel's sockets are read on, since its last messages may still be under way."""
+RESTART_S: Final = 0.5
+"""Seconds in which an owner that restarts the kernel has it listen again."""
 
 
 class KernelDeath:
-    """The kernel's last words are read, then whoever waits fails; new calls do unless a restart is under way.
+    """Decides, after missed heartbeats, whether a kernel that this program did not start is dead.
 
-    `on_death()`, if set, is told of an end which the loop has had no turn to tell, and may call `bury`.
+    It is dead when nothing listens at its addresses, and still nothing after the time that a restart takes. A kernel
+    that is merely stopped accepts connections. Where no refusal can come, from a host that is gone, `dead_after`
+    seconds of silence decide (None: never).
     """
 
-    def __init__(self, link: KernelConnection) -> None:
-        self.on_death: Callable[[], None] | None = None
-        self._link = link
-        self._failure: Failure = copies_of(DeadKernelError())
-        self._last_words: Deadline | None = None
-        self._burial = Timer(link.owner, self._end)
+    def __init__(self, channels: ChannelSet, availability: Availability) -> None:
+        self.dead_after: float | None = None
+        self._channels = channels
+        self._availability = availability
+        self._is_wanted = self._is_watching = False
+        self._prober: gevent.Greenlet[..., Any] | None = None
 
-    def bury(self, failure: Failure) -> None:
-        """The kernel is dead: read its last words, then let calls fail."""
-        self._failure, self._last_words = failure, Deadline(LAST_WORDS)
-        self._burial.set(LAST_WORDS)
+    def watch(self, dead_after: float | None) -> None:
+        """Watch over the kernel from here on: its heartbeat runs."""
+        self.dead_after = dead_after
+        self._is_wanted = self._is_watching = True
+        self._channels.hb.unpause()
 
-    def forget(self) -> None:
-        """Whoever waited has been told, or another kernel is about to come."""
-        self._burial.cancel()
-        self._last_words = None
+    def watch_again(self) -> None:
+        """Go on as before, with channels that were stopped and started, if `watch` was called before."""
+        if self._is_wanted and not self._is_watching and self._channels.runs("hb"):
+            self.watch(self.dead_after)
 
-    def look(self) -> None:
-        """Without the help of the loop: see whether the kernel has died, and whether its last words are in."""
-        self.take_in()
-        if self._last_words is not None and self._last_words.is_over:
-            self._end()
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._is_watching = False
+        if self._prober is not None:
+            self._prober.kill(block=False)
 
-    def take_in(self) -> None:
-        """See whether the kernel has died."""
-        link, kernel = self._link, self._link.kernel
-        is_known = self._last_words is not None or link.is_restarting or link.failure is not None
-        if kernel is None or is_known or kernel.is_alive():
-            return
-        if self.on_death is not None:
-            self.on_death()
-        else:
-            self.bury(copies_of(kernel.death()))
+    def heart_missed(self) -> None:
+        """The kernel has not answered for a while: find out whether it is dead."""
+        if self._is_watching and self._prober is None:
+            self._prober = gevent.spawn(self._probe)
 
-    def _end(self) -> None:
-        (self._link.break_off if self._link.is_restarting else self._link.fail)(self._failure)
+    def _probe(self) -> None:
+        transport = self._channels.transport
+        try:
+            silence_s = self._channels.hb.since_last_beat()
+            is_refused = transport.is_refused()
+            if is_refused:
+                gevent.sleep(RESTART_S)
+                is_refused = transport.is_refused()
+        finally:
+            self._prober = None
+        if not self._is_watching:
+            return  # `stop` came too late to end this greenlet. Channels may have been started again since.
+        if is_refused:
+            where = self._channels.hb.address
+            self._availability.died(copies_of(DeadKernelError(f"the kernel died: {where} refuses connections")))
+        elif self.dead_after is not None and silence_s >= self.dead_after:
+            self._availability.died(copies_of(DeadKernelError(f"the kernel has been silent for {silence_s:.1f} s")))

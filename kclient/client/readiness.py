@@ -1,34 +1,32 @@
-"""What a client asks the kernel on its own account: is it ready, does its output arrive, has it answered all before?"""
+"""What a client asks the kernel on its own account: is it ready, does its output arrive, is a reply overdue?"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from kclient.channels.shell import RequestChannel, ShellChannel
+from kclient.channels.shell import RequestChannel
+from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.deadline import Deadline
-from kclient.errors import Failure, KernelTimeout, NoReply
+from kclient.errors import Failure, KernelTimeout, NoReply, UnsupportedFeature
 from kclient.protocol import messages
 from kclient.protocol.messages import Content, Message
-from kclient.protocol.routing import Outputs
+from kclient.protocol.routing import Outputs, OwnQuestion
 
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
-
-STDIN_WAIT: Final = 1.0
+STDIN_WAIT_S: Final = 1.0
 """Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
 
-SUBSCRIBE_PAUSE: Final = 0.005
+SUBSCRIBE_PAUSE_S: Final = 0.005
 """Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
 
-SUBSCRIBE_WAIT: Final = 1.0
+SUBSCRIBE_WAIT_S: Final = 1.0
 """Seconds for which `run` and `submit` of a client that is not known to be ready wait for a first iopub message."""
 
 ASK_AT_MOST: Final = 3
 """Times that the kernel is asked before it is taken for one that does not answer at all."""
 
-SILENCE: Final = 0.3
+SILENCE_S: Final = 0.3
 """Seconds without a message on iopub after which nothing that was published before is under way any more."""
 
 KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
@@ -36,18 +34,9 @@ KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
 NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))
 """To run nothing: a question that every kernel publishes statuses about."""
 
-HEARD_NOTHING: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
-    "for which the connection file has curve_publickey and curve_secretkey"
-)
-HEARD_NOTHING_ENCRYPTED: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
-    "encrypted connection, or not encrypt at all"
-)
 
-
-class Probe:
-    """The statuses of a request of kclient's own, a kernel_info as a rule, which are for nobody else."""
+class Probe(OwnQuestion):
+    """A request of kclient's own, a kernel_info as a rule: it takes in the statuses of that request."""
 
     def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
         self.is_idle = False
@@ -64,14 +53,11 @@ class Probe:
             self.is_idle = True
             self.forget()
 
-    def update_display(self, message: Message) -> None:
-        """A probe displays nothing."""
-
     def fail(self, failure: Failure) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing of it will come any more, nor of those before it."""
+        """Nothing of it will come any more, nor of the probes before it."""
         probe: Probe | None = self
         while probe is not None:
             if probe._outputs is not None:
@@ -80,58 +66,60 @@ class Probe:
             probe = older
 
     def answered(self, reply: Message) -> None:
-        """The reply is in. Its idle is nothing that a flush should wait for; it may have come before we listened."""
+        """The reply is in. A flush does not wait for its idle, which may have come before iopub was subscribed."""
         self.kernel_session = reply.header.get("session")
         if self._outputs is not None:
-            self._outputs.ledger.owed_idle.pop(self._msg_id, None)
+            self._outputs.pending.owed_idle.pop(self._msg_id, None)
 
 
 class Readiness:
-    """Asks kernel_info over the channels of `link`; the statuses of that are for nobody else."""
+    """Asks kernel_info over `channels`, and keeps the statuses of that from all others."""
 
-    def __init__(self, link: KernelConnection) -> None:
-        self._link = link
+    def __init__(self, channels: ChannelSet) -> None:
+        self._channels = channels
         self.kernel_session: object = None
         self._tried: Outputs | None = None
         self._latest = Probe(None, "")
 
     def wait_for_ready(self, deadline: Deadline) -> None:
         """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
-        link = self._link
+        channels = self._channels
         try:
-            is_subscribed = self._subscribe(link.shell, deadline)
+            is_subscribed = self._subscribe(channels.shell, deadline)
         except KernelTimeout as exc:
             if self.kernel_session is not None:
                 raise
-            hint = HEARD_NOTHING_ENCRYPTED if link.session.server_key else HEARD_NOTHING
+            hint = channels.transport.hint()
             raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
         if not is_subscribed:
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
         self.meet(self._latest.kernel_session)
-        if link.runs("stdin"):
-            link.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT))
-        if link.outputs is not None and not link.outputs.subscribed:  # stdin has told of a cut
-            self._subscribe(link.shell, deadline)
+        if channels.runs("stdin"):
+            channels.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT_S))
+        if channels.outputs is not None and not channels.outputs.subscribed:  # stdin has told of a cut
+            self._subscribe(channels.shell, deadline)
 
     def subscribe_in(self, deadline: Deadline) -> None:
         """Before code is sent: see that its first output and question will arrive, if that is not known yet."""
-        link = self._link
-        outputs = link.iopub.outputs
+        channels = self._channels
+        outputs = channels.iopub.outputs
         if outputs.subscribed or self._tried is outputs:
             return
         self._tried = outputs
-        wait = deadline.half().at_most(SUBSCRIBE_WAIT)
-        channel = link.control if link.runs("control") else link.shell  # control answers while the kernel is busy
+        wait = deadline.half().at_most(SUBSCRIBE_WAIT_S)
+        channel = (
+            channels.control if channels.runs("control") else channels.shell
+        )  # control answers while the kernel is busy
         with suppress(KernelTimeout, NoReply):
             self._subscribe(channel, wait)
-        if link.runs("stdin"):
-            link.stdin.wait_for_peer(wait)
+        if channels.runs("stdin"):
+            channels.stdin.wait_for_peer(wait)
 
     def reconnected(self) -> None:
         """The connection was cut, and that of iopub may not be back yet."""
         self._tried = None
-        if self._link.outputs is not None:
-            self._link.outputs.subscribed = False
+        if self._channels.outputs is not None:
+            self._channels.outputs.subscribed = False
 
     def ask(
         self,
@@ -143,13 +131,13 @@ class Readiness:
         question: tuple[str, Content] = KERNEL_INFO,
     ) -> Probe:
         """Ask kernel_info, or another `question`, and return when the reply is in."""
-        link = self._link
-        message = link.session.msg(*question)
+        channels = self._channels
+        message = channels.session.msg(*question)
         if subshell_id is not None:
             message.header["subshell_id"] = subshell_id
-        probe = Probe(link.outputs, message.msg_id, older)
+        probe = Probe(channels.outputs, message.msg_id, older)
         try:
-            with link.owner.call():
+            with channels.owner.call():
                 channel.refuse_if_answering(subshell_id)
                 reply = channel.exchange(message, deadline)
         except BaseException:
@@ -166,8 +154,8 @@ class Readiness:
         One of protocol 4 may publish nothing about kernel_info, but when it runs code it does.
         """
         question = KERNEL_INFO
-        if self._link.peer.version_4 is not None:
-            question, channel = NOTHING, self._link.shell
+        if self._channels.peer.version_4 is not None:
+            question, channel = NOTHING, self._channels.shell
         for _ in range(ASK_AT_MOST - 1):
             with suppress(NoReply):
                 return self.ask(channel, deadline, older=self._latest, question=question)
@@ -178,37 +166,36 @@ class Readiness:
 
         A script that only waits elsewhere may find all of them on the socket then.
         """
-        link = self._link
-        while not probe.is_idle and link.runs("iopub"):
-            if not link.iopub.changed.wait(deadline.at_most(SILENCE)):
-                link.iopub.drain()
+        channels = self._channels
+        while not probe.is_idle and channels.runs("iopub"):
+            if not channels.iopub.changed.wait(deadline.at_most(SILENCE_S)):
+                channels.iopub.drain()
                 break
         return probe.is_idle
 
-    def meet(self, kernel_session: object) -> None:
-        """It is the kernel in that session which has answered; if it is another, what the old one was at is over."""
-        if kernel_session != self.kernel_session:
-            self._link.support.forget()
-            if self._link.outputs is not None:
-                self._link.outputs.executing.clear()
+    def meet(self, kernel_session: object) -> bool:
+        """The kernel in that session has answered. True if it is another than before, whose code has ended with it."""
+        is_another = kernel_session != self.kernel_session
+        if is_another:
+            self._channels.peer.forget_subshells()
+            if self._channels.outputs is not None:
+                self._channels.outputs.executing.clear()
         self.kernel_session = kernel_session
+        return is_another
 
-    def knock(self, deadline: Deadline) -> None:
-        """Ask kernel_info over a connection of its own, and return when the reply is in."""
-        link = self._link
-        channel = ShellChannel(link.shell.context, link.session, link.shell.address)
-        channel.identity = link.renew_identity()
-        channel.start()
-        try:
+    def nudge(self, deadline: Deadline) -> None:
+        """Ask kernel_info over a connection of its own, and return when the reply is in.
+
+        Over a transport that has no second connection this does nothing.
+        """
+        with suppress(UnsupportedFeature), self._channels.temporary_channel("shell") as channel:
             probe = self.ask(channel, deadline)
             self.wait_for_idle(probe, deadline)
             probe.forget()
-        finally:
-            channel.stop()
 
     def _subscribe(self, channel: RequestChannel, deadline: Deadline) -> bool:
         """Ask, and again if need be, until something has come over iopub; False if nothing has in time."""
-        iopub, pause = self._link.iopub, SUBSCRIBE_PAUSE
+        iopub, pause = self._channels.iopub, SUBSCRIBE_PAUSE_S
         while True:
             self._latest = self._ask_until_answered(channel, deadline)
             pause_end = deadline.at_most(pause)

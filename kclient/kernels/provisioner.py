@@ -86,6 +86,11 @@ class Launch:
 HANDSHAKES: Final = ("auto", "off", "required")
 """Whether the kernel chooses its own ports: where its spec says that it can, never, or else it is not started."""
 
+
+def _ignore() -> None:
+    """No process was started whose end could be told."""
+
+
 _NO_MARKS: Final[Mapping[str, str]] = {}
 
 
@@ -119,6 +124,7 @@ class Provisioner:
         self._wants_guard = orphan_guard
         self._handshake = handshake
         self._ward: GuardedKernel | None = None
+        self._on_exit: Callable[[], None] = _ignore
 
     @property
     def spec(self) -> KernelSpec:
@@ -158,7 +164,8 @@ class Provisioner:
                 process = self._start(launch, deadline)
             self.process = process
             self.launch = launch
-            process.exited.rawlink(lambda exited: self._on_exit(process, on_exit))
+            self._on_exit = on_exit
+            process.exited.rawlink(lambda exited: self._exited(process))
 
     def _will_handshake(self) -> bool:
         """Whether the kernel is to choose its ports; raises InvalidArgument if it has to, and cannot."""
@@ -201,12 +208,16 @@ class Provisioner:
             raise self.never_came_up(self.death(), *clues)
         raise self.never_answered(KernelTimeout("registration of the kernel's ports", deadline.timeout), *clues)
 
-    def _on_exit(self, process: KernelProcess, on_exit: Callable[[], None]) -> None:
+    def tell_of_exit(self, on_exit: Callable[[], None]) -> None:
+        """Call `on_exit()`, and no longer the one that was given before, when the process ends."""
+        self._on_exit = on_exit
+
+    def _exited(self, process: KernelProcess) -> None:
         if self.process is not process:
             return
         if self._ward is not None:
             self._ward.ended()
-        on_exit()
+        self._on_exit()
 
     def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel watches the process with that number, and ends when it is gone

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import gevent
 
-from kclient.client.kernel_death import LAST_WORDS
+from kclient.client.availability import READ_ON_S, Availability
+from kclient.client.interface import KernelInterface
 from kclient.concurrency.callbacks import check_callback
 from kclient.concurrency.deadline import Deadline, check_seconds
 from kclient.concurrency.log import log
@@ -19,13 +19,13 @@ from kclient.concurrency.waiting import Timer
 from kclient.errors import DeadKernelError, InvalidArgument, KClientError, copies_of
 from kclient.manager.backoff import RESTART_LIMIT, STABLE_START_TIME, Backoff
 
-if TYPE_CHECKING:
-    from kclient.manager.kernel_manager import KernelManager
+OnRestart = Callable[[Any, DeadKernelError, int], object]
+"""Called as ``on_restart(manager, death, count)``; `manager` is a KernelManager."""
 
-OnRestart = Callable[["KernelManager", DeadKernelError, int], object]
-OnGiveUp = Callable[["KernelManager", DeadKernelError], object]
+OnGiveUp = Callable[[Any, DeadKernelError], object]
+"""Called as ``on_give_up(manager, error)``; `manager` is a KernelManager."""
 
-START_TIMEOUT: Final = 60.0
+START_TIMEOUT_S: Final = 60.0
 """Seconds; that of start_kernel."""
 
 
@@ -51,7 +51,7 @@ class AutoRestart:
     stable_start_time: float = STABLE_START_TIME
     on_restart: OnRestart | None = None
     on_give_up: OnGiveUp | None = None
-    start_timeout: float | None = attrs.field(default=START_TIMEOUT, kw_only=True)
+    start_timeout: float | None = attrs.field(default=START_TIMEOUT_S, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         self.backoff()
@@ -76,18 +76,29 @@ def as_policy(restart: object) -> AutoRestart | None:
     return restart
 
 
+class Life(Protocol):
+    """The life of the kernel that is restarted."""
+
+    @property
+    def availability(self) -> Availability:
+        """Whether calls may go to the kernel."""
+
+    def revive(self, deadline: Deadline) -> None:
+        """Start another kernel in the place of the dead one."""
+
+
 class Restarter:
-    """Has `manager` restart its kernel, by `revive`, in a greenlet that lives while there is something to do.
+    """Restarts a kernel by `life.revive`, in a greenlet that lives while there is something to do.
 
     In between only a timer waits, which keeps nothing alive: a manager that is dropped is not restarted.
     """
 
-    def __init__(self, policy: AutoRestart, manager: KernelManager, revive: Callable[[Deadline], None]) -> None:
+    def __init__(self, policy: AutoRestart, manager: Callable[[], KernelInterface | None], life: Life) -> None:
         self._policy = policy
         self._backoff = policy.backoff()
         self._owner = Owner()
-        self._manager = weakref.ref(manager)
-        self._revive = revive
+        self._manager = manager
+        self._life = life
         self._alarm = Timer(self._owner, self._go_on)
         self._death: DeadKernelError | None = None
         self._gives_up = False
@@ -105,13 +116,13 @@ class Restarter:
         self._since = monotonic()
 
     def died(self, death: DeadKernelError) -> None:
-        """The kernel has died; in a while, when its last words are read, there will be another."""
+        """The kernel has died; in a while, when its latest messages are read, there will be another."""
         lasted = 0.0 if self._since is None else monotonic() - self._since
         self._since = None
         wait = self._backoff.after(lasted)
         self._death = death
         self._gives_up = wait is None
-        self._alarm.set(max(LAST_WORDS, wait or 0.0))
+        self._alarm.set(max(READ_ON_S, wait or 0.0))
 
     def make_way(self) -> None:
         """End a try that is under way; it is made again unless `cancel` follows."""
@@ -146,47 +157,47 @@ class Restarter:
             if not self._alarm.is_set:
                 self._go_on()
 
-    def _see_to(self, manager: KernelManager) -> None:
+    def _see_to(self, manager: KernelInterface) -> None:
         death, self._death = self._death, None
         if death is None or self._owner.forked:
             return
-        manager.link.break_off(copies_of(death))
+        self._life.availability.break_off(copies_of(death))
         if self._gives_up:
             self._give_up(manager, death)
         elif self._try(manager, death):
             self._let_in(manager, death)
 
-    def _try(self, manager: KernelManager, death: DeadKernelError) -> bool:
+    def _try(self, manager: KernelInterface, death: DeadKernelError) -> bool:
         """True if there is a kernel again, and it has not died since."""
         log().warning("%s; it is restarted (%d in a row)", death.headline, self._backoff.failures)
         self._trying = me = gevent.getcurrent()
         try:
-            self._revive(Deadline(self._policy.start_timeout))
+            self._life.revive(Deadline(self._policy.start_timeout))
         except Exception as exc:  # noqa: BLE001 - a launcher may be anybody's
             if self.is_here():
                 failure = _as_death(exc)
                 self.died(failure)
-                manager.link.begin_restart(failure.headline)
+                self._life.availability.begin_restart(failure.headline)
         except BaseException:
             if self.is_here():  # it made way
                 self._death = death
-                self._alarm.set(LAST_WORDS)
+                self._alarm.set(READ_ON_S)
             raise
         finally:
             if self._trying is me:  # else it was cancelled, and another tries
                 self._trying = None
         return self.is_here() and self._death is None
 
-    def _let_in(self, manager: KernelManager, death: DeadKernelError) -> None:
-        """After on_restart, everybody."""
-        manager.link.admit(gevent.getcurrent())
+    def _let_in(self, manager: KernelInterface, death: DeadKernelError) -> None:
+        """After on_restart, let every call through."""
+        self._life.availability.admit(gevent.getcurrent())
         try:
             self._call(self._policy.on_restart, manager, death, self._backoff.failures)
         finally:
             if self.is_here() and self._death is None:
-                manager.link.end_restart()
+                self._life.availability.end_restart()
 
-    def _give_up(self, manager: KernelManager, death: DeadKernelError) -> None:
+    def _give_up(self, manager: KernelInterface, death: DeadKernelError) -> None:
         error = DeadKernelError(
             f"{death.message}; {self._count()}: restart_kernel() starts another",
             exit_code=death.exit_code,
@@ -194,8 +205,8 @@ class Restarter:
         )
         self._backoff.reset()
         log().error("%s", error.headline)
-        manager.link.fail(copies_of(error))
-        manager.link.end_restart()
+        self._life.availability.fail(copies_of(error))
+        self._life.availability.end_restart()
         self._call(self._policy.on_give_up, manager, error)
 
     def _count(self) -> str:

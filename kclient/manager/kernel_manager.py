@@ -6,29 +6,33 @@ import os
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.client.connection import KernelConnection
 from kclient.client.interface import KernelInterface
+from kclient.client.interrupts import interrupt_kernel
 from kclient.client.kernel_client import KernelClient
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline, check_spin
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import weakly
-from kclient.errors import InvalidState, copies_of
+from kclient.errors import InvalidState
 from kclient.kernels.connection.endpoint import Endpoint
+from kclient.kernels.connection.files import find_connection_file
 from kclient.kernels.process.local import KernelProcess, Launcher, LocalLauncher
 from kclient.kernels.process.output import Output
 from kclient.kernels.provisioner import Launch, Provisioner
 from kclient.kernels.specs.spec import KernelSpec
 from kclient.manager.autorestart import AutoRestart, Restarter, as_policy
-from kclient.manager.connection_file import ConnectionFileMixin
+from kclient.manager.client_holder import ClientHolder
 from kclient.manager.lifecycle import Lifecycle
-from kclient.protocol.session import Session
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
 
 _Self = TypeVar("_Self", bound="KernelManager")
 
 
-class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
+class KernelManager(KernelInterface):
     """Starts, restarts and ends one kernel, and talks to it; a context manager.
 
     `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
@@ -39,6 +43,9 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
 
     kernel_id: str
     """Tells this manager's kernel from others, also after a restart; a random UUID."""
+
+    shutdown_wait_time: float = 5.0
+    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
 
     def __init__(
         self,
@@ -57,18 +64,25 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         self.kernel_name = kernel_name
         self.kernel_id = str(uuid.uuid4())
         self._owner = Owner()
-        self._spin = check_spin(spin)
-        self._endpoint = Endpoint(kernel_name, transport, ip, connection_file, encryption)
-        self._kernel = Provisioner(
-            kernel_name, self._endpoint, launcher or LocalLauncher(), orphan_guard=orphan_guard, handshake=handshake
-        )
-        self._finalizer = weakref.finalize(self, self._kernel.abandon)
-        self._session = self._endpoint.new_session()
-        self._client: KernelClient | None = None
-        self._former: KernelConnection | None = None
+        check_spin(spin)
+
+        def new_provisioner() -> Provisioner:
+            endpoint = Endpoint(kernel_name, transport, ip, connection_file, encryption)
+            starter = launcher or LocalLauncher()
+            return Provisioner(kernel_name, endpoint, starter, orphan_guard=orphan_guard, handshake=handshake)
+
+        provisioner = new_provisioner()
         policy = as_policy(restart)
-        self._restarter = None if policy is None else Restarter(policy, self, weakly(self._revive))
-        super().__init__()
+        manager = weakref.ref(self)
+        self._lifecycle = Lifecycle(
+            self._owner,
+            ClientHolder(self, provisioner.endpoint.new_session(), spin),
+            provisioner,
+            new_provisioner,
+            lambda lifecycle: None if policy is None else Restarter(policy, manager, lifecycle),
+            weakly(self._kernel_died),
+        )
+        self._finalizer = weakref.finalize(self, self._lifecycle.holding.abandon)
 
     def __repr__(self) -> str:
         state = f"pid {self.process.pid}" if self.process is not None else "not started"
@@ -80,52 +94,39 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
     def __exit__(self, *exc_info: object) -> None:
         try:
             self.shutdown_kernel()
-        except BaseException:  # Ctrl-C, say; nobody else will end it
+        except BaseException:  # a Ctrl-C, for example; no other call will end the kernel
             self.shutdown_kernel(now=True)
             raise
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """The kernel spec, looked up when first needed; raises NoSuchKernel."""
-        return self._kernel.spec
+        return self._lifecycle.provisioner.spec
 
     @property
     def client(self) -> KernelClient:
         """The client; a new one after a shutdown."""
-        if self._client is None:
-            kernel = self._kernel if self.has_kernel else None
-            info = self._endpoint.info
-            self._client = KernelClient(info, kernel=kernel, session=self._session, spin=self._spin)
-            for name in ("shell", "control", "iopub", "stdin", "hb"):
-                setattr(self._client, f"{name}_channel_class", getattr(self, f"{name}_channel_class"))
-            self._client.link.inherit(self._former)
-            self._former = None
-            if self._restarter is not None:
-                self._client.link.deaths.on_death = weakly(self._on_exit)
-            if self.has_kernel and not self._kernel.is_alive():
-                self._on_exit()
-                if self._restarter is None or not self._restarter.is_at_work:
-                    self._client.link.fail(copies_of(self._kernel.death()))
-        return self._client
+        return self._lifecycle.client
 
     @property
-    def link(self) -> KernelConnection:
-        return self.client.link
+    def kernel_connection(self) -> KernelConnection:
+        """The parts of the client."""
+        return self._lifecycle.connection
 
     @property
     def session(self) -> Session:
         """Key and message ids of the conversation."""
-        return self._session
+        return self._lifecycle.clients.session
 
     @property
     def process(self) -> KernelProcess | None:
         """The kernel's process, from its start to its shutdown."""
-        return self._kernel.process
+        return self._lifecycle.provisioner.process
 
     @property
     def has_kernel(self) -> bool:
         """True from the start of a kernel to its shutdown, also when it has died meanwhile."""
-        return self.process is not None
+        return self._lifecycle.has_kernel
 
     # Channels
 
@@ -133,18 +134,19 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
     ) -> None:
         """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
-        self._kernel.claim.end()
+        self._lifecycle.provisioner.claim.end()
         self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
 
     def stop_channels(self) -> None:
-        """Disconnect every channel; whoever waits gets ChannelClosed."""
-        if self._client is not None:
-            self._client.stop_channels()
+        """Disconnect every channel; calls that wait get ChannelClosed."""
+        client = self._lifecycle.clients.current
+        if client is not None:
+            client.stop_channels()
 
     @property
     def channels_running(self) -> bool:
         """True if any channel runs."""
-        return self._client is not None and self._client.channels_running
+        return self._lifecycle.clients.channels_running
 
     def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers and its outputs arrive here.
@@ -153,9 +155,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         """
         deadline = as_deadline(timeout)
         with self._owner.call():
-            if self.link.is_restarting or self._restarter is not None:
-                self.link.wait_until_usable(deadline)
-            self._await_ready(deadline)
+            self._lifecycle.await_ready(deadline)
 
     # The process
 
@@ -172,33 +172,14 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         """Write the connection file and start the process; `wait_for_ready` waits until it answers.
 
         A kernel that chooses its ports itself has `timeout` seconds to report them; then the connection file is there.
-        Raises KernelTimeout if it does not, and RemoteProtocolError if nobody can connect to them; it is killed then.
+        Raises KernelTimeout if it does not, and RemoteProtocolError if its ports cannot be used; it is killed then.
 
         `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
         end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, TooManyFiles, and InvalidState,
         a RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
         """
         self._owner.check()
-        with self._lock, self._owner.call():
-            if self.has_kernel:
-                raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
-            if self._restarter is not None:
-                self._restarter.cancel()
-            self._kernel.claim_descriptors()
-            link = self._client.link if self._client is not None else None
-            if link is not None:
-                link.begin_restart()  # calls wait: nobody knows yet where the kernel will listen
-                if link.failure is not None:  # of the kernel before
-                    link.reopen()
-            try:
-                self._launch(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
-            except BaseException:
-                self._kernel.abandon()
-                self._drop_client()
-                raise
-            finally:
-                if link is not None:
-                    link.end_restart()
+        self._lifecycle.start(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
@@ -208,11 +189,7 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         if self._owner.forked:
             return
         self._owner.check()
-        with self._in_charge(Deadline(None), now=now):
-            self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart))
-            if not restart:
-                self._kernel.clean_up()
-                self._drop_client()
+        self._lifecycle.shut_down(now=now, restart=restart, exit_wait_s=self.shutdown_wait_time)
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
         """End the process and start another with the same keys and connection file, and ports unless it chooses them.
@@ -223,30 +200,18 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         TooManyFiles, with which the old kernel goes on.
         """
         self._owner.check()
-        deadline = Deadline(timeout)
-        self._changed_launch(launch)
-        with self._in_charge(deadline):
-            link = self.link
-            link.begin_restart()
-            try:
-                self._replace(deadline, self._changed_launch(launch), now=now)
-            except BaseException:
-                if not self._kernel.is_alive():
-                    link.fail(copies_of(self._kernel.death()))
-                raise
-            finally:
-                link.end_restart()
+        self._lifecycle.restart(Deadline(timeout), launch, now=now, exit_wait_s=self.shutdown_wait_time)
 
     def interrupt_kernel(self) -> None:
         """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
         with self._owner.call():
-            self._kernel.require()
-            self.link.interrupt_kernel()
+            self._lifecycle.provisioner.require()
+            interrupt_kernel(self.kernel_connection.channels)
 
     def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel and its children; raises InvalidState if there is no kernel."""
         self._owner.check()
-        self._kernel.require().send_signal(signum)
+        self._lifecycle.provisioner.require().send_signal(signum)
 
     def kill_kernel(self) -> None:
         """SIGKILL the kernel and its children, and wait for the end.
@@ -254,27 +219,63 @@ class KernelManager(Lifecycle, ConnectionFileMixin, KernelInterface):
         `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
         """
         self._owner.check()
-        if self._restarter is None or not self._restarter.is_at_work:
-            self._kernel.require()
-        with self._in_charge(Deadline(None), now=True):
-            self._fail_pending(self._end_process(Deadline(None), now=True, restart=True))
+        self._lifecycle.kill()
 
     def is_alive(self) -> bool:
         """True while the process runs or, for a kernel that was not started here, while its heartbeat does not fail."""
         self._owner.check()
         if self.has_kernel:
-            return self._kernel.is_alive()
-        return self._client is not None and self.channels_running and self._client.is_alive()
+            return self._lifecycle.provisioner.is_alive()
+        client = self._lifecycle.clients.current
+        return client is not None and client.channels_running and client.is_alive()
 
-    def _fit_client(self) -> None:
-        """Let session and client go on with the keys and the ports of now."""
-        self._session.server_key = self._endpoint.info.curve_publickey
-        if self._client is not None and self._client.connection != self._endpoint.info:
-            self._client.move(self._endpoint.info)
+    # The connection file
 
-    def _drop_client(self) -> None:
-        if self._client is not None:
-            self._former = self._client.link
-            self._was_beating = False
-            self._client.stop_channels()
-            self._client = None
+    @property
+    def connection_file(self) -> str | None:
+        """The path of the connection file; None while none is chosen."""
+        return self._endpoint.path
+
+    def get_connection_info(self) -> dict[str, Any]:
+        """What the connection file holds, keys included."""
+        return self._endpoint.info.to_dict()
+
+    def write_connection_file(self) -> None:
+        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone.
+
+        The kernel spec says whether there are keys, unless encryption is off: raises NoSuchKernel.
+        """
+        self._owner.check()
+        if self._endpoint.may_get_keys:
+            self._endpoint.encrypt(self.kernel_spec)
+        self._endpoint.write()
+        self._lifecycle.clients.fit(self._lifecycle.provisioner)
+
+    def load_connection_file(self, connection_file: str | os.PathLike[str] | None = None) -> None:
+        """Take the ports and the key of an existing file; raises ConnectionFileError."""
+        self._owner.check()
+        if self.has_kernel or self.channels_running:
+            raise InvalidState("a kernel or its channels run; shut them down before loading another connection file")
+        path = connection_file if connection_file is not None else self.connection_file
+        if path is None:
+            raise InvalidState("no connection file was named; pass its path")
+        self._endpoint.load(find_connection_file(path))  # finds it first, since it removes what was written here
+        self._lifecycle.clients.session = self._endpoint.new_session()
+        self._lifecycle.drop_client()
+
+    def cleanup_connection_file(self) -> None:
+        """Remove the connection file, if it was written here."""
+        self._owner.check()
+        self._endpoint.remove_connection_file()
+
+    def cleanup_ipc_files(self) -> None:
+        """Remove the sockets of an ipc kernel."""
+        self._owner.check()
+        self._endpoint.remove_ipc_files()
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        return self._lifecycle.provisioner.endpoint
+
+    def _kernel_died(self) -> None:
+        """The kernel has ended by itself. Does nothing here."""

@@ -1,105 +1,262 @@
-"""The life of a manager's kernel: its process comes up, is replaced by another and ends, and its client with it."""
+"""Lifecycle: the kernel of a manager, from its start over its restarts to its end, and its client with it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gevent.lock import RLock
 
+from kclient.client.availability import Availability
+from kclient.client.connection import KernelConnection
+from kclient.client.kernel_client import KernelClient
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import weakly
-from kclient.errors import DeadKernelError, InvalidState, KernelTimeout, LaunchError, copies_of
-from kclient.kernels.connection.endpoint import Endpoint
+from kclient.errors import DeadKernelError, Failure, InvalidState, KernelTimeout, LaunchError, copies_of
 from kclient.kernels.connection.port_conflicts import were_taken
-from kclient.kernels.process.local import KernelProcess
 from kclient.kernels.provisioner import Launch, Provisioner
-from kclient.manager.autorestart import Restarter
+from kclient.manager.client_holder import ClientHolder
+from kclient.manager.phases import HAD_ANSWERED, TRANSITIONS, Event, Phase, Reaction
 from kclient.manager.shutdown import ask_to_exit
 
 if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
-    from kclient.client.kernel_client import KernelClient
+    from kclient.manager.autorestart import Restarter
 
 
-class Lifecycle(ABC):
-    """What a manager does with its kernel's process, one step at a time; who takes such a step holds the lock."""
+class Holding:
+    """The kernel that a lifecycle has now. A finalizer of the manager holds this, and so nothing else of the manager."""
 
-    shutdown_wait_time: float = 5.0
-    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
+    def __init__(self, provisioner: Provisioner) -> None:
+        self.provisioner = provisioner
 
-    _owner: Owner
-    _endpoint: Endpoint
-    _kernel: Provisioner
-    _client: KernelClient | None
+    def abandon(self) -> None:
+        """The manager was dropped, or the program ends: kill the process, and remove its files."""
+        self.provisioner.abandon()
 
-    _restarter: Restarter | None
 
-    def __init__(self) -> None:
-        self._was_ready = self._expects_exit = self._was_told = False
-        self._was_beating = False
-        self._awaited = 0
-        self._mourned: KernelProcess | None = None
+class Lifecycle:
+    """Takes one step at a time with the kernel; a call that takes such a step holds the lock.
+
+    `new_provisioner()` makes the kernel, which is not started yet. `on_death()` is called when the kernel has ended
+    by itself. `new_restarter(lifecycle)` makes what restarts it then, or returns None.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        clients: ClientHolder,
+        provisioner: Provisioner,
+        new_provisioner: Callable[[], Provisioner],
+        new_restarter: Callable[[Lifecycle], Restarter | None],
+        on_death: Callable[[], None],
+    ) -> None:
+        self.holding = Holding(provisioner)
+        self.clients = clients
+        self.phase = Phase.NONE
+        self._owner = owner
+        self._new_provisioner = new_provisioner
+        self._on_death = on_death
+        self._waiting = 0
+        self._retired: Failure | None = None
         self._lock = RLock()
+        self.restarter = new_restarter(self)
 
     @property
-    @abstractmethod
-    def link(self) -> KernelConnection: ...
+    def provisioner(self) -> Provisioner:
+        """The kernel, also before its start and after its end."""
+        return self.holding.provisioner
 
     @property
-    @abstractmethod
-    def channels_running(self) -> bool: ...
+    def has_kernel(self) -> bool:
+        """True from the start of a kernel to its shutdown, also when it has died meanwhile."""
+        return self.provisioner.process is not None
 
-    @abstractmethod
-    def _fit_client(self) -> None:
-        """Let session and client go on with the keys and the ports of now."""
+    @property
+    def client(self) -> KernelClient:
+        """The client, made if there is none. That of a dead kernel says so."""
+        if self.clients.current is not None:
+            return self.clients.current
+        restarter = self.restarter
+        client = self.clients.make(self.provisioner, None if restarter is None else weakly(self.exited))
+        if self.has_kernel and not self.provisioner.is_alive():
+            self.exited()
+            if restarter is None or not restarter.is_at_work:
+                client.kernel_connection.availability.fail(copies_of(self.provisioner.death()))
+        return client
 
-    def _revive(self, deadline: Deadline) -> None:
+    @property
+    def connection(self) -> KernelConnection:
+        """The parts of the client."""
+        return self.client.kernel_connection
+
+    @property
+    def availability(self) -> Availability:
+        """Whether the client's calls may go to the kernel."""
+        return self.connection.availability
+
+    # Start
+
+    def start(self, launch: Launch, deadline: Deadline) -> None:
+        """Start the process; raises what KernelManager.start_kernel raises."""
+        with self._lock, self._owner.call():
+            if self.has_kernel:
+                raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
+            if self.restarter is not None:
+                self.restarter.cancel()
+            self.provisioner.claim_descriptors()
+            connection = self.clients.connection
+            if connection is not None:
+                connection.availability.begin_restart()  # calls wait: where the kernel will listen is not known yet
+                if connection.availability.failure is not None:  # of the kernel before
+                    connection.reopen()
+            try:
+                self._launch(launch, deadline)
+            except BaseException:
+                self._note(Event.ENDED)
+                self.provisioner.abandon()
+                self.drop_client()
+                raise
+            finally:
+                if connection is not None:
+                    connection.availability.end_restart()
+
+    def await_ready(self, deadline: Deadline) -> None:
+        """Wait until the kernel answers; raises LaunchError if it ends instead, and KernelTimeout."""
+        if self.availability.is_restarting or self.restarter is not None:
+            self.availability.wait_until_usable(deadline)
+        self._await_ready(deadline)
+
+    def changed_launch(self, arguments: Mapping[str, Any]) -> Launch:
+        """The arguments of the latest start, some of them changed; raises InvalidState before any start."""
+        if self.provisioner.launch is None:
+            raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
+        return self.provisioner.launch.changed(arguments)
+
+    # Restart and end
+
+    def restart(self, deadline: Deadline, arguments: Mapping[str, Any], *, now: bool, exit_wait_s: float) -> None:
+        """End the process and start another; raises what KernelManager.restart_kernel raises."""
+        self.changed_launch(arguments)
+        with self._in_charge(deadline):
+            availability = self.availability
+            availability.begin_restart()
+            try:
+                self._replace(deadline, self.changed_launch(arguments), now=now, exit_wait_s=exit_wait_s)
+            except BaseException:
+                if not self.provisioner.is_alive():
+                    availability.fail(copies_of(self.provisioner.death()))
+                raise
+            finally:
+                availability.end_restart()
+
+    def revive(self, deadline: Deadline) -> None:
         """What a Restarter does in its greenlet, while calls wait: start another kernel in the place of a dead one."""
         with self._lock, self._owner.call():
-            if self._restarter is None or not self._restarter.is_here():
+            if self.restarter is None or not self.restarter.is_here():
                 return
             try:
-                self._replace(deadline, self._changed_launch({}), now=True)
+                self._replace(deadline, self.changed_launch({}), now=True, exit_wait_s=0.0)
             except BaseException as exc:
-                self._expects_exit = True
-                if self._kernel.process is not None:
-                    self._kernel.process.kill()
+                self._note(Event.END)
+                if self.provisioner.process is not None:
+                    self.provisioner.process.kill()
                 if isinstance(exc, LaunchError) and were_taken(exc):
-                    self._endpoint.change_ports()
+                    self.provisioner.endpoint.change_ports()
                 raise
 
-    def _changed_launch(self, arguments: Mapping[str, Any]) -> Launch:
-        if self._kernel.launch is None:
-            raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
-        return self._kernel.launch.changed(arguments)
+    def shut_down(self, *, now: bool, restart: bool, exit_wait_s: float) -> None:
+        """End the process and, unless a restart is to follow, remove every trace of it."""
+        with self._in_charge(Deadline(None), now=now):
+            self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart, exit_wait_s=exit_wait_s))
+            if not restart:
+                self.provisioner.clean_up()
+                self.drop_client()
 
-    def _replace(self, deadline: Deadline, launch: Launch, *, now: bool) -> None:
-        """End the process and start another, to which the same client goes on."""
-        link = self.link
-        self._kernel.claim_descriptors(reserve=0)
+    def kill(self) -> None:
+        """SIGKILL the process, and wait for its end; raises InvalidState if there is none."""
+        if self.restarter is None or not self.restarter.is_at_work:
+            self.provisioner.require()
+        with self._in_charge(Deadline(None), now=True):
+            self._fail_pending(self._end_process(Deadline(None), now=True, restart=True, exit_wait_s=0.0))
+
+    def drop_client(self) -> None:
+        """Close the client. That of a kernel that was given back stays: it says why it does not work."""
+        if self._retired is None:
+            self.clients.drop()
+        elif self.clients.current is not None:
+            self.clients.current.stop_channels()
+            self.retire(self._retired)
+
+    # Handing the kernel on to another manager
+
+    def retire(self, failure: Failure) -> None:
+        """The manager is not to be used any more: its calls, and those that wait, raise `failure` from here on."""
+        self._retired = failure
+        connection = self.clients.connection
+        if connection is not None:
+            connection.availability.fail(failure)
+
+    def give_away(self) -> Provisioner:
+        """Let go of the kernel, which another lifecycle takes over. This one is left with none."""
+        provisioner, self.holding.provisioner = self.provisioner, self._new_provisioner()
+        self._note(Event.ENDED)
+        if self.clients.current is not None:
+            self.clients.current.own(self.provisioner)
+        return provisioner
+
+    def take_over(self, provisioner: Provisioner) -> None:
+        """Go on with a kernel that another lifecycle gave away, and that has to answer again."""
+        self.holding.provisioner = provisioner
+        self.clients.session = provisioner.endpoint.new_session()
+        self._note(Event.LAUNCH)
+        self._note(Event.GIVE_UP)
+        provisioner.tell_of_exit(weakly(self.exited))
+
+    def answered(self) -> None:
+        """The kernel is known to answer."""
+        self._note(Event.ANSWER)
+
+    # Steps
+
+    def exited(self) -> None:
+        """The process has ended."""
+        if self._retired is not None:
+            return
+        reaction = self._note(Event.EXIT)
+        if reaction is Reaction.NOTHING:
+            return
+        death = self.provisioner.death()
+        if reaction is Reaction.RESTART and self.restarter is not None:
+            self.restarter.died(death)
+            self.availability.begin_restart(death.headline)
+        connection = self.clients.connection
+        if connection is not None:
+            connection.availability.died(copies_of(death))
+        if self.has_kernel:
+            self._on_death()
+
+    def _note(self, event: Event) -> Reaction:
+        self.phase, reaction = TRANSITIONS[self.phase, event]
+        return reaction
+
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        self._waiting += 1
         try:
-            self._end_process(deadline.half(), now=now, restart=True)
-            link.reopen()
-            self._endpoint.remove_ipc_files()
-            self._launch(launch, deadline)
-            if link.runs("shell"):
-                self._await_ready(deadline)
+            yield
         finally:
-            self._kernel.claim.end()
-        if self._was_beating and link.runs("hb"):
-            link.hb.unpause()
-        self._was_beating = False
+            self._waiting -= 1
+            if not self._waiting:
+                self._note(Event.GIVE_UP)
 
     @contextmanager
     def _in_charge(self, deadline: Deadline, *, now: bool = False) -> Iterator[None]:
-        """For a call that ends or restarts the kernel: nobody else does meanwhile, and no automatic restart follows."""
-        if now and self._kernel.process is not None:
-            self._kernel.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
-        restarter = self._restarter
+        """For a call that ends or restarts the kernel: no other does meanwhile, and no automatic restart follows."""
+        if now and self.provisioner.process is not None:
+            self.provisioner.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
+        restarter = self.restarter
         if restarter is not None:
             restarter.make_way()
         if not self._lock.acquire(timeout=deadline.left()):
@@ -110,89 +267,93 @@ class Lifecycle(ABC):
             with self._owner.call():
                 yield
         finally:
-            link = self._client.link if self._client is not None else None
-            if link is not None and link.is_restarting and (restarter is None or not restarter.is_at_work):
-                if not self._kernel.is_alive():
-                    link.fail(copies_of(self._kernel.death()))
-                link.end_restart()
+            connection = self.clients.connection
+            is_at_work = restarter is not None and restarter.is_at_work
+            if connection is not None and connection.availability.is_restarting and not is_at_work:
+                if not self.provisioner.is_alive():
+                    connection.availability.fail(copies_of(self.provisioner.death()))
+                connection.availability.end_restart()
             self._lock.release()
 
     def _launch(self, launch: Launch, deadline: Deadline) -> None:
-        self._was_ready = self._expects_exit = self._was_told = False
-        self._awaited += 1
-        try:
-            self._kernel.start(launch, weakly(self._on_exit), deadline)
-        finally:
-            self._awaited -= 1
-        self._fit_client()
-        if self._client is not None:
-            self._client.link.kernel = self._kernel
-        if self._restarter is not None and not self.channels_running:
-            self._restarter.started()
+        self._note(Event.LAUNCH)
+        with self._awaited():
+            self.provisioner.start(launch, weakly(self.exited), deadline)
+        self.clients.fit(self.provisioner)
+        if self.clients.current is not None:
+            self.clients.current.own(self.provisioner)
+        if self.restarter is not None and not self.clients.channels_running:
+            self.restarter.started()
 
     def _await_ready(self, deadline: Deadline) -> None:
-        was_ready = self._was_ready  # the kernel of now: there may be another when this one's death is heard of
-        self._awaited += 1
+        before = self.phase  # of the kernel of now: there may be another when the death of this one is told
+        self._note(Event.AWAIT)
+        with self._awaited():
+            try:
+                self.connection.readiness.wait_for_ready(deadline)
+            except KernelTimeout as exc:
+                if not self.has_kernel:
+                    raise
+                raise self.provisioner.never_answered(exc) from None
+            except DeadKernelError as exc:
+                if before in HAD_ANSWERED or self.phase in HAD_ANSWERED or not self.has_kernel:
+                    raise
+                raise self.provisioner.never_came_up(exc) from None
+            if self.restarter is not None and self.phase not in HAD_ANSWERED:
+                self.restarter.started()
+            self._note(Event.ANSWER)
+        self.provisioner.endpoint.let_go_of_ports()
+        self.provisioner.claim.end()
+        if self.clients.current is not None:
+            self.clients.current.release_reservation()
+
+    def _replace(self, deadline: Deadline, launch: Launch, *, now: bool, exit_wait_s: float) -> None:
+        """End the process and start another, to which the same client goes on."""
+        connection = self.connection
+        self.provisioner.claim_descriptors(reserve=0)
         try:
-            self.link.prober.wait_for_ready(deadline)
-        except KernelTimeout as exc:
-            if self._kernel.process is None:
-                raise
-            raise self._kernel.never_answered(exc) from None
-        except DeadKernelError as exc:
-            if was_ready or self._was_ready or self._kernel.process is None:
-                raise
-            raise self._kernel.never_came_up(exc) from None
+            self._end_process(deadline.half(), now=now, restart=True, exit_wait_s=exit_wait_s)
+            connection.reopen()
+            self.provisioner.endpoint.remove_ipc_files()
+            self._launch(launch, deadline)
+            if connection.channels.runs("shell"):
+                self._await_ready(deadline)
         finally:
-            self._awaited -= 1
-        if self._restarter is not None and not self._was_ready:
-            self._restarter.started()
-        self._was_ready = True
-        self._endpoint.let_go_of_ports()
-        self._kernel.claim.end()
-        if self._client is not None:
-            self._client.claim.end()
+            self.provisioner.claim.end()
+        if connection.channels.runs("hb"):
+            connection.channels.hb.resume()
 
-    def _on_exit(self) -> None:
-        """The process has ended, and nobody here meant it to."""
-        process = self._kernel.process
-        if self._expects_exit:
-            return
-        death = self._kernel.death()
-        if self._restarter is not None and process is not self._mourned:
-            self._mourned = process
-            is_launch_error = self._awaited and not self._was_ready  # of the call that awaits it
-            if not is_launch_error and not self._was_told:
-                self._restarter.died(death)
-                self.link.begin_restart(death.headline)
-        if self._client is not None:
-            self._client.link.deaths.bury(copies_of(death))
-
-    def _end_process(self, deadline: Deadline, *, now: bool, restart: bool) -> DeadKernelError | None:
+    def _end_process(
+        self, deadline: Deadline, *, now: bool, restart: bool, exit_wait_s: float
+    ) -> DeadKernelError | None:
         """Message first, then force; returns how it ended, None if there was no kernel."""
-        if self._kernel.process is None:
+        if not self.has_kernel:
             return None
-        self._expects_exit = True
+        self._note(Event.END)
         try:
-            if self._client is not None and self._client.link.runs("hb") and not self._client.hb_channel.is_paused:
-                self._was_beating = True
-                self._client.hb_channel.pause()
+            connection = self.clients.connection
+            if connection is not None and connection.channels.runs("hb"):
+                connection.channels.hb.suspend()
             if now:
-                self._kernel.kill()
-            elif self._kernel.is_alive():
-                polite = deadline.at_most(self.shutdown_wait_time)
-                ask_to_exit(self.link, self._endpoint.info, self._kernel.wait_for_exit, polite, restart=restart)
-                self._kernel.end(deadline)
+                self.provisioner.kill()
+            elif self.provisioner.is_alive():
+                wait = deadline.at_most(exit_wait_s)
+                ask_to_exit(self.connection.channels, self.provisioner.wait_for_exit, wait, restart=restart)
+                self.provisioner.end(deadline)
         except BaseException:  # given up half-way: the kernel may have been told, and end at any time
-            self._expects_exit, self._was_told = False, True
-            if not self._kernel.is_alive():
-                self._on_exit()
+            self._note(Event.LEAVE)
+            if not self.provisioner.is_alive():
+                self.exited()
             raise
-        death = self._kernel.death()
-        self._kernel.forget()
+        death = self.provisioner.death()
+        self.provisioner.forget()
+        self._note(Event.ENDED)
         return death
 
     def _fail_pending(self, death: DeadKernelError | None) -> None:
-        if self._client is not None and (death is not None or self._client.link.is_restarting):
-            self._client.link.fail(copies_of(death or self._kernel.death()))
-            self._client.link.end_restart()
+        connection = self.clients.connection
+        if connection is None or self._retired is not None:
+            return
+        if death is not None or connection.availability.is_restarting:
+            connection.availability.fail(copies_of(death or self.provisioner.death()))
+            connection.availability.end_restart()

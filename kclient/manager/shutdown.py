@@ -6,43 +6,34 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final, cast
 
-from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
-from kclient.client.connection import KernelConnection
+from kclient.channels.shell import RequestChannel
+from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import log
 from kclient.errors import KClientError
-from kclient.protocol.connection import ConnectionInfo
-from kclient.transport.zmq.context import context
 
-CONTROL_WAIT: Final = 1.0
+CONTROL_WAIT_S: Final = 1.0
 """Seconds, half of its time at most, after which a kernel that says nothing on control is asked on shell as well."""
-
-_CLASSES: Final[dict[str, type[RequestChannel]]] = {"control": ControlChannel, "shell": ShellChannel}
 
 
 def ask_to_exit(
-    link: KernelConnection,
-    connection: ConnectionInfo,
-    wait_for_exit: Callable[[Deadline], bool],
-    deadline: Deadline,
-    *,
-    restart: bool,
+    channels: ChannelSet, wait_for_exit: Callable[[Deadline], bool], deadline: Deadline, *, restart: bool
 ) -> None:
-    """Send a shutdown_request on control and wait; on shell, too, if it is not heard there, as by a kernel without one.
+    """Send a shutdown_request on control and wait; send it on shell as well if control brings no reply.
 
-    A kernel that cannot be asked is not waited for.
+    Some kernels have no control channel. A kernel that cannot be asked is not waited for.
     """
-    first_wait = deadline.half().at_most(CONTROL_WAIT)
+    first_wait = deadline.half().at_most(CONTROL_WAIT_S)
     with ExitStack() as stack:
-        for name, patience in (("control", first_wait), ("shell", deadline)):
+        for name, wait in (("control", first_wait), ("shell", deadline)):
             try:
-                channel = stack.enter_context(_channel(link, connection, name))
-                slot = channel.post(link.session.msg("shutdown_request", {"restart": restart}))
+                channel = stack.enter_context(_channel(channels, name))
+                slot = channel.post(channels.session.msg("shutdown_request", {"restart": restart}))
             except KClientError as exc:
                 log().debug("cannot ask the kernel to exit on %s: %s", name, exc)
                 continue
             channel.requests.abandon(slot)
-            if wait_for_exit(patience):
+            if wait_for_exit(wait):
                 return
             if channel.requests.get(slot.msg_id) is None:  # the reply came
                 wait_for_exit(deadline)
@@ -50,15 +41,10 @@ def ask_to_exit(
 
 
 @contextmanager
-def _channel(link: KernelConnection, connection: ConnectionInfo, name: str) -> Iterator[RequestChannel]:
-    """That of the link, or one for the time being if that does not run."""
-    if link.runs(name):
-        yield cast(RequestChannel, link.channel(name))
-        return
-    channel = _CLASSES[name](context(), link.session, connection.address(name))
-    channel.identity = link.renew_identity()
-    try:
-        channel.start()
-        yield channel
-    finally:
-        channel.stop()
+def _channel(channels: ChannelSet, name: str) -> Iterator[RequestChannel]:
+    """The client's own channel or, if that does not run, a temporary one."""
+    if channels.runs(name):
+        yield cast(RequestChannel, channels.channel(name))
+    else:
+        with channels.temporary_channel(name) as channel:
+            yield channel

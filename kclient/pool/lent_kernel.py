@@ -1,26 +1,29 @@
-"""LentKernel: a kernel that goes from a pool to one user after the other, none of whom can reach the next one's."""
+"""LentKernel: a kernel that goes from a pool to one user after the other. No user can reach the next one's kernel."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
+from kclient.client.handover import hand_over
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.waiting import weakly
 from kclient.errors import DeadKernelError, ExecutionError, InvalidState, KClientError, KernelTimeout
 from kclient.kernels.process.local import KernelProcess
 from kclient.kernels.provisioner import Launch
 from kclient.manager.kernel_manager import KernelManager
 from kclient.manager.start import start_until_ready
-from kclient.protocol.connection import CHANNELS
 
-if TYPE_CHECKING:
-    from kclient.client.connection import KernelConnection
+
+class Lender(Protocol):
+    """The pool that a kernel belongs to."""
+
+    def give_back(self, kernel: LentKernel) -> bool:
+        """End its use; False if that was so already."""
+
+    def kernel_died(self, kernel: LentKernel) -> None:
+        """The kernel has ended by itself."""
 
 
 def _returned(msg_id: str | None) -> InvalidState:
@@ -28,18 +31,20 @@ def _returned(msg_id: str | None) -> InvalidState:
 
 
 class LentKernel(KernelManager):
-    """The KernelManager of one user of a pool's kernel; `on_death()` is called when the kernel dies by itself."""
+    """The KernelManager of one user of a pool's kernel."""
 
-    on_death: Callable[[], None] | None = None
-    is_returned = False
-    lent_process: KernelProcess | None = None
-    _was_signalled = False
-    _give_back: Callable[[LentKernel], object] | None = None
+    def __init__(self, lender: Lender, kernel_name: str, **options: Any) -> None:
+        super().__init__(kernel_name, **options)
+        self.is_returned = False
+        self.lent_process: KernelProcess | None = None
+        self._lender = lender
+        self._is_lent = False
+        self._was_signalled = False
 
     def __exit__(self, *exc_info: object) -> None:
         """Give it back: ``with pool.acquire() as kernel`` does what one would expect."""
-        if self._give_back is not None:
-            self._give_back(self)
+        if self._is_lent:
+            self._lender.give_back(self)
 
     def start_kernel(self, **launch: Any) -> None:
         self._refuse_if_returned()
@@ -66,103 +71,57 @@ class LentKernel(KernelManager):
         self._refuse_if_returned()
         super().kill_kernel()
 
-    def lend(self, give_back: Callable[[LentKernel], object]) -> None:
+    def lend(self) -> None:
         """Remember which process it is: the user may start another in its place. Forget what it has published."""
-        self._give_back = give_back
+        self._is_lent = True
         self.lent_process = self.process
         with suppress(KClientError):  # it has died in this moment: in its user's hands, then
             self.iopub_channel.get_msgs()
 
     @property
     def is_clean(self) -> bool:
-        """True if the process lives and has nothing left to do of what its user, or anybody, asked it for."""
+        """True if the process lives and has done everything that it was asked for."""
         if self.process is None or self.process is not self.lent_process or not self.process.is_alive():
             return False
-        link = self.link
-        link.drain()
-        outputs = None if link.failure is not None else link.outputs
+        connection = self.kernel_connection
+        channels = connection.channels
+        channels.drain()
+        outputs = None if channels.failure is not None else channels.outputs
         is_idle = outputs is not None and not outputs.executing
-        return is_idle and not link.ledger.unanswered and not link.watchdog.expects_status
+        return is_idle and not channels.pending.unanswered and not connection.watchdog.expects_status
 
     def end_use(self) -> None:
-        """The user is done: whoever waits for the kernel, and every call from here on, gets an InvalidState."""
+        """The user is done: calls that wait for the kernel, and every call from here on, get an InvalidState."""
         self.is_returned = True
-        if self._client is not None:
-            self._client.link.fail(_returned)
+        self._lifecycle.retire(_returned)
 
     def inherit(self, former: LentKernel) -> None:
         """Take the process over from its former user, who is left with none, and the connection to it if possible."""
         self.kernel_id = former.kernel_id
-        self._kernel, former._kernel = former._kernel, self._kernel
-        self._endpoint, former._endpoint = former._endpoint, self._endpoint
-        self._session = self._endpoint.new_session()
-        for manager in (self, former):
-            manager._finalizer.detach()
-            manager._finalizer = weakref.finalize(manager, manager._kernel.abandon)
-        if former._client is not None:
-            former._client.link.kernel = former._kernel
-            # a process that was stopped, say, has to show that it still answers
-            self._was_ready = not former._was_signalled and hand_over(former._client.link, self.link)
-            former._client.connection = former._endpoint.info  # which leads nowhere
-        former._drop_client()
-        process = self._kernel.require()
-        on_exit = weakly(self._on_exit_of)
-        process.exited.rawlink(lambda exited: on_exit(process))
+        connection = former._lifecycle.clients.connection
+        provisioner = former._lifecycle.give_away()
+        self._lifecycle.take_over(provisioner)
+        # a process that was signalled may have been stopped: it has to show that it still answers
+        if connection is not None and not former._was_signalled and hand_over(connection, self.kernel_connection):
+            self._lifecycle.answered()
+        former._lifecycle.drop_client()
+        former._lifecycle.clients.fit(former._lifecycle.provisioner)  # its client leads nowhere from here on
 
     def death(self) -> DeadKernelError:
         """How it died."""
-        return self._kernel.death()
+        return self._lifecycle.provisioner.death()
 
     def _refuse_if_returned(self) -> None:
         if self.is_returned:
             raise _returned(None)
 
-    def _on_exit_of(self, process: KernelProcess) -> None:
-        if self.process is process:  # else the user has started another in its place
-            self._on_exit()
-
-    def _on_exit(self) -> None:
-        if self.is_returned:
-            return
-        super()._on_exit()
-        if self.on_death is not None and self.process is not None and not self._expects_exit:
-            self.on_death()
-
-    def _fail_pending(self, death: DeadKernelError | None) -> None:
-        if not self.is_returned:
-            super()._fail_pending(death)
-
-    def _drop_client(self) -> None:
-        """Once given back, keep the client: it says why it does not work."""
-        if self.is_returned:
-            self.stop_channels()
-            self.end_use()
-        else:
-            super()._drop_client()
-
-
-def hand_over(former: KernelConnection, link: KernelConnection) -> bool:
-    """Let `link` go on with the connections of `former`, which nothing more will come for, and which has none then.
-
-    That takes a tenth of the time that five new, encrypted ones do. False if not all are known to be in order.
-    """
-    channels, outputs, peer = former.running(), former.outputs, former.peer
-    if len(channels) < len(CHANNELS) or outputs is None or former.ledger.owed_idle:
-        return False
-    if not outputs.subscribed or peer.info is None or peer.info.speaks_version_4:
-        return False
-    link.peer.info = deepcopy(peer.info)
-    link.prober.kernel_session = former.prober.kernel_session
-    link.iopub.outputs.adopt(outputs)
-    with link.owner.call():
-        for channel in channels:
-            link.channel(channel.name).adopt(channel)
-    return True
+    def _kernel_died(self) -> None:
+        self._lender.kernel_died(self)
 
 
 @attrs.frozen
 class Recipe:
-    """How a pool's kernels are made; raises InvalidArgument for what is no good for any.
+    """How a pool's kernels are made; raises InvalidArgument for arguments that no kernel can have.
 
     `options` are those of KernelManager, `launch` those of its start_kernel.
     """
@@ -174,14 +133,14 @@ class Recipe:
     start_timeout: float
 
     def __attrs_post_init__(self) -> None:
-        self._new_manager()
+        KernelManager(self.kernel_name, **self.options)
         Launch(**self.launch)
 
-    def make(self, kernel_id: str) -> LentKernel:
+    def make(self, kernel_id: str, lender: Lender) -> LentKernel:
         """Start a kernel, and warm it up; raises what `kclient.start_kernel` raises, and ExecutionError."""
 
         def new() -> LentKernel:
-            manager = self._new_manager()
+            manager = LentKernel(lender, self.kernel_name, **self.options)
             manager.kernel_id = kernel_id
             return manager
 
@@ -195,9 +154,9 @@ class Recipe:
             raise
         return kernel
 
-    def renew(self, former: LentKernel) -> LentKernel:
+    def renew(self, former: LentKernel, lender: Lender) -> LentKernel:
         """The same kernel for another user; raises KernelTimeout if it does not answer."""
-        kernel = self._new_manager()
+        kernel = LentKernel(lender, self.kernel_name, **self.options)
         try:
             kernel.inherit(former)
             if not kernel.channels_running:
@@ -209,7 +168,7 @@ class Recipe:
         return kernel
 
     def _warm_up(self, kernel: LentKernel, code: str, deadline: Deadline) -> None:
-        """Run it; what goes wrong is told to callers who have not written it."""
+        """Run it; callers of the pool, who have not written it, are told what went wrong."""
         try:
             kernel.run(code, timeout=deadline.left(), check=True, silent=True, keep_outputs=False)
         except KernelTimeout as exc:
@@ -219,6 +178,3 @@ class Recipe:
             exc.args = (f"warm_up has failed: {exc}",)
             raise
         kernel.iopub_channel.flush()
-
-    def _new_manager(self) -> LentKernel:
-        return LentKernel(self.kernel_name, **self.options)

@@ -89,18 +89,18 @@ class KernelPool:
         most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)
         if max_age is not None and check_seconds(max_age, "max_age", alternative=", or None") == 0:
             raise InvalidArgument("max_age must be more than 0 s: each kernel would be replaced as soon as it is ready")
-        roster = Scheduler(
+        scheduler = Scheduler(
             size, most, max_uses=_check_count(max_uses, "max_uses"), max_age=max_age, starters=_processors()
         )
-        self._keeper = Workers(roster, recipe, check_callback(on_event, "on_event"))
-        self._finalizer = weakref.finalize(self, self._keeper.abandon)
+        self._workers = Workers(scheduler, recipe, check_callback(on_event, "on_event"))
+        self._finalizer = weakref.finalize(self, self._workers.abandon)
         self._finalizer.atexit = False  # each manager has a finalizer of its own, for then
-        self._keeper.act()
+        self._workers.act()
 
     def __repr__(self) -> str:
-        roster = self._keeper.roster
-        state = "closed" if roster.is_closed else f"{roster.count(IDLE)} idle, {roster.count(BUSY)} busy"
-        return f"<KernelPool {self._keeper.recipe.kernel_name!r} {state}>"
+        scheduler = self._workers.scheduler
+        state = "closed" if scheduler.is_closed else f"{scheduler.count(IDLE)} idle, {scheduler.count(BUSY)} busy"
+        return f"<KernelPool {self._workers.recipe.kernel_name!r} {state}>"
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -115,11 +115,11 @@ class KernelPool:
     @contextmanager
     def kernel(self, timeout: float | None = None) -> Iterator[KernelManager]:
         """A kernel for a `with` block, which gives it back however the block ends; raises as `acquire` does."""
-        kernel = self._keeper.acquire(timeout)
+        kernel = self._workers.acquire(timeout)
         try:
             yield kernel
         finally:
-            self._keeper.give_back(kernel)
+            self._workers.give_back(kernel)
 
     def acquire(self, timeout: float | None = None) -> KernelManager:
         """A kernel, warm and ready, to `release` later; waits in the order of calls, `timeout` seconds at most.
@@ -127,48 +127,48 @@ class KernelPool:
         Raises KernelTimeout if none was free in time; what the kernel raises that cannot be started, if there is none
         to wait for; and InvalidState after `close`. ``timeout=0`` answers at once.
         """
-        return self._keeper.acquire(timeout)
+        return self._workers.acquire(timeout)
 
     def release(self, kernel: KernelManager) -> None:
         """Give back what `acquire` returned, at once: its calls raise InvalidState from here on.
 
         Raises InvalidArgument for what is no kernel of this pool, and InvalidState for one that was given back already.
         """
-        keeper = self._keeper
-        keeper.owner.check()
-        if not keeper.knows(kernel):
+        workers = self._workers
+        workers.owner.check()
+        if not workers.knows(kernel):
             raise InvalidArgument(f"not a kernel of this pool: {kernel!r}; release what acquire() returned")
-        if not keeper.give_back(kernel):
+        if not workers.give_back(kernel):
             raise InvalidState(f"the kernel {kernel.kernel_id} was given back already")
 
     def stats(self) -> PoolStats:
         """How the pool is now, and what has happened in it."""
-        return self._keeper.stats()
+        return self._workers.stats()
 
     def kernels(self) -> list[PooledKernel]:
         """Every kernel that there is, those that start and end, too."""
-        return self._keeper.kernels()
+        return self._workers.kernels()
 
     def shutdown_kernel(self, kernel_id: str) -> None:
         """End the kernel of that id, whatever it is at, and replace it; its user's calls raise InvalidState.
 
         Returns when it has ended. Raises InvalidArgument if there is none.
         """
-        self._keeper.shut_down(kernel_id)
+        self._workers.shut_down(kernel_id)
 
     def wait_until_warm(self, timeout: float | None = None) -> None:
         """Return when `size` kernels are idle; raises why they cannot be, KernelTimeout, or InvalidState after close.
 
         It waits `timeout` seconds at most.
         """
-        self._keeper.wait_until_warm(timeout)
+        self._workers.wait_until_warm(timeout)
 
     def close(self) -> None:
         """End every kernel, those in use, too, whose users' calls raise then; callers that wait get InvalidState.
 
         Returns when nothing is left of the pool. Once is enough; does nothing in a forked child.
         """
-        self._keeper.close()
+        self._workers.close()
 
 
 def _check_count(number: int, name: str, *, at_least: int = 1) -> int:

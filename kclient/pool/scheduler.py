@@ -51,16 +51,16 @@ class PoolEntry:
 
 @attrs.define(eq=False)
 class Checkout:
-    """A caller's place in the queue: it gets `member`, or `error`; then `wake` is to be called."""
+    """A caller's place in the queue: it gets `entry`, or `error`; then `wake` is to be called."""
 
     since: float
     wake: Callable[[], None]
-    member: PoolEntry | None = None
+    entry: PoolEntry | None = None
     error: Exception | None = None
 
     @property
     def is_settled(self) -> bool:
-        return self.member is not None or self.error is not None
+        return self.entry is not None or self.error is not None
 
 
 @attrs.define
@@ -114,8 +114,8 @@ class Scheduler:
         self._end: list[PoolEntry] = []
 
     def __iter__(self) -> Iterator[PoolEntry]:
-        for members in self._states.values():
-            yield from members
+        for entries in self._states.values():
+            yield from entries
 
     def __len__(self) -> int:
         """Processes, those that are about to end, too."""
@@ -136,15 +136,15 @@ class Scheduler:
 
     def find(self, kernel_id: object) -> PoolEntry | None:
         """The kernel of that id, unless it has ended."""
-        return next((member for member in self if member.kernel_id == kernel_id), None)
+        return next((entry for entry in self if entry.kernel_id == kernel_id), None)
 
     # Who waits, and who gets a kernel
 
     def ask(self, now: float, wake: Callable[[], None]) -> Checkout:
         """A place at the end of the queue."""
-        ticket = Checkout(now, wake)
-        self._queue[ticket] = None
-        return ticket
+        checkout = Checkout(now, wake)
+        self._queue[checkout] = None
+        return checkout
 
     def offered(self) -> PoolEntry | None:
         """The kernel that the first of the queue would get; the pool looks whether it is alive, and then lends it."""
@@ -152,89 +152,89 @@ class Scheduler:
 
     def lend(self) -> Checkout:
         """The first of the queue gets the kernel that is offered."""
-        ticket = next(iter(self._queue))
-        del self._queue[ticket]
-        ticket.member = next(iter(self._states[IDLE]))
-        self._move(ticket.member, BUSY)
-        ticket.member.uses += 1
+        checkout = next(iter(self._queue))
+        del self._queue[checkout]
+        checkout.entry = next(iter(self._states[IDLE]))
+        self._move(checkout.entry, BUSY)
+        checkout.entry.uses += 1
         self._backoff.reset()
         self._retry_at = 0.0
-        return ticket
+        return checkout
 
     def checked_out(self, seconds: float) -> None:
         """A caller has its kernel, so long after it asked."""
         self.counters.checkouts += 1
         self.lately.append(seconds)
 
-    def withdraw(self, ticket: Checkout) -> None:
-        """The caller of `ticket` is gone. A kernel that it had got, and not seen, is there for the next, unused."""
-        self._queue.pop(ticket, None)
-        member, ticket.member = ticket.member, None
-        if member is not None and member.state == BUSY:
-            member.uses -= 1
-            self._states[IDLE] = {member: None, **self._states[IDLE]}
-            del self._states[BUSY][member]
-            member.state = IDLE
+    def withdraw(self, checkout: Checkout) -> None:
+        """The caller of `checkout` is gone. A kernel that it had got, and not seen, is there for the next, unused."""
+        self._queue.pop(checkout, None)
+        entry, checkout.entry = checkout.entry, None
+        if entry is not None and entry.state == BUSY:
+            entry.uses -= 1
+            self._states[IDLE] = {entry: None, **self._states[IDLE]}
+            del self._states[BUSY][entry]
+            entry.state = IDLE
 
-    def give_back(self, member: PoolEntry, now: float, *, reusable: bool) -> None:
+    def give_back(self, entry: PoolEntry, now: float, *, reusable: bool) -> None:
         """Its user is done with it; `reusable` if it is alive and nothing is left of what that user asked it for."""
         self.counters.recycled += 1
-        if member.state != BUSY:  # it was shut down meanwhile
+        if entry.state != BUSY:  # it was shut down meanwhile
             return
-        again = reusable and member.uses < self.max_uses and not self._is_old(member, now)
+        again = reusable and entry.uses < self.max_uses and not self._is_old(entry, now)
         if again and (self._queue or len(self) - self.count(ENDING) <= self.size):
-            self._move(member, STARTING)
-            self._renewing.add(member)
-            self._renew.append(member)
+            self._move(entry, STARTING)
+            self._renewing.add(entry)
+            self._renew.append(entry)
         else:
-            self.remove(member)
+            self.remove(entry)
 
     # What becomes of kernels
 
-    def ready(self, member: PoolEntry, now: float) -> None:
+    def ready(self, entry: PoolEntry, now: float) -> None:
         """It can be lent."""
-        if member.state == STARTING:
-            self._renewing.discard(member)
-            member.ready_at = min(member.ready_at, now)
-            member.idle_since = now
-            self._move(member, IDLE)
+        if entry.state == STARTING:
+            self._renewing.discard(entry)
+            entry.ready_at = min(entry.ready_at, now)
+            entry.idle_since = now
+            self._move(entry, IDLE)
 
-    def start_failed(self, member: PoolEntry, error: Exception, now: float) -> None:
+    def start_failed(self, entry: PoolEntry, error: Exception, now: float) -> None:
         """It never came up, and is gone."""
-        if member.state == STARTING:
+        if entry.state == STARTING:
             self.counters.failures += 1
-            self.ended(member)
-            self._failed(member, error, 0.0, now)
+            self.ended(entry)
+            self._failed(entry, error, 0.0, now)
 
-    def died(self, member: PoolEntry, error: Exception, now: float) -> None:
+    def died(self, entry: PoolEntry, error: Exception, now: float) -> None:
         """Its process has ended by itself: what its user did to it is no reason to try less often."""
-        if member.state == ENDING:
+        if entry.state == ENDING:
             return
         self.counters.deaths += 1
-        if member.state == BUSY:
+        if entry.state == BUSY:
             return
-        was_idle = member.state == IDLE
-        self.remove(member)
+        was_idle = entry.state == IDLE
+        self.remove(entry)
         if was_idle:
-            self._failed(member, error, now - member.ready_at, now)
+            self._failed(entry, error, now - entry.ready_at, now)
 
-    def remove(self, member: PoolEntry) -> None:
+    def remove(self, entry: PoolEntry) -> None:
         """End it, whatever it is at."""
-        if member.state != ENDING:
-            self._renewing.discard(member)
-            self._move(member, ENDING)
-            self._end.append(member)
+        if entry.state != ENDING:
+            self._renewing.discard(entry)
+            self._move(entry, ENDING)
+            self._end.append(entry)
 
-    def ended(self, member: PoolEntry) -> None:
+    def ended(self, entry: PoolEntry) -> None:
         """Nothing is left of it."""
-        self._renewing.discard(member)
-        self._states[member.state].pop(member, None)
+        self._renewing.discard(entry)
+        self._states[entry.state].pop(entry, None)
 
     def close(self) -> None:
         """End every kernel, start none, and refuse every caller."""
         self.is_closed = True
-        for member in list(self):
-            self.remove(member)
+        for entry in list(self):
+            self.remove(entry)
 
     def stats(self) -> PoolStats:
         lately = sorted(self.lately)
@@ -261,9 +261,9 @@ class Scheduler:
         refusal = self.refusal(now)
         if refusal is not None:
             wake, self._queue = list(self._queue), {}
-            for ticket in wake:
-                ticket.error = copy(refusal)
-        renew, self._renew = [member for member in self._renew if member.state == STARTING], []
+            for checkout in wake:
+                checkout.error = copy(refusal)
+        renew, self._renew = [entry for entry in self._renew if entry.state == STARTING], []
         end, self._end = self._end, []
         return Steps(start, renew, end, wake)
 
@@ -273,9 +273,9 @@ class Scheduler:
             return None
         times = [self._retry_at] if self._retry_at > now else []
         if self._states[IDLE]:
-            times += [member.ready_at + self.max_age for member in self._states[IDLE] if self.max_age < inf]
+            times += [entry.ready_at + self.max_age for entry in self._states[IDLE] if self.max_age < inf]
             if self._extra() > 0:
-                times += [member.idle_since + EXTRA_IDLE for member in self._states[IDLE]]
+                times += [entry.idle_since + EXTRA_IDLE for entry in self._states[IDLE]]
         return min((time - now for time in times if time > now), default=None)
 
     def refusal(self, now: float) -> Exception | None:
@@ -296,17 +296,17 @@ class Scheduler:
     def _to_start(self, now: float) -> int:
         if self.is_closed or now < self._retry_at:
             return 0
-        young = sum(not self._is_old(member, now) for member in self._states[IDLE])
+        young = sum(not self._is_old(entry, now) for entry in self._states[IDLE])
         coming = young + self.count(STARTING) + self.count(BUSY)
         wanted = max(self.size, self.count(BUSY) + len(self._queue))
         at_once = self.starters - (self.count(STARTING) - len(self._renewing))
         return max(0, min(wanted - coming, self.max_size - len(self), at_once))
 
     def _enlist(self, now: float) -> PoolEntry:
-        member = PoolEntry(str(uuid.uuid4()), now)
-        self._states[STARTING][member] = None
+        entry = PoolEntry(str(uuid.uuid4()), now)
+        self._states[STARTING][entry] = None
         self.counters.starts += 1
-        return member
+        return entry
 
     def _retire(self, now: float) -> None:
         """End idle kernels that are too many or too old, the old ones when others have taken their place.
@@ -315,34 +315,34 @@ class Scheduler:
         """
         if self._queue or self.is_closed:
             return
-        for member in list(self._states[IDLE]):
+        for entry in list(self._states[IDLE]):
             extra = self._extra()
-            if self._is_old(member, now):
+            if self._is_old(entry, now):
                 is_full = len(self) >= self.max_size and not self._states[STARTING] and not self._states[ENDING]
                 if extra > 0 or is_full:
-                    self.remove(member)
-            elif extra > 0 and now >= member.idle_since + EXTRA_IDLE:
-                self.remove(member)
+                    self.remove(entry)
+            elif extra > 0 and now >= entry.idle_since + EXTRA_IDLE:
+                self.remove(entry)
 
     def _extra(self) -> int:
         """How many kernels beyond `size` there are; one that starts is none yet."""
         return self.count(IDLE) + self.count(BUSY) - self.size
 
-    def _is_old(self, member: PoolEntry, now: float) -> bool:
-        return now >= member.ready_at + self.max_age
+    def _is_old(self, entry: PoolEntry, now: float) -> bool:
+        return now >= entry.ready_at + self.max_age
 
-    def _failed(self, member: PoolEntry, error: Exception, lasted: float, now: float) -> None:
+    def _failed(self, entry: PoolEntry, error: Exception, lasted: float, now: float) -> None:
         """Wait longer before the next start; those that began before a failure have failed with it."""
         self.last_failure = error
-        if member.began >= self._failed_at:
+        if entry.began >= self._failed_at:
             self._failed_at = now
             seconds = self._backoff.after(lasted)
             self._retry_at = now + seconds if seconds else 0.0
 
-    def _move(self, member: PoolEntry, state: str) -> None:
-        del self._states[member.state][member]
-        self._states[state][member] = None
-        member.state = state
+    def _move(self, entry: PoolEntry, state: str) -> None:
+        del self._states[entry.state][entry]
+        self._states[state][entry] = None
+        entry.state = state
 
 
 def percentile(values: list[float], percent: float) -> float | None:

@@ -33,14 +33,21 @@ _ABORTED: Final = frozenset(["aborted", "abort"])
 class Peer:
     """What is known of the kernel, by its latest kernel_info reply; the channels of a client share one.
 
-    `version_4` adapts messages, if the kernel speaks protocol 4. `observers` are shown the replies of their type.
+    `version_4` adapts messages, if the kernel speaks protocol 4. `subshells` are the ids of those that the kernel is
+    known to have. `observers` are shown the replies of their type.
     """
 
     def __init__(self) -> None:
         self.info: KernelInfo | None = None
         self._told: object = None
         self.version_4: Version4 | None = None
-        self.observers: dict[str, Callable[[Message], None]] = {"kernel_info_reply": self.meet}
+        self.subshells: set[str] = set()
+        self.observers: dict[str, Callable[[Message], None]] = {
+            "kernel_info_reply": self.meet,
+            "create_subshell_reply": self._note_created,
+            "list_subshell_reply": self._note_list,
+            "delete_subshell_reply": lambda reply: self.forget_subshells(),
+        }
 
     def meet(self, reply: Message) -> None:
         """Take in a kernel_info_reply, and give it the shape of protocol 5; an error tells nothing new."""
@@ -70,6 +77,21 @@ class Peer:
     def forget(self) -> None:
         """Another kernel takes its place."""
         self.info = self.version_4 = self._told = None
+        self.forget_subshells()
+
+    def forget_subshells(self) -> None:
+        """One of them was deleted, or another kernel has taken the place of this one."""
+        self.subshells = set()
+
+    def _note_created(self, reply: Message) -> None:
+        subshell_id = reply.content.get("subshell_id")
+        if isinstance(subshell_id, str):
+            self.subshells.add(subshell_id)
+
+    def _note_list(self, reply: Message) -> None:
+        listed = listed_subshells(reply)
+        if listed is not None:
+            self.subshells = listed
 
     def known(self) -> KernelInfo:
         """What the kernel said of itself; raises InvalidState before its first kernel_info reply."""
@@ -99,3 +121,11 @@ class Peer:
 def feature_of(header: dict[str, Any]) -> str | None:
     """The optional feature that a request with this header needs."""
     return SUBSHELLS if header.get("subshell_id") is not None else FEATURE_OF.get(header["msg_type"])
+
+
+def listed_subshells(reply: Message) -> set[str] | None:
+    """The subshells that a list_subshell_reply tells of; None if it tells nothing."""
+    subshell_ids = reply.content.get("subshell_id")
+    if not isinstance(subshell_ids, list):
+        return None
+    return {subshell_id for subshell_id in subshell_ids if isinstance(subshell_id, str)}

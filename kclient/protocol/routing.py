@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 from kclient.errors import LocalProtocolError
-from kclient.protocol.comms import CommRoutes, Taker
+from kclient.protocol.comms import COMM_TYPES, CommRoutes, OpenComm, Taker
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, reply_type
 from kclient.protocol.pending_answers import PendingAnswers
@@ -32,6 +32,9 @@ KEPT_SESSION: Final = 3
 """Messages in a row after the first, in more than one request, that show that a kernel keeps its session."""
 
 
+OnSettled = Callable[["Slot"], None]
+
+
 class Slot:
     """The place of one reply: who awaits it, and then the reply or the reason why there is none."""
 
@@ -43,7 +46,7 @@ class Slot:
         self.subshell_id = subshell_id
         self.reply: Message | None = None
         self.error: Callable[[str | None], Exception] | None = None
-        self.on_settled: Callable[[Slot], None] | None = None
+        self.on_settled: OnSettled | None = None
         self.abandoned = False
         self.sent = 0.0
 
@@ -62,8 +65,8 @@ class Requests:
     the inbox. `abandon` says that nobody will: the reply is then discarded when it comes.
     """
 
-    def __init__(self) -> None:
-        self.ledger = PendingAnswers()
+    def __init__(self, pending: PendingAnswers) -> None:
+        self.pending = pending
         self.inbox = Inbox(MAX_UNCOLLECTED, MAX_UNCOLLECTED_BYTES)
         self._slots: dict[str, Slot] = {}
         self._abandoned: deque[str] = deque()
@@ -77,20 +80,21 @@ class Requests:
     def get(self, msg_id: str) -> Slot | None:
         return self._slots.get(msg_id)
 
-    def open(self, message: Message) -> Slot:
-        """A slot for the reply to `message`, which is about to be sent; raises LocalProtocolError if it is already."""
+    def open(self, message: Message, on_settled: OnSettled | None = None) -> Slot:
+        """A slot for the reply to `message`, which is about to be sent; raises LocalProtocolError if it was before."""
         header = message.header
         msg_id, msg_type = header["msg_id"], header["msg_type"]
         if msg_id in self._slots:
             raise LocalProtocolError(f"{msg_id!r} was sent already and awaits its reply; make a new message")
         slot = Slot(msg_id, reply_type(msg_type), header.get("subshell_id"))
+        slot.on_settled = on_settled
         if msg_type not in GETS_NO_REPLY:
             self._slots[msg_id] = slot
-            self.ledger.unanswered.add(msg_id)
+            self.pending.unanswered.add(msg_id)
         return slot
 
-    def claim(self, msg_id: str) -> Slot:
-        """The slot of a request that nobody else awaits; raises LocalProtocolError."""
+    def claim(self, msg_id: str, on_settled: OnSettled | None = None) -> Slot:
+        """The slot of a request that no other call awaits; raises LocalProtocolError."""
         slot = self._slots.get(msg_id) if isinstance(msg_id, str) else None
         if slot is None or slot.abandoned:
             raise LocalProtocolError(
@@ -98,6 +102,7 @@ class Requests:
             )
         if slot.on_settled is not None:
             raise LocalProtocolError(f"another greenlet already awaits the reply to {msg_id!r}")
+        slot.on_settled = on_settled
         return slot
 
     def take(self, slot: Slot) -> Message:
@@ -134,7 +139,7 @@ class Requests:
     def discard(self, slot: Slot) -> None:
         """Close `slot` as if its request had never been sent."""
         self._slots.pop(slot.msg_id, None)
-        self.ledger.note_no_reply(slot.msg_id)
+        self.pending.note_no_reply(slot.msg_id)
         if slot.reply is not None:
             self.inbox.remove(slot.reply)
 
@@ -152,7 +157,7 @@ class Requests:
         ):
             self._keep(message)
             return None
-        self.ledger.note_reply(slot.msg_id, message.received)
+        self.pending.note_reply(slot.msg_id, message.received)
         if slot.abandoned:
             del self._slots[slot.msg_id]
             return None
@@ -179,7 +184,7 @@ class Requests:
             if slot.on_settled is not None or slot.abandoned:
                 self.discard(slot)
             else:
-                self.ledger.note_no_reply(slot.msg_id)
+                self.pending.note_no_reply(slot.msg_id)
             slot.error = error
         uncollected = [slot for slot in self._slots.values() if slot.error is not None]
         for slot in uncollected[:-MAX_UNCOLLECTED]:
@@ -198,23 +203,58 @@ class Requests:
 
 
 class Sink(Protocol):
-    """An execution, as the routing of outputs sees it."""
+    """An execution, as the routing sees it: it takes in the messages that bear its id."""
 
-    def feed(self, message: Message) -> None: ...
+    subshell_id: str | None
+    may_ask: bool
+    """True if the kernel was told that input requests are answered."""
 
-    def update_display(self, message: Message) -> object: ...
+    def feed(self, message: Message) -> None:
+        """Take in an iopub message."""
 
-    def fail(self, failure: Callable[[str | None], Exception]) -> None: ...
+    def take_input(self, message: Message) -> bool:
+        """Take in an input_request; False if this execution leaves it to others."""
+
+    def update_display(self, message: Message) -> object:
+        """Take in a display of another execution, which may change one of this one."""
+
+    def fail(self, failure: Callable[[str | None], Exception]) -> None:
+        """End without a result."""
+
+    def awaits_idle(self) -> bool:
+        """True while it waits for its idle status, and would end with `conclude` if that was lost."""
+
+    def conclude(self) -> None:
+        """End although the idle status never came."""
+
+
+class OwnQuestion:
+    """A request of kclient's own, as the routing sees it: it displays nothing and asks for nothing."""
+
+    subshell_id: str | None = None
+    may_ask = True
+
+    def take_input(self, message: Message) -> bool:
+        return False
+
+    def update_display(self, message: Message) -> None:
+        """It displays nothing."""
+
+    def awaits_idle(self) -> bool:
+        return False
+
+    def conclude(self) -> None:
+        """It ends by itself."""
 
 
 class Outputs:
     """Which execution an iopub message belongs to, and what the kernel says of its own state."""
 
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
-        self.ledger = PendingAnswers()
+    def __init__(self, max_messages: int, max_bytes: int, pending: PendingAnswers, comms: CommRoutes[OpenComm]) -> None:
+        self.pending = pending
+        self.comms = comms
         self.inbox = Inbox(max_messages, max_bytes)
         self.executions: dict[str, Sink] = {}
-        self.comms: CommRoutes[Any] | None = None
         self.execution_state = "unknown"
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
@@ -252,7 +292,7 @@ class Outputs:
             sink = self.executions.get(parent_id)
             if sink is not None:
                 return sink
-        if self.comms is not None and (taker := self.comms.route(message)) is not None:
+        if msg_type in COMM_TYPES and (taker := self.comms.route(message)) is not None:
             return taker
         if msg_type != "iopub_welcome":
             self.inbox.append(message)
@@ -285,7 +325,7 @@ class Outputs:
         if parent_id is not None:
             self._note_execution(message.parent_header, parent_id, state)
         if state == "idle" and parent_id is not None:
-            self.ledger.note_idle(parent_id, message.received)
+            self.pending.note_idle(parent_id, message.received)
 
     def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
         """Which code each shell is at: by the latest busy, since an idle may have been lost.

@@ -275,5 +275,5 @@ class _Port:
         except BadMessage as exc:
             log().info("the fake kernel dropped a message on %s: %s", self.name, exc)
 
-    def stop(self) -> None:
-        """Somebody closed the context; the kernel is gone with it."""
+    def lost(self) -> None:
+        """Other code closed the context; the kernel is gone with it."""

@@ -62,8 +62,8 @@ class _Receipts:
         self._is_in = True
         self._came.wake()
 
-    def stop(self) -> None:
-        """Somebody closed the context."""
+    def lost(self) -> None:
+        """Other code closed the context."""
 
     def wait(self, deadline: Deadline) -> None:
         while not self._is_in:

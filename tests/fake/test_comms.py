@@ -18,6 +18,8 @@ import kclient
 from kclient.errors import copies_of
 from kclient.testing import FakeKernel, Request, result
 
+BOTH_LINES = True
+
 WAIT = 20
 Client = kclient.KernelClient
 
@@ -124,7 +126,7 @@ def test_comm_messages_leave_nothing_open(client: Client, comm: kclient.Comm) ->
     types = {message.msg_type for message in client.iopub_channel.flush(timeout=WAIT)}
     assert types == {"status"}, "what a comm takes is not in the inbox, the statuses of its messages are"
     assert (len(client.shell_channel.requests), client.shell_channel.get_msgs()) == (0, [])
-    ledger = client.link.ledger
+    ledger = client.kernel_connection.channels.pending
     assert (ledger.unanswered, list(ledger.owed_idle), list(ledger.owed_reply)) == (set(), [], [])
 
 
@@ -486,9 +488,11 @@ ENDS: dict[str, tuple[Callable[[FakeKernel, Client, str], object], type[kclient.
         lambda fake, client, comm_id: fake.publish("comm_close", {"comm_id": comm_id, "data": {"why": "done"}}),
         kclient.CommClosed,
     ),
-    "restart": (lambda fake, client, comm_id: client.link.reopen(), kclient.KernelRestarted),
+    "restart": (lambda fake, client, comm_id: client.kernel_connection.reopen(), kclient.KernelRestarted),
     "death": (
-        lambda fake, client, comm_id: client.link.fail(copies_of(kclient.DeadKernelError(exit_code=3))),
+        lambda fake, client, comm_id: client.kernel_connection.availability.fail(
+            copies_of(kclient.DeadKernelError(exit_code=3))
+        ),
         kclient.DeadKernelError,
     ),
     "stop_channels": (lambda fake, client, comm_id: client.stop_channels(), kclient.ChannelClosed),
@@ -567,7 +571,7 @@ def test_comm_that_was_closed_here_is_closed_at_once(
 
 
 def test_restart_ends_comms_with_the_advice_to_open_another(client: Client, comm: kclient.Comm) -> None:
-    client.link.reopen()
+    client.kernel_connection.reopen()
     with pytest.raises(kclient.KernelRestarted, match="open another"):
         comm.send()
 
@@ -587,14 +591,14 @@ def test_targets_of_a_manager_are_there_when_its_kernel_has_ports(runtime_dir: A
     manager.comms.register_target("target")
     manager.on_input = input
     manager.write_connection_file()
-    assert (list(manager.comms.routes.targets), manager.on_input) == (["target"], input)
+    assert (list(manager.kernel_connection._comm_routes.targets), manager.on_input) == (["target"], input)
     manager.cleanup_connection_file()
 
 
 def test_client_that_has_no_comms_does_not_look_for_them(client: Client) -> None:
     client.run("6 * 7", timeout=WAIT)
     client.stop_channels()
-    assert client.iopub_channel.outputs.comms is None
+    assert client.kernel_connection._comms is None
 
 
 def test_forked_child_closes_no_comm(fake: FakeKernel, client: Client, comm: kclient.Comm) -> None:

@@ -144,7 +144,7 @@ def test_session_of_the_callers_own_is_told_of_the_key(fake: FakeKernel) -> None
 def test_knock_over_a_connection_of_its_own_is_encrypted_too(fake: FakeKernel) -> None:
     with kclient.connect(fake.connection_info, timeout=WAIT) as client:
         asked = len(fake.requests)
-        client.link.prober.knock(Deadline(WAIT))
+        client.kernel_connection.readiness.nudge(Deadline(WAIT))
         assert [request.msg_type for request in fake.requests[asked:]] == ["kernel_info_request"]
 
 

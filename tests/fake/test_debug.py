@@ -79,7 +79,7 @@ def test_requests_of_a_connection_are_numbered_whoever_sends_them(client: Client
 
 def test_requests_to_another_kernel_are_numbered_anew(client: Client) -> None:
     client.debug("a")
-    client.link.reopen()  # as a restart does
+    client.kernel_connection.reopen()  # as a restart does
     assert client.next_debug_seq() == 1
 
 
@@ -138,7 +138,7 @@ def test_wait_for_an_event_ends_with_the_kernel_or_the_client(
     client: Client, background: Callable[..., Background]
 ) -> None:
     waiting = background(client.wait_for_debug_event)
-    client.link.reopen()  # as a restart does
+    client.kernel_connection.reopen()  # as a restart does
     assert isinstance(waiting.error(), kclient.KernelRestarted)
     waiting = background(client.wait_for_debug_event)
     client.close()

@@ -70,7 +70,7 @@ def test_the_inbox_keeps_the_newest_and_says_once_that_it_drops(
             client.iopub_channel.changed.wait(kclient.concurrency.deadline.Deadline(20))
         gevent.idle()
     assert [message.content["text"] for message in client.iopub_channel.get_msgs()] == [str(n) for n in range(15, 25)]
-    assert caplog.text.count("nobody reads iopub") == 1
+    assert caplog.text.count("iopub is not read") == 1
 
 
 def test_output_beyond_the_limit_is_dropped_whole_and_the_run_still_ends(fake: FakeKernel, client: Client) -> None:
@@ -99,7 +99,7 @@ def lose_idle_of(code: str) -> Any:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for what is overdue after 50 ms."""
-    monkeypatch.setattr(watchdog, "OVERDUE", 0.05)
+    monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def forgetful(fake: FakeKernel, impatient: None) -> FakeKernel:
 
 def test_a_flush_meanwhile_does_not_keep_a_run_from_noticing_a_lost_idle(forgetful: FakeKernel, client: Client) -> None:
     running = gevent.spawn(client.run, "lossy", timeout=20)
-    while not client.iopub_channel.outputs.ledger.owed_idle:
+    while not client.iopub_channel.outputs.pending.owed_idle:
         gevent.sleep(0.001)
     client.iopub_channel.flush(timeout=0.05)
     client.iopub_channel.flush(timeout=0)
@@ -160,7 +160,7 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
 
     monkeypatch.setattr(fake, "take", take)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not client.link.watchdog._silent:
+    while not client.kernel_connection.watchdog._silent:
         gevent.sleep(0.001)
     real(*late[0])
     assert call.get().content["status"] == "ok"
@@ -170,16 +170,18 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
 def test_kernel_that_is_silent_about_a_request_is_knocked_at_once_only(
     fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, knock, knocks = fake.take, client.link.prober.knock, []
+    real, knock, knocks = fake.take, client.kernel_connection.readiness.nudge, []
     monkeypatch.setattr(
         fake,
         "take",
         lambda port, frames: None if any(b"complete_" in frame for frame in frames) else real(port, frames),
     )
-    monkeypatch.setattr(client.link.prober, "knock", lambda deadline: (knocks.append(deadline), knock(deadline)))
+    monkeypatch.setattr(
+        client.kernel_connection.readiness, "nudge", lambda deadline: (knocks.append(deadline), knock(deadline))
+    )
     with pytest.raises(kclient.KernelTimeout):
         client.complete("", timeout=1)
-    assert (len(knocks), len(client.link.watchdog._silent)) == (1, 1)
+    assert (len(knocks), len(client.kernel_connection.watchdog._silent)) == (1, 1)
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`
@@ -190,7 +192,7 @@ def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKern
     )
     channel = weakref.ref(client.shell_channel)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not client.link.watchdog._silent:
+    while not client.kernel_connection.watchdog._silent:
         gevent.sleep(0.001)
     client.stop_channels()
     call.join()
@@ -204,7 +206,7 @@ def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKern
 def test_kernel_that_never_answers_a_request_is_given_up_in_the_end(
     fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE", 0.1)
+    monkeypatch.setattr(watchdog, "PATIENCE_S", 0.1)
     real = fake.take
 
     def take(port: Any, frames: list[bytes]) -> None:
@@ -334,7 +336,7 @@ def test_client_of_a_kernel_that_came_back_can_be_used_again() -> None:
     with FakeKernel() as fake:
         client = kclient.connect(fake.connection_info)
         client.hb_channel.pause()
-        client.link.fail(lambda msg_id: kclient.DeadKernelError("taken for dead"))
+        client.kernel_connection.availability.fail(lambda msg_id: kclient.DeadKernelError("taken for dead"))
         with pytest.raises(kclient.DeadKernelError):
             client.kernel_info()
         client.stop_channels()
@@ -347,9 +349,9 @@ def test_client_of_a_kernel_that_came_back_can_be_used_again() -> None:
 
 def test_heartbeat_of_a_dead_kernel_rests(client: Client) -> None:
     assert client.hb_channel.is_beating()
-    client.link.fail(lambda msg_id: kclient.DeadKernelError("dead"))
+    client.kernel_connection.availability.fail(lambda msg_id: kclient.DeadKernelError("dead"))
     assert not client.hb_channel.is_beating()
-    assert not client.hb_channel._alarm.is_set
+    assert not client.hb_channel._timer.is_set
 
 
 def test_heartbeat_opens_a_new_socket_after_a_miss(fake: FakeKernel, client: Client) -> None:
@@ -358,13 +360,13 @@ def test_heartbeat_opens_a_new_socket_after_a_miss(fake: FakeKernel, client: Cli
     hb.time_to_dead = 0.05
     missed = gevent.event.Event()
     hb.call_handlers = lambda since: missed.set()  # type: ignore[method-assign]
-    first, fake_hb = hb._wire, fake._ports["hb"]
+    first, fake_hb = hb._line._stream, fake._ports["hb"]
     fake_hb.name = "mute"
     fake.take_before = fake.take  # type: ignore[attr-defined]
     fake.take = lambda port, frames: None if port is fake_hb else type(fake).take(fake, port, frames)  # type: ignore[method-assign]
     hb.unpause()
     assert missed.wait(20)
-    assert hb._wire is not first
+    assert hb._line._stream is not first
     assert first is not None
     assert first.is_closed
 
@@ -483,7 +485,7 @@ def test_answer_to_code_that_has_ended_meanwhile_is_not_sent(fake: FakeKernel, c
         client.on_input = answer
         client.execute("ask", timeout=20)
         assert ended.wait(20)
-        while client.link.prompts._answerers:
+        while client.kernel_connection.input_requests._answerers:
             gevent.idle()
     client.run("6 * 7", timeout=20)
     assert answers == []
@@ -571,7 +573,7 @@ def test_answer_to_code_that_was_given_up_meanwhile_is_not_sent(fake: FakeKernel
     fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
 
     def answer(prompt: str, password: bool) -> str:
-        client.link.reopen()
+        client.kernel_connection.reopen()
         return "Ada"
 
     with pytest.raises(kclient.KernelRestarted):

@@ -11,12 +11,12 @@ from gevent.queue import Queue
 
 import kclient
 from kclient.client import interrupts
-from kclient.client.interrupts import INTERRUPT_AGAIN
+from kclient.client.interrupts import INTERRUPT_AGAIN_S
 from kclient.testing import FakeKernel, Request, stream
 
 
 class Clock:
-    """An Timer that rings when the test says so."""
+    """A Timer that rings when the test says so."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -87,7 +87,7 @@ def test_code_that_prints_what_it_does_when_it_is_interrupted_is_left_to_that(
     next(messages)
     execution.interrupt()
     assert next(messages).content["text"] == "cleaning up"
-    assert clock.ring() == INTERRUPT_AGAIN
+    assert clock.ring() == INTERRUPT_AGAIN_S
     assert not clock.is_set
     goes_on.set()
     assert execution.result(timeout=20).ok
@@ -108,7 +108,7 @@ def test_interrupt_without_any_effect_is_sent_once_more_and_again_when_it_is_ask
     execution = client.submit("code")
     next(iter(execution))
     execution.interrupt()
-    assert clock.ring() == INTERRUPT_AGAIN
+    assert clock.ring() == INTERRUPT_AGAIN_S
     assert not clock.is_set
     execution.interrupt()
     assert execution.result(timeout=20).ok

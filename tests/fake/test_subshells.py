@@ -11,6 +11,7 @@ from fixtures import WAIT, Background
 
 import kclient
 from kclient.testing import FakeKernel, Request, result
+from kclient.transport.zmq.context import context
 
 Client = kclient.KernelClient
 
@@ -117,7 +118,7 @@ def test_reply_that_tells_nothing_takes_nothing_back(plain: FakeKernel, status: 
 
 def test_kernel_is_unknown_again_once_another_takes_its_place(plain: FakeKernel) -> None:
     with connect(plain) as client:
-        client.link.reopen()
+        client.kernel_connection.reopen()
         with pytest.raises(kclient.InvalidState):
             client.kernel  # noqa: B018
 
@@ -174,8 +175,7 @@ def test_channel_of_its_own_refuses_nothing(plain: FakeKernel) -> None:
     plain.on("create_subshell_request", lambda request: request.reply({"subshell_id": "a"}))
     with connect(plain) as client:
         address = client.control_channel.address
-        control = kclient.ControlChannel(client.control_channel.context, client.session, address)
-        control.identity = b"another"
+        control = kclient.ControlChannel(context(), kclient.Session(plain.connection_info.key), address)
         control.start()
         try:
             control.kernel_info(timeout=WAIT)
@@ -211,7 +211,7 @@ def test_subshell_that_the_client_knows_is_not_looked_up(fake: SubshellKernel, c
 def test_subshells_of_an_earlier_kernel_are_forgotten(fake: SubshellKernel, client: Client) -> None:
     client.create_subshell(timeout=WAIT)
     fake.subshells = []
-    client.link.prober.meet("the session of another kernel")
+    client.kernel_connection.readiness.meet("the session of another kernel")
     with pytest.raises(kclient.InvalidArgument):
         client.run("1", subshell_id="a", timeout=WAIT)
 
@@ -271,16 +271,16 @@ def test_kernel_that_deletes_many_subshells_in_a_row_is_asked_but_twice_what_is_
 def test_deletion_that_is_heard_of_just_after_the_list_came_changes_nothing_of_what_that_said(
     client: Client,
 ) -> None:
-    observers, support = client.link.peer.observers, client.link.support
+    observers, support = client.kernel_connection.channels.peer.observers, client.kernel_connection.subshells
     note_list = observers["list_subshell_reply"]
 
     def hear_of_another(reply: kclient.Message) -> None:
         observers["list_subshell_reply"] = note_list
         note_list(reply)
-        support.subshell_deleted()
+        support.deleted()
 
     client.create_subshell(timeout=WAIT)
-    support.forget()
+    client.kernel_connection.channels.peer.forget_subshells()
     observers["list_subshell_reply"] = hear_of_another
     assert client.run("1", subshell_id="a", timeout=WAIT).ok
 

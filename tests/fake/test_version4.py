@@ -12,6 +12,7 @@ from gevent.queue import Queue
 
 import kclient
 from kclient.testing import FakeKernel, Request, display, error, result, stream
+from kclient.transport.zmq.context import context
 
 FORMULA = {"text/plain": "{}", "application/json": {"a": 1}}
 
@@ -175,7 +176,7 @@ def test_get_msg_and_call_handlers_see_the_messages_of_protocol_5(old: FakeKerne
 def test_flush_awaits_no_status_of_a_request_that_gets_none(client: kclient.KernelClient) -> None:
     """Protocol 4 has statuses with executions only."""
     client.complete("x", timeout=WAIT)
-    assert not client.link.ledger.awaits_idle
+    assert not client.kernel_connection.channels.pending.awaits_idle
 
 
 def test_lost_idle_status_ends_a_run_of_an_old_kernel(old: FakeKernel, client: kclient.KernelClient) -> None:
@@ -192,8 +193,8 @@ def test_client_that_connects_while_the_kernel_is_busy_can_run(old: FakeKernel, 
 
 
 def test_channel_of_its_own_adapts_once_it_has_asked(old: FakeKernel, client: kclient.KernelClient) -> None:
-    shell = kclient.ShellChannel(client.shell_channel.context, client.session, client.shell_channel.address)
-    shell.identity = b"another"
+    session = kclient.Session(old.connection_info.key)
+    shell = kclient.ShellChannel(context(), session, client.shell_channel.address)
     shell.start()
     try:
         shell.kernel_info(timeout=WAIT)
@@ -205,7 +206,7 @@ def test_channel_of_its_own_adapts_once_it_has_asked(old: FakeKernel, client: kc
 @pytest.mark.parametrize("msg_type", ["object_info_request", "complete_request"])
 def test_fake_kernel_answers_a_request_that_lacks_everything(client: kclient.KernelClient, msg_type: str) -> None:
     message = client.session.msg(msg_type)
-    client.link.peer.version_4 = None  # as one who has not asked the kernel yet
+    client.kernel_connection.channels.peer.version_4 = None  # as one who has not asked the kernel yet
     reply = client.shell_channel.get_reply(client.shell_channel.send(message), timeout=WAIT)
     assert reply.parent_id == message.msg_id
 

@@ -11,6 +11,8 @@ from fixtures import WAIT, Background
 import kclient
 from kclient.testing import FakeKernel
 
+BOTH_LINES = True
+
 TARGET = """
 def target(comm, opened):
     def on_msg(message):

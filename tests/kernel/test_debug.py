@@ -29,7 +29,7 @@ def test_script_stops_at_a_breakpoint_reads_a_variable_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A request that waits behind the code that was stopped is not taken for a lost one."""
-    monkeypatch.setattr(watchdog, "OVERDUE", 0.05)
+    monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
     kernel = start_kernel()
 
     def ask(command: str, **arguments: Any) -> Any:

@@ -386,7 +386,8 @@ def test_ctrl_c_elsewhere_leaves_the_channels_working(kernel, start_script):
         "    if asking.ready(): asking = gevent.spawn(ask)\n"
         "asking.kill()\n"
         "print([client.run(str(n), timeout=30).text for n in range(3)])\n"
-        "print(all(channel._wire._readable.active for channel in (client.shell_channel, client.iopub_channel)))\n"
+        "channels = (client.shell_channel, client.iopub_channel)\n"
+        "print(all(channel._line._stream._readable.active for channel in channels))\n"
         "client.close()\n",
         kernel.connection_file,
     )

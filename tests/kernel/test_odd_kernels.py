@@ -34,8 +34,8 @@ def install_odd(install_kernel):
 
 @pytest.mark.parametrize("lacks", [(), ("control", "stdin", "hb")], ids=["all", "least"])
 def test_kernel_without_some_channels_runs_code_and_ends(install_odd, transport, lacks, monkeypatch):
-    monkeypatch.setattr(readiness, "STDIN_WAIT", 0.1)
-    monkeypatch.setattr(shutdown, "CONTROL_WAIT", 0.1)
+    monkeypatch.setattr(readiness, "STDIN_WAIT_S", 0.1)
+    monkeypatch.setattr(shutdown, "CONTROL_WAIT_S", 0.1)
     with kclient.KernelManager(install_odd(*lacks), transport=transport) as manager:
         manager.shutdown_wait_time = WAIT
         manager.start_kernel()
@@ -51,7 +51,7 @@ def test_kernel_without_some_channels_runs_code_and_ends(install_odd, transport,
 def test_kernel_that_answers_nothing_on_control_is_asked_to_exit_on_shell(
     install_odd, start_kernel, monkeypatch, channels
 ):
-    monkeypatch.setattr(shutdown, "CONTROL_WAIT", 0.1)
+    monkeypatch.setattr(shutdown, "CONTROL_WAIT_S", 0.1)
     manager = start_kernel(install_odd(deaf=("control",)))
     manager.shutdown_wait_time = WAIT
     manager.kernel_spec.interrupt_mode = "message"
@@ -75,7 +75,7 @@ def test_kernel_whose_connection_file_has_no_control_port_is_asked_to_exit_on_sh
         manager.start_channels()
         manager.wait_for_ready(WAIT)
         process = manager.process
-        assert not manager.link.runs("control")
+        assert not manager.kernel_connection.channels.runs("control")
     assert process.exit_code == 0
 
 
@@ -87,5 +87,5 @@ def test_kernel_that_takes_long_to_start_is_waited_for(install_odd, start_kernel
     gate.open()
     manager = starting.get()
     assert manager.run("hello", timeout=WAIT).stdout == "hello"
-    error = manager._kernel.never_answered(kclient.KernelTimeout("answer", 1.0))
+    error = manager._lifecycle.provisioner.never_answered(kclient.KernelTimeout("answer", 1.0))
     assert str(error).count("starting") in range(200, 250)  # its last words, not all of them

@@ -6,6 +6,8 @@ import pytest
 import kclient
 from kclient.kernels.process.local import LocalLauncher
 
+BOTH_LINES = True
+
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
 

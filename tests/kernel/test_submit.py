@@ -8,6 +8,8 @@ import pytest
 
 import kclient
 
+BOTH_LINES = True
+
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
 

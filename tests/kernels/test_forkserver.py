@@ -380,13 +380,13 @@ def silent(own_server, launch):
 
 
 def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(server_module, "PATIENCE_S", 0.05)
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     assert gevent.select.select([silent], [], [], WAIT)[0]
 
 
 def test_silent_server_is_named_as_the_reason(own_server, silent, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(server_module, "PATIENCE_S", 0.05)
     with pytest.raises(LaunchError, match=r"has not answered within 0\.05 s"):
         own_server.start([*BARE, "-c", ""])
 

@@ -31,7 +31,7 @@ from kclient import (
     PoolEvent,
 )
 from kclient.pool import workers
-from kclient.pool.lent_kernel import LentKernel, Recipe
+from kclient.pool.lent_kernel import Lender, LentKernel, Recipe
 from kclient.testing import result, stream
 
 AFTER_LAST_WORDS = 0.05
@@ -165,17 +165,17 @@ def test_caller_killed_in_the_turn_in_which_it_was_handed_a_kernel_does_not_take
     launcher.before = blockade = Blockade()
     pool = make_pool(is_warm=False)
     waits = background(pool.acquire, WAIT)
-    lend = pool._keeper.roster.lend
+    lend = pool._workers.scheduler.lend
 
     def lend_and_kill() -> Any:
-        ticket = lend()
+        checkout = lend()
         waits.greenlet.kill(blow, block=False)
-        return ticket
+        return checkout
 
-    pool._keeper.roster.lend = lend_and_kill
+    pool._workers.scheduler.lend = lend_and_kill
     blockade.open()
     assert waits.error() is blow
-    pool._keeper.roster.lend = lend
+    pool._workers.scheduler.lend = lend
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.is_alive()
     assert len(launcher.processes) == 1
@@ -349,7 +349,7 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced_and_no_news_to_its_fo
 
 
 def sockets_of(kernel: kclient.KernelManager) -> dict[str, Any]:
-    return {channel.name: channel._wire.socket for channel in kernel.link.running()}
+    return {channel.name: channel._connection.socket for channel in kernel.kernel_connection.channels.running()}
 
 
 def ask(request: Any) -> None:
@@ -363,7 +363,7 @@ def test_connections_go_on_to_the_next_user_and_channels_of_the_former_have_none
     with pool.kernel() as former:
         process_of(former).kernel.script["ask"] = ask
         former.run("6 * 7", timeout=WAIT)
-        channels, sockets = former.link.running(), sockets_of(former)
+        channels, sockets = former.kernel_connection.channels.running(), sockets_of(former)
         info, former_info = former.kernel, former.kernel.content
     with pool.kernel(timeout=WAIT) as kernel:
         assert sockets_of(kernel) == sockets
@@ -373,7 +373,7 @@ def test_connections_go_on_to_the_next_user_and_channels_of_the_former_have_none
         assert not any(channel.is_alive() for channel in channels)
         for channel in channels:
             with pytest.raises(ChannelClosed):
-                channel._check()
+                channel.check_running()
         with pytest.raises(InvalidPortNumber):
             former.client.start_channels()
         asked = process_of(kernel).kernel.requests
@@ -398,7 +398,7 @@ def test_connection_that_may_not_be_as_it_should_is_replaced_and_not_the_kernel(
         elif use == "signal":
             former.signal_kernel(18)
         else:
-            former.link.outputs.subscribed = False
+            former.kernel_connection.channels.outputs.subscribed = False
     with pool.kernel(timeout=WAIT) as kernel:
         assert process_of(kernel) is process
         assert sockets_of(kernel)["shell"] is not shell
@@ -419,7 +419,7 @@ def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., 
             kernel.comms.open("target")
         else:
             stack.enter_context(kclient.connect(kernel.connection_file, watch=False)).submit("hang")
-            while not kernel.link.iopub.outputs.executing:
+            while not kernel.kernel_connection.channels.iopub.outputs.executing:
                 turn_loop()
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
@@ -432,9 +432,9 @@ def test_warm_up_has_run_and_nothing_of_it_reaches_the_user(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
     pool = make_pool(warm_up="warm up")
-    [member] = pool._keeper.roster
+    [entry] = pool._workers.scheduler
     launcher.processes[0].kernel.publish("stream", {"name": "stdout", "text": "of a thread, later"})
-    while not member.kernel.iopub_channel.msg_ready():
+    while not entry.kernel.iopub_channel.msg_ready():
         turn_loop()
     with pool.kernel() as kernel:
         assert kernel.iopub_channel.get_msgs() == []
@@ -473,7 +473,7 @@ def test_broken_kernel_is_what_callers_are_told_at_once(
     for call in (pool.acquire, pool.wait_until_warm):
         with pytest.raises(LaunchError, match="it is broken") as caught:
             call(WAIT)
-        assert caught.value is not pool._keeper.roster.last_failure
+        assert caught.value is not pool._workers.scheduler.last_failure
     assert "it is broken" in pool.stats().last_failure
 
 
@@ -545,8 +545,8 @@ def test_kernel_that_died_while_nobody_listened_is_replaced(
 ) -> None:
     make = Recipe.make
 
-    def make_and_die(recipe: Recipe, kernel_id: str) -> LentKernel:
-        kernel = make(recipe, kernel_id)
+    def make_and_die(recipe: Recipe, kernel_id: str, lender: Lender) -> LentKernel:
+        kernel = make(recipe, kernel_id, lender)
         if len(launcher.processes) == 1:
             launcher.processes[0].die(3)
             turn_loop()

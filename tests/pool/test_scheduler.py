@@ -29,73 +29,73 @@ BROKEN = LaunchError("it is broken")
 
 
 class House:
-    """A roster, and what a pool would do with it; `now` is its clock."""
+    """A scheduler, and what a pool would do with it; `now` is its clock."""
 
     def __init__(self, size: int = 1, max_size: int | None = None, *, starters: int = 100, **options: Any) -> None:
-        self.roster = Scheduler(size, size if max_size is None else max_size, starters=starters, **options)
+        self.scheduler = Scheduler(size, size if max_size is None else max_size, starters=starters, **options)
         self.now = 1000.0
         self.act()
 
     def act(self) -> Steps:
-        while self.roster.offered() is not None:
-            self.roster.lend()
-        return self.roster.next_steps(self.now)
+        while self.scheduler.offered() is not None:
+            self.scheduler.lend()
+        return self.scheduler.next_steps(self.now)
 
     def pass_by(self, seconds: float) -> Steps:
         self.now += seconds
         return self.act()
 
-    def members(self, state: str) -> list[PoolEntry]:
-        return [member for member in self.roster if member.state == state]
+    def entries(self, state: str) -> list[PoolEntry]:
+        return [entry for entry in self.scheduler if entry.state == state]
 
     def ask(self) -> Checkout:
-        ticket = self.roster.ask(self.now, lambda: None)
+        checkout = self.scheduler.ask(self.now, lambda: None)
         self.act()
-        return ticket
+        return checkout
 
     def come_up(self) -> None:
         """All that starts, and what starts because of that, is ready."""
-        while self.members(STARTING):
-            for member in self.members(STARTING):
-                self.roster.ready(member, self.now)
+        while self.entries(STARTING):
+            for entry in self.entries(STARTING):
+                self.scheduler.ready(entry, self.now)
             self.act()
 
     def fail(self) -> Steps:
         """All that starts fails."""
-        for member in self.members(STARTING):
-            self.roster.start_failed(member, BROKEN, self.now)
+        for entry in self.entries(STARTING):
+            self.scheduler.start_failed(entry, BROKEN, self.now)
         return self.act()
 
     def fail_until(self, failures: int) -> Steps:
         """All that starts fails, so many times in a row, each as soon as it is tried."""
         steps = self.fail()
         for _ in range(failures - 1):
-            self.pass_by(self.roster.next_look(self.now) or 0.0)
+            self.pass_by(self.scheduler.next_look(self.now) or 0.0)
             steps = self.fail()
         return steps
 
-    def die(self, member: PoolEntry) -> Steps:
-        self.roster.died(member, BROKEN, self.now)
+    def die(self, entry: PoolEntry) -> Steps:
+        self.scheduler.died(entry, BROKEN, self.now)
         return self.act()
 
     def end(self) -> Steps:
         """All that is to end has ended."""
-        for member in self.members(ENDING):
-            self.roster.ended(member)
+        for entry in self.entries(ENDING):
+            self.scheduler.ended(entry)
         return self.act()
 
-    def give_back(self, ticket: Checkout, *, reusable: bool = False) -> Steps:
-        self.roster.give_back(got(ticket), self.now, reusable=reusable)
+    def give_back(self, checkout: Checkout, *, reusable: bool = False) -> Steps:
+        self.scheduler.give_back(got(checkout), self.now, reusable=reusable)
         return self.act()
 
     def counts(self) -> tuple[int, ...]:
         """Starting, idle, busy, ending."""
-        return tuple(self.roster.count(state) for state in STATES)
+        return tuple(self.scheduler.count(state) for state in STATES)
 
 
-def got(ticket: Checkout) -> PoolEntry:
-    assert ticket.member is not None
-    return ticket.member
+def got(checkout: Checkout) -> PoolEntry:
+    assert checkout.entry is not None
+    return checkout.entry
 
 
 def warm(size: int = 1, max_size: int | None = None, **options: Any) -> House:
@@ -114,19 +114,19 @@ def test_idle_kernel_is_lent_at_once() -> None:
 
 def test_kernels_are_handed_out_in_the_order_of_the_calls() -> None:
     house = House(size=3)
-    tickets = [house.ask() for _ in range(3)]
-    for number, ticket in enumerate(tickets):
-        assert [ticket.is_settled for ticket in tickets] == [earlier < number for earlier in range(3)]
-        house.roster.ready(house.members(STARTING)[0], house.now)
+    checkouts = [house.ask() for _ in range(3)]
+    for number, checkout in enumerate(checkouts):
+        assert [checkout.is_settled for checkout in checkouts] == [earlier < number for earlier in range(3)]
+        house.scheduler.ready(house.entries(STARTING)[0], house.now)
         house.act()
-        assert ticket.is_settled
+        assert checkout.is_settled
 
 
 def test_caller_that_comes_as_a_kernel_becomes_idle_does_not_pass_those_that_wait() -> None:
     house = House()
     first = house.ask()
-    house.roster.ready(house.members(STARTING)[0], house.now)
-    second = house.roster.ask(house.now, lambda: None)
+    house.scheduler.ready(house.entries(STARTING)[0], house.now)
+    second = house.scheduler.ask(house.now, lambda: None)
     house.act()
     assert (first.is_settled, second.is_settled) == (True, False)
 
@@ -134,27 +134,27 @@ def test_caller_that_comes_as_a_kernel_becomes_idle_does_not_pass_those_that_wai
 def test_kernel_whose_caller_is_gone_before_it_saw_it_is_the_next_ones() -> None:
     house = warm()
     gone, waits = house.ask(), house.ask()
-    member = got(gone)
-    house.roster.withdraw(gone)
+    entry = got(gone)
+    house.scheduler.withdraw(gone)
     house.act()
-    assert (waits.member, member.uses) == (member, 1)
+    assert (waits.entry, entry.uses) == (entry, 1)
 
 
 def test_caller_that_is_gone_leaves_the_queue() -> None:
     house = House()
     gone, waits = house.ask(), house.ask()
-    house.roster.withdraw(gone)
+    house.scheduler.withdraw(gone)
     house.come_up()
-    assert (gone.member, waits.is_settled) == (None, True)
+    assert (gone.entry, waits.is_settled) == (None, True)
 
 
 def test_withdrawn_kernel_that_was_shut_down_meanwhile_stays_so() -> None:
     house = warm()
-    ticket = house.ask()
-    member = got(ticket)
-    house.roster.remove(member)
-    house.roster.withdraw(ticket)
-    assert member.state == ENDING
+    checkout = house.ask()
+    entry = got(checkout)
+    house.scheduler.remove(entry)
+    house.scheduler.withdraw(checkout)
+    assert entry.state == ENDING
 
 
 # How many there are
@@ -188,7 +188,7 @@ def test_for_callers_that_wait_more_are_started_up_to_max_size() -> None:
 def test_no_more_are_started_at_a_time_than_can_be() -> None:
     house = House(size=5, starters=2)
     assert house.counts() == (2, 0, 0, 0)
-    house.roster.ready(house.members(STARTING)[0], house.now)
+    house.scheduler.ready(house.entries(STARTING)[0], house.now)
     house.act()
     assert house.counts() == (2, 1, 0, 0)
 
@@ -206,10 +206,10 @@ def test_kernel_beyond_size_ends_with_its_use() -> None:
 def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
     house = warm(size=1, max_size=2)
     house.ask()
-    house.roster.withdraw(house.ask())
+    house.scheduler.withdraw(house.ask())
     house.come_up()
     assert house.counts() == (0, 1, 1, 0)
-    assert house.roster.next_look(house.now) == EXTRA_IDLE
+    assert house.scheduler.next_look(house.now) == EXTRA_IDLE
     house.pass_by(EXTRA_IDLE - 1)
     assert house.counts() == (0, 1, 1, 0)
     house.pass_by(1)
@@ -223,17 +223,17 @@ def test_clean_kernel_goes_on_to_the_next_user_until_it_is_used_up() -> None:
     house = warm(max_uses=2)
     first = house.ask()
     steps = house.give_back(first, reusable=True)
-    assert (steps.renew, steps.end) == ([first.member], [])
+    assert (steps.renew, steps.end) == ([first.entry], [])
     house.come_up()
     second = house.ask()
-    assert second.member is first.member
-    assert house.give_back(second, reusable=True).end == [first.member]
+    assert second.entry is first.entry
+    assert house.give_back(second, reusable=True).end == [first.entry]
 
 
 def test_kernel_that_is_not_clean_is_replaced_however_often_it_may_be_used() -> None:
     house = warm(max_uses=10)
-    ticket = house.ask()
-    assert house.give_back(ticket, reusable=False).end == [ticket.member]
+    checkout = house.ask()
+    assert house.give_back(checkout, reusable=False).end == [checkout.entry]
 
 
 def test_kernel_being_renewed_takes_no_place_of_one_that_starts() -> None:
@@ -250,13 +250,13 @@ def test_kernel_being_renewed_takes_no_place_of_one_that_starts() -> None:
 
 def test_kernel_shut_down_while_it_is_renewed_is_not_renewed_and_not_lent() -> None:
     house = warm(max_uses=2)
-    ticket = house.ask()
-    house.roster.give_back(got(ticket), house.now, reusable=True)
-    house.roster.remove(got(ticket))
+    checkout = house.ask()
+    house.scheduler.give_back(got(checkout), house.now, reusable=True)
+    house.scheduler.remove(got(checkout))
     steps = house.act()
-    assert (steps.renew, steps.end) == ([], [ticket.member])
-    house.roster.ready(got(ticket), house.now)
-    assert house.roster.count(IDLE) == 0
+    assert (steps.renew, steps.end) == ([], [checkout.entry])
+    house.scheduler.ready(got(checkout), house.now)
+    assert house.scheduler.count(IDLE) == 0
 
 
 # Age
@@ -264,7 +264,7 @@ def test_kernel_shut_down_while_it_is_renewed_is_not_renewed_and_not_lent() -> N
 
 def test_old_kernels_are_replaced_by_new_ones_first_where_there_is_room() -> None:
     house = warm(size=2, max_size=4, max_age=60)
-    assert house.roster.next_look(house.now) == 60
+    assert house.scheduler.next_look(house.now) == 60
     steps = house.pass_by(60)
     assert (len(steps.start), len(steps.end)) == (2, 0)
     house.come_up()
@@ -300,9 +300,9 @@ def test_old_kernels_are_kept_while_no_other_comes_up() -> None:
 
 def test_old_kernel_is_not_used_again() -> None:
     house = warm(max_uses=10, max_age=60)
-    ticket = house.ask()
+    checkout = house.ask()
     house.pass_by(60)
-    assert house.give_back(ticket, reusable=True).end == [ticket.member]
+    assert house.give_back(checkout, reusable=True).end == [checkout.entry]
 
 
 # Failures
@@ -310,23 +310,23 @@ def test_old_kernel_is_not_used_again() -> None:
 
 def test_caller_gets_the_reason_when_starts_fail_and_none_is_left_to_wait_for() -> None:
     house = House()
-    ticket = house.ask()
+    checkout = house.ask()
     asked_at = house.now
-    assert house.fail_until(REFUSING).wake == [ticket]
+    assert house.fail_until(REFUSING).wake == [checkout]
     assert house.now - asked_at < 0.5
-    assert isinstance(ticket.error, LaunchError)
-    assert ticket.error is not BROKEN
+    assert isinstance(checkout.error, LaunchError)
+    assert checkout.error is not BROKEN
     assert house.ask().error is not None
 
 
 def test_few_failed_starts_are_nothing_to_tell_callers_who_can_wait() -> None:
     house = House()
-    ticket = house.ask()
+    checkout = house.ask()
     assert not house.fail_until(REFUSING - 1).wake
-    assert house.roster.obstacle(house.now) is None
+    assert house.scheduler.obstacle(house.now) is None
     house.pass_by(1)
     house.come_up()
-    house.give_back(ticket)
+    house.give_back(checkout)
     house.end()
     waits = house.ask()
     assert not house.fail_until(REFUSING - 1).wake  # the kernel in between was a good one
@@ -340,9 +340,9 @@ def test_caller_waits_while_the_next_try_is_under_way() -> None:
     house.fail_until(REFUSING)
     house.pass_by(1)
     assert house.counts() == (1, 0, 0, 0)
-    ticket = house.ask()
-    assert not ticket.is_settled
-    assert house.fail().wake == [ticket]
+    checkout = house.ask()
+    assert not checkout.is_settled
+    assert house.fail().wake == [checkout]
 
 
 def test_caller_waits_on_while_another_kernel_lives() -> None:
@@ -351,7 +351,7 @@ def test_caller_waits_on_while_another_kernel_lives() -> None:
     waits = house.ask()
     house.fail_until(REFUSING)
     assert not waits.is_settled
-    assert house.roster.is_failing
+    assert house.scheduler.is_failing
 
 
 def test_failed_start_is_tried_again_at_once_and_then_ever_later() -> None:
@@ -359,7 +359,7 @@ def test_failed_start_is_tried_again_at_once_and_then_ever_later() -> None:
     assert len(house.fail().start) == 1
     for seconds in (0.1, 0.2, 0.4):
         assert not house.fail().start
-        assert house.roster.next_look(house.now) == pytest.approx(seconds)
+        assert house.scheduler.next_look(house.now) == pytest.approx(seconds)
         assert not house.pass_by(seconds / 2).start
         assert len(house.pass_by(seconds).start) == 1
 
@@ -377,25 +377,25 @@ def test_kernel_that_is_lent_ends_the_time_of_failures() -> None:
     house.pass_by(1)
     house.come_up()
     house.ask()
-    assert not house.roster.is_failing
+    assert not house.scheduler.is_failing
 
 
 def test_idle_kernel_that_dies_is_replaced() -> None:
     house = warm(size=2, max_size=3)
-    steps = house.die(house.members(IDLE)[0])
+    steps = house.die(house.entries(IDLE)[0])
     assert (len(steps.start), len(steps.end)) == (1, 1)
-    assert house.roster.counters.deaths == 1
+    assert house.scheduler.counters.deaths == 1
 
 
 def test_kernels_that_die_idle_and_young_are_replaced_ever_later() -> None:
     house = warm(max_size=2)
     for _ in range(3):
-        house.die(house.members(IDLE)[0])
+        house.die(house.entries(IDLE)[0])
         house.end()
         house.pass_by(1)
         house.come_up()
-    house.die(house.members(IDLE)[0])
-    assert house.roster.next_look(house.now) == pytest.approx(0.4)
+    house.die(house.entries(IDLE)[0])
+    assert house.scheduler.next_look(house.now) == pytest.approx(0.4)
     assert isinstance(house.ask().error, LaunchError)
 
 
@@ -403,7 +403,7 @@ def test_kernels_that_die_idle_after_long_are_replaced_at_once() -> None:
     house = warm(max_size=2)
     for _ in range(5):
         house.pass_by(11)
-        assert len(house.die(house.members(IDLE)[0]).start) == 1
+        assert len(house.die(house.entries(IDLE)[0]).start) == 1
         house.end()
         house.come_up()
 
@@ -411,21 +411,21 @@ def test_kernels_that_die_idle_after_long_are_replaced_at_once() -> None:
 def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None:
     house = warm(max_size=2)
     for _ in range(5):
-        ticket = house.ask()
-        house.die(got(ticket))
-        assert got(ticket).state == BUSY
-        assert len(house.give_back(ticket).start) == 1
+        checkout = house.ask()
+        house.die(got(checkout))
+        assert got(checkout).state == BUSY
+        assert len(house.give_back(checkout).start) == 1
         house.end()
         house.come_up()
-    assert (house.roster.counters.deaths, house.roster.is_failing) == (5, False)
+    assert (house.scheduler.counters.deaths, house.scheduler.is_failing) == (5, False)
 
 
 def test_pool_is_not_warm_for_the_reason_why_starts_fail_even_beside_kernels_that_live() -> None:
     house = House(size=2)
-    house.roster.ready(house.members(STARTING)[0], house.now)
+    house.scheduler.ready(house.entries(STARTING)[0], house.now)
     house.fail_until(REFUSING)
-    assert house.roster.obstacle(house.now) is BROKEN
-    assert house.roster.refusal(house.now) is None
+    assert house.scheduler.obstacle(house.now) is BROKEN
+    assert house.scheduler.refusal(house.now) is None
 
 
 # The end
@@ -436,23 +436,23 @@ def test_closing_ends_every_kernel_and_refuses_every_caller() -> None:
     held = house.ask()
     house.ask()
     waits = house.ask()
-    house.roster.close()
+    house.scheduler.close()
     steps = house.act()
     assert (len(steps.end), steps.wake) == (2, [waits])
     assert isinstance(waits.error, InvalidState)
     assert isinstance(house.ask().error, InvalidState)
     house.give_back(held)
     assert not house.end().start
-    assert len(house.roster) == 0
-    assert house.roster.next_look(house.now) is None
+    assert len(house.scheduler) == 0
+    assert house.scheduler.next_look(house.now) is None
 
 
 def test_kernel_given_back_after_it_was_shut_down_is_not_recycled_twice() -> None:
     house = warm(max_size=2)
-    ticket = house.ask()
-    house.roster.remove(got(ticket))
+    checkout = house.ask()
+    house.scheduler.remove(got(checkout))
     assert len(house.act().end) == 1
-    assert not house.give_back(ticket).end
+    assert not house.give_back(checkout).end
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 5), (90, 9), (99, 10), (100, 10)])
@@ -461,7 +461,7 @@ def test_percentiles_are_values_that_occurred(percent: int, value: int) -> None:
 
 
 def test_there_are_no_percentiles_of_nothing() -> None:
-    assert House().roster.stats().checkout_p99 is None
+    assert House().scheduler.stats().checkout_p99 is None
 
 
 # Whatever happens
@@ -479,72 +479,72 @@ class Anything(RuleBasedStateMachine):
     def act(self) -> None:
         """As the pool, but for the dead."""
         self.house.act()
-        served = [ticket for ticket in self.waiting if ticket.is_settled]
+        served = [checkout for checkout in self.waiting if checkout.is_settled]
         assert served == self.waiting[: len(served)], "first come, first served"
         self.waiting = self.waiting[len(served) :]
-        self.held += [ticket for ticket in served if ticket.member is not None]
+        self.held += [checkout for checkout in served if checkout.entry is not None]
 
     def pick(self, state: str, data: st.DataObject) -> PoolEntry | None:
-        members = self.house.members(state)
-        return data.draw(st.sampled_from(members)) if members else None
+        entries = self.house.entries(state)
+        return data.draw(st.sampled_from(entries)) if entries else None
 
     @rule()
     def ask(self) -> None:
-        self.waiting.append(self.house.roster.ask(self.house.now, lambda: None))
+        self.waiting.append(self.house.scheduler.ask(self.house.now, lambda: None))
         self.act()
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.waiting))
-        self.waiting.remove(ticket)
-        self.house.roster.withdraw(ticket)
+        checkout = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(checkout)
+        self.house.scheduler.withdraw(checkout)
         self.act()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def be_killed_while_handed_a_kernel(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.held))
-        self.held.remove(ticket)
-        self.house.roster.withdraw(ticket)
+        checkout = data.draw(st.sampled_from(self.held))
+        self.held.remove(checkout)
+        self.house.scheduler.withdraw(checkout)
         self.act()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), reusable=st.booleans())
     def give_back(self, data: st.DataObject, reusable: bool) -> None:
-        ticket = data.draw(st.sampled_from(self.held))
-        self.held.remove(ticket)
-        self.house.roster.give_back(got(ticket), self.house.now, reusable=reusable)
+        checkout = data.draw(st.sampled_from(self.held))
+        self.held.remove(checkout)
+        self.house.scheduler.give_back(got(checkout), self.house.now, reusable=reusable)
         self.act()
 
     @rule(data=st.data())
     def come_up(self, data: st.DataObject) -> None:
-        if member := self.pick(STARTING, data):
-            self.house.roster.ready(member, self.house.now)
+        if entry := self.pick(STARTING, data):
+            self.house.scheduler.ready(entry, self.house.now)
             self.act()
 
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        if member := self.pick(STARTING, data):
-            self.house.roster.start_failed(member, BROKEN, self.house.now)
+        if entry := self.pick(STARTING, data):
+            self.house.scheduler.start_failed(entry, BROKEN, self.house.now)
             self.act()
 
     @rule(data=st.data(), state=st.sampled_from([IDLE, BUSY]))
     def die(self, data: st.DataObject, state: str) -> None:
-        if member := self.pick(state, data):
-            self.house.roster.died(member, BROKEN, self.house.now)
+        if entry := self.pick(state, data):
+            self.house.scheduler.died(entry, BROKEN, self.house.now)
             self.act()
 
     @rule(data=st.data(), state=st.sampled_from(STATES))
     def shut_down(self, data: st.DataObject, state: str) -> None:
-        if member := self.pick(state, data):
-            self.house.roster.remove(member)
+        if entry := self.pick(state, data):
+            self.house.scheduler.remove(entry)
             self.act()
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
-        if member := self.pick(ENDING, data):
-            self.house.roster.ended(member)
+        if entry := self.pick(ENDING, data):
+            self.house.scheduler.ended(entry)
             self.act()
 
     @rule(seconds=st.sampled_from([0.1, 5.0, 61.0]))
@@ -554,42 +554,42 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def no_kernel_has_two_users(self) -> None:
-        users = [got(ticket) for ticket in self.held]
+        users = [got(checkout) for checkout in self.held]
         assert len(set(users)) == len(users)
-        assert set(self.house.members(BUSY)) <= set(users)
+        assert set(self.house.entries(BUSY)) <= set(users)
 
     @invariant()
     def there_are_never_too_many(self) -> None:
-        assert len(self.house.roster) <= 4
-        assert all(member.uses <= 2 for member in self.house.roster)
+        assert len(self.house.scheduler) <= 4
+        assert all(entry.uses <= 2 for entry in self.house.scheduler)
 
     @invariant()
     def nobody_waits_beside_an_idle_kernel(self) -> None:
-        assert not (self.waiting and self.house.members(IDLE))
-        assert self.house.roster.waiting == len(self.waiting)
+        assert not (self.waiting and self.house.entries(IDLE))
+        assert self.house.scheduler.waiting == len(self.waiting)
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
         """There is always something under way, or a time to look again."""
         if self.waiting:
-            roster = self.house.roster
-            assert len(roster) or roster.next_look(self.house.now) is not None
+            scheduler = self.house.scheduler
+            assert len(scheduler) or scheduler.next_look(self.house.now) is not None
 
     def teardown(self) -> None:
         """When all is given back and what starts comes up, `size` young kernels are idle and nobody waits."""
         house = self.house
         for _ in range(20):
-            for ticket in self.held:
-                house.roster.give_back(got(ticket), house.now, reusable=False)
+            for checkout in self.held:
+                house.scheduler.give_back(got(checkout), house.now, reusable=False)
             self.held = []
-            for member in house.members(BUSY):
-                house.roster.remove(member)
+            for entry in house.entries(BUSY):
+                house.scheduler.remove(entry)
             house.pass_by(31)
             house.end()
             house.come_up()
             self.act()
         assert not self.waiting
-        assert 2 <= house.roster.count(IDLE) <= 4
+        assert 2 <= house.scheduler.count(IDLE) <= 4
 
 
 TestAnything = Anything.TestCase

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kclient.errors import BadMessage
+from kclient.protocol.comms import CommRoutes
 from kclient.protocol.framing import DELIMITER
+from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.result import Result
 from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
 from kclient.protocol.session import Session
@@ -56,9 +58,10 @@ messages = st.tuples(st.booleans(), replies, published, parents, contents | valu
 @given(st.lists(messages, max_size=25))
 def test_any_message_that_is_signed_has_one_place_to_go_to(sent):
     kernel, client = Session(b"key"), Session(b"key")
-    requests, outputs = Requests(), Outputs(1000, 10**6)
-    outputs.ledger = requests.ledger
-    requests.ledger.tracking = True
+    pending = PendingAnswers()
+    requests = Requests(pending)
+    outputs = Outputs(1000, 10**6, pending, CommRoutes(client.session, None))
+    pending.tracking = True
     executions = {name: Execution(client.msg("execute_request")) for name in ("first", "second")}
     for execution in executions.values():
         outputs.executions[execution.request.msg_id] = execution

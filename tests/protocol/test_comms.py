@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kclient.errors import InvalidArgument, KernelRestarted
 from kclient.protocol.comms import COMM_TYPES, CommRoutes, comm_message, comms_of, open_comm
 from kclient.protocol.messages import Message
+from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.routing import Outputs
 
 OURS = "our session"
@@ -127,8 +128,7 @@ def test_whatever_a_message_holds_it_is_for_its_comm_or_opens_one_or_is_left_alo
 
 
 def test_what_a_comm_takes_is_not_in_the_inbox_and_the_rest_is(routes):
-    outputs = Outputs(NO_BOUND, NO_BOUND)
-    outputs.comms = routes
+    outputs = Outputs(NO_BOUND, NO_BOUND, PendingAnswers(), routes)
     comm = Taker()
     routes.add("a", comm)
     other = comm_message_of(comm_id="b")

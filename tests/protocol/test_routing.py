@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kclient.errors import ChannelClosed, KernelRestarted, LocalProtocolError
 from kclient.protocol import pending_answers, routing
+from kclient.protocol.comms import CommRoutes
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Message
 from kclient.protocol.pending_answers import PendingAnswers
@@ -17,9 +18,13 @@ BOUND = 4
 STRANGE_PARENTS = ({}, {"msg_id": None}, {"msg_id": 5}, {"msg_id": ["a"]}, {"msg_id": {}}, {"msg_type": "x"})
 
 
+def no_comms():
+    return CommRoutes("", None)
+
+
 @pytest.fixture
 def requests():
-    return Requests()
+    return Requests(PendingAnswers())
 
 
 @pytest.fixture
@@ -300,7 +305,7 @@ def test_abandoned_reply_that_is_there_already_is_discarded(requests):
 
 @pytest.mark.usefixtures("small_bounds")
 def test_abandoned_requests_are_remembered_up_to_a_bound():
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
         requests.abandon(open_and_await(requests, request))
@@ -313,7 +318,7 @@ def test_abandoned_requests_are_remembered_up_to_a_bound():
 
 @pytest.mark.usefixtures("small_bounds")
 def test_requests_that_are_not_abandoned_outlive_those_that_are():
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     waiting = open_and_await(requests, ask())
     for _ in range(3 * BOUND):
         requests.abandon(open_and_await(requests, ask()))
@@ -377,7 +382,7 @@ def test_failure_that_nobody_asked_about_is_not_replaced_by_the_next(requests):
 
 @pytest.mark.usefixtures("small_bounds")
 def test_failures_that_nobody_asks_about_are_bounded_and_the_oldest_go():
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
         requests.open(request)
@@ -402,7 +407,7 @@ def test_slots_can_be_changed_while_they_are_listed(requests):
 
 @pytest.mark.usefixtures("small_bounds")
 def test_replies_that_nobody_collects_are_bounded_and_the_oldest_go():
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
         requests.open(request)
@@ -427,7 +432,7 @@ def test_replies_that_nobody_collects_are_bounded_in_bytes(requests):
 
 @pytest.mark.usefixtures("small_bounds")
 def test_flood_of_strays_keeps_no_reply_from_its_waiter():
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     request = ask()
     slot = open_and_await(requests, request)
     for _ in range(10 * BOUND):
@@ -491,8 +496,8 @@ def test_what_is_owed_is_bounded_and_the_oldest_goes():
 
 
 def test_reply_and_idle_cancel_out_across_channels(requests):
-    outputs = Outputs(100, 10**6)
-    ledger = outputs.ledger = requests.ledger
+    outputs = Outputs(100, 10**6, PendingAnswers(), no_comms())
+    ledger = outputs.pending = requests.pending
     ledger.tracking = True
     first, second, abandoned = ask(), ask("inspect_request"), ask()
     open_and_await(requests, first)
@@ -507,13 +512,13 @@ def test_reply_and_idle_cancel_out_across_channels(requests):
 
 
 def test_messages_that_are_no_reply_owe_nothing(requests):
-    requests.ledger.tracking = True
+    requests.pending.tracking = True
     request = ask()
     open_and_await(requests, request)
     requests.route(answer(request, "inspect_reply"))
     requests.route(stray({"msg_id": "unknown"}))
     requests.route(stray({}))
-    assert owed(requests.ledger) == ([], [])
+    assert owed(requests.pending) == ([], [])
 
 
 # Outputs
@@ -539,7 +544,7 @@ class Execution:
 
 @pytest.fixture
 def outputs():
-    return Outputs(100, 10**6)
+    return Outputs(100, 10**6, PendingAnswers(), no_comms())
 
 
 def iopub(msg_type, parent=None, content=None, *, nbytes=1):
@@ -595,7 +600,7 @@ def test_late_output_goes_to_the_inbox(outputs):
 
 
 def test_flood_of_strays_keeps_no_output_from_its_execution():
-    outputs = Outputs(BOUND, 10**6)
+    outputs = Outputs(BOUND, 10**6, PendingAnswers(), no_comms())
     execution = Execution(outputs)
     for _ in range(10 * BOUND):
         outputs.route(iopub("stream"))
@@ -653,12 +658,12 @@ def test_states_of_a_newer_protocol_pass_through(outputs):
 
 def test_status_that_tells_no_state_changes_nothing(outputs):
     request = ask()
-    outputs.ledger.tracking = True
+    outputs.pending.tracking = True
     outputs.route(status("busy", request))
     for content in ({}, {"execution_state": None}, {"execution_state": 5}, {"execution_state": ["idle"]}):
         outputs.route(iopub("status", request, content))
     assert (outputs.execution_state, outputs.executing.get(None)) == ("busy", request.msg_id)
-    assert owed(outputs.ledger) == ([], [])
+    assert owed(outputs.pending) == ([], [])
 
 
 # Displays
@@ -776,7 +781,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
         self.patch.setattr(pending_answers, "MAX_OWED", BOUND)
-        self.requests = Requests()
+        self.requests = Requests(PendingAnswers())
         self.requests.inbox = Inbox(BOUND, self.MAX_BYTES)
         self.session = Session()
         self.asked = []

@@ -228,9 +228,9 @@ def time_out(call: Background) -> None:
 
 def left_over(client: Client) -> dict[str, Any]:
     """What the client still remembers of calls that are over; the watchdog may ask once more."""
-    gevent.joinall(list(client.link.watchdog._watchers.values()), timeout=WAIT)
+    gevent.joinall(list(client.kernel_connection.watchdog._watchers.values()), timeout=WAIT)
     channels = [client.shell_channel, client.control_channel, client.iopub_channel, client.stdin_channel]
-    ledger = client.link.ledger
+    ledger = client.kernel_connection.channels.pending
     found = {
         "slots": [slot.msg_id for channel in channels[:2] for slot in channel.requests],
         "messages": [message for channel in channels for message in channel.get_msgs()],
@@ -241,7 +241,7 @@ def left_over(client: Client) -> dict[str, Any]:
         "unanswered": set(ledger.unanswered),
         "owed": {**ledger.owed_idle, **ledger.owed_reply},
         "answering": set(client.shell_channel.answering),
-        "answerers": set(client.link.prompts._answerers),
+        "answerers": set(client.kernel_connection.input_requests._answerers),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -367,7 +367,7 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
     assert other.is_waiting
     abandon(other)
     abandon(restart)
-    assert len(manager.link._restarted) == 0
+    assert len(manager.kernel_connection.availability) == 0
     manager.signal_kernel(signal.SIGCONT)
     assert manager.run("print('hi'); 6 * 7", timeout=WAIT).text == "42"
     manager.control_channel.kernel_info(timeout=WAIT)  # behind a question before the run, which may have been given up

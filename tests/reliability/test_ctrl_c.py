@@ -114,7 +114,7 @@ def check_that_it_works(client: kclient.KernelClient, where: str) -> None:
     client.shell_channel.get_msgs()  # replies to `send`
     assert not list(client.shell_channel.requests), where
     assert not client.iopub_channel.outputs.executions, where
-    assert not client.link.ledger.unanswered, where
+    assert not client.kernel_connection.channels.pending.unanswered, where
     assert not in_callback(), where
     assert (sigint._holders, sigint._came) == (set(), None), where
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, where

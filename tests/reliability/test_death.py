@@ -14,6 +14,8 @@ from fixtures import WAIT, Background, Gate
 
 import kclient
 
+BOTH_LINES = True
+
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing tells of the end of a process here"),

@@ -130,7 +130,7 @@ class Live:
 
     def _send(self) -> None:
         channel = self._random.choice(CHANNELS)
-        envelope = b"topic" if channel == "iopub" else self._client.shell_channel.identity
+        envelope = b"topic" if channel == "iopub" else self._client.session.identity
         for fate, frames in self.fuzzer.messages(channel):
             self.fate[fate] += 1
             self._fake.send_frames(channel, [envelope, *frames])

@@ -167,7 +167,7 @@ def test_outputs_that_come_long_after_the_reply_are_waited_for(
     fake: FakeKernel, client: kclient.KernelClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood is not read in the time that it takes to reply; while messages still come, the idle is not lost."""
-    monkeypatch.setattr(watchdog, "OVERDUE", 0.05)
+    monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
     fake.script["much"] = [stream("x")] * 120
     under_way: gevent.queue.Queue[tuple[Any, ...]] = gevent.queue.Queue()
     send = fake.send

@@ -313,7 +313,11 @@ def test_answer_on_a_wrong_channel_is_not_taken_for_it(
 
 
 def dropped(client: Client) -> dict[str, dict[str, int]]:
-    return {channel.name: dict(channel.dropped) for channel in client.link.running() if channel.dropped}
+    return {
+        channel.name: dict(channel.dropped)
+        for channel in client.kernel_connection.channels.running()
+        if channel.dropped
+    }
 
 
 def unclaimed(client: Client) -> dict[str, list[str]]:

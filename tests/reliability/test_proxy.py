@@ -52,7 +52,7 @@ def patience(figures: Figures) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         if not figures.is_long:
-            patch.setattr(watchdog, "OVERDUE", 0.05)
+            patch.setattr(watchdog, "OVERDUE_S", 0.05)
         yield
 
 
@@ -68,7 +68,7 @@ def far_client(relay: Relay, patience: None) -> Iterator[Client]:
 def patient_client(far_client: Client) -> Iterator[Client]:
     """It takes nothing for lost that is late, however long a busy machine makes it wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watchdog, "OVERDUE", WAIT)
+        patch.setattr(watchdog, "OVERDUE_S", WAIT)
         yield far_client
 
 
@@ -93,7 +93,11 @@ def wait_until_back(client: Client) -> None:
 
 
 def all_dropped(client: Client) -> dict[str, dict[str, int]]:
-    return {channel.name: dict(channel.dropped) for channel in client.link.running() if channel.dropped}
+    return {
+        channel.name: dict(channel.dropped)
+        for channel in client.kernel_connection.channels.running()
+        if channel.dropped
+    }
 
 
 # Late
@@ -290,7 +294,7 @@ def test_messages_that_were_forged_are_counted_and_reach_nobody(relay: Relay, fa
     for channel, frames in genuine.items():
         relay.inject(channel, frames)
     assert set(genuine) == {"shell", "control", "iopub"}
-    while sum(sum(channel.dropped.values()) for channel in far_client.link.running()) < 11:
+    while sum(sum(channel.dropped.values()) for channel in far_client.kernel_connection.channels.running()) < 11:
         far_client.kernel_info(timeout=WAIT)
     assert all_dropped(far_client) == {
         **{name: {"signature": 2, "replay": 1} for name in genuine},

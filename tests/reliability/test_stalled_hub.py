@@ -67,7 +67,7 @@ class Apart(FakeKernel):
 def pace(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> int:
     if figures.is_long:
         return 1
-    monkeypatch.setattr(base, "LAST_LOOK", STALL * SLOWER)  # within which the processor may be somebody else's
+    monkeypatch.setattr(base, "LAST_LOOK_S", STALL * SLOWER)  # within which the processor may be somebody else's
     return SLOWER
 
 

@@ -155,7 +155,7 @@ def test_stopped_kernel_is_never_called_dead_and_nothing_is_lost_when_it_goes_on
         replies = [shell.get_reply(msg_id, timeout=WAIT) for msg_id in sent]
         assert [said_by(reply) for reply in replies] == [f"{word} {number}" for number in range(5)]
     assert watching.is_waiting
-    assert not client.link.ledger.owed_reply
+    assert not client.kernel_connection.channels.pending.owed_reply
     wait_for_beat(client.hb_channel)
     assert client.is_alive()
     assert client.run("print('on')", timeout=WAIT).complete

@@ -37,7 +37,7 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
         kernel_manager.restart_kernel(now=True, timeout=WAIT)
         assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * len(calls)
         assert client.run("6 * 7", timeout=WAIT).text == "42"
-        gevent.joinall(list(client.link.watchdog._watchers.values()), timeout=WAIT)  # it may ask once more
+        gevent.joinall(list(client.kernel_connection.watchdog._watchers.values()), timeout=WAIT)  # it may ask once more
         assert len(client.shell_channel.requests) == 0
         executions = client.iopub_channel.outputs.executions.values()
         assert not any(isinstance(execution, kclient.Execution) for execution in executions)

@@ -116,7 +116,12 @@ def test_large_message_arrives_whole_or_not_at_all(
     inbox.max_bytes = 2 * nbytes
     client.execute(code, timeout=PATIENCE)
     unclaimed = client.iopub_channel.flush(timeout=PATIENCE)
-    counted = inbox.dropped, inbox.nbytes, client.iopub_channel.dropped, client.link.ledger.owed_idle
+    counted = (
+        inbox.dropped,
+        inbox.nbytes,
+        client.iopub_channel.dropped,
+        client.kernel_connection.channels.pending.owed_idle,
+    )
     types = [message.msg_type for message in unclaimed]
     assert types == ["status", "execute_input", "display_data", "status"], counted
     assert len(unclaimed[2].content["data"]["text/plain"]) == nbytes

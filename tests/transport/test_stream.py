@@ -19,12 +19,12 @@ import zmq.green
 import kclient
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import Parking
+from kclient.concurrency.waiting import TURN_S, Parking
 from kclient.testing import FakeKernel, result, stream
 from kclient.transport.zmq import frames as frames_module
-from kclient.transport.zmq import stream as stream_module
 from kclient.transport.zmq.context import context
-from kclient.transport.zmq.stream import TURN, ZmqStream
+from kclient.transport.zmq.stream import ZmqStream
+from kclient.transport.zmq.transport import RECONNECT_IVL_MS
 
 
 class Listener:
@@ -50,7 +50,7 @@ class Listener:
         self.messages.append(frames)
         self.arrived.wake()
 
-    def stop(self) -> None:
+    def lost(self) -> None:
         self.is_lost = True
 
     def wait_for(self, count: int) -> None:
@@ -92,7 +92,7 @@ def test_a_message_that_a_send_finds_is_taken_in_at_once(listener: Listener) -> 
 
 
 def test_a_drain_ends_after_its_turn_and_the_rest_comes_with_the_next() -> None:
-    slow = Listener(seconds=TURN * 1.5)
+    slow = Listener(seconds=TURN_S * 1.5)
     try:
         for number in range(5):
             slow.peer.send(str(number).encode())
@@ -105,7 +105,7 @@ def test_a_drain_ends_after_its_turn_and_the_rest_comes_with_the_next() -> None:
 
 
 def test_other_greenlets_run_between_the_turns_of_a_flood() -> None:
-    slow = Listener(seconds=TURN * 1.5)
+    slow = Listener(seconds=TURN_S * 1.5)
     seen = []
     try:
         for number in range(20):
@@ -133,7 +133,7 @@ def test_other_greenlets_run_between_those_that_a_flood_wakes() -> None:
 
     def work(number: int) -> None:
         parkings[number].wait(Deadline(None))
-        end = time.perf_counter() + TURN * 1.5
+        end = time.perf_counter() + TURN_S * 1.5
         while time.perf_counter() < end:
             pass
         done.append(number)
@@ -317,7 +317,7 @@ def test_a_client_dropped_without_close_is_collected_and_closes_its_sockets() ->
     closed = []
     with FakeKernel() as fake:
         client = kclient.connect(fake.connection_info)
-        sockets = [channel._wire.socket for channel in client.link.running() if channel._wire is not None]
+        sockets = [channel._connection.socket for channel in client.kernel_connection.channels.running()]
         del client
         gc.collect()
         closed = [socket.closed for socket in sockets]
@@ -325,5 +325,5 @@ def test_a_client_dropped_without_close_is_collected_and_closes_its_sockets() ->
 
 
 def test_constants_are_what_the_text_says() -> None:
-    assert stream_module.RECONNECT_IVL == 5
-    assert TURN == 0.001
+    assert RECONNECT_IVL_MS == 5
+    assert TURN_S == 0.001

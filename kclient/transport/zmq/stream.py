@@ -1,9 +1,9 @@
 """A ZeroMQ socket that never loses a wake-up and never starves the loop.
 
 The file descriptor of a ZeroMQ socket is edge-triggered, and any operation on the socket can consume the
-edge, a send too (zmq_getsockopt(3), ZMQ_FD). So whoever touches the socket reads its events afterwards and takes in
-what is there: `send`, and the pump, which the watcher calls. Who sends while the pump is under way, because that has
-just woken him, leaves it to the pump, which looks again when he waits.
+edge, a send too (zmq_getsockopt(3), ZMQ_FD). So each operation reads the socket's events afterwards and takes in the
+messages that are there: `send` does, and the pump, which the watcher calls. A greenlet that the pump has just woken may
+send while the pump is under way. That send leaves the reading to the pump, which looks again when the greenlet waits.
 """
 
 from __future__ import annotations
@@ -22,18 +22,12 @@ from gevent.hub import Waiter
 from kclient.concurrency import sigint
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import Parking, switch_soon
+from kclient.concurrency.waiting import READABLE, TURN_S, Parking, switch_soon, weakly
 from kclient.errors import ChannelClosed, InvalidState
 from kclient.transport.zmq.frames import FrameReader
 
-TURN: Final = 0.001
-"""Seconds for which a socket may be read before the loop must turn."""
-
-NEXT_TURN: Final = 1e-6
-"""A timer of this length fires after the loop has really turned; callbacks run 50 at a time ahead of timers."""
-
-RECONNECT_IVL: Final = 5
-"""Milliseconds; ZeroMQ's 100 would be most of the time that a kernel takes to start."""
+NEXT_TURN_S: Final = 1e-6
+"""A timer of this length fires after the loop has really turned. Callbacks run 50 at a time ahead of timers."""
 
 # The methods of libzmq's binding itself: a green socket's take five times as long, a plain one's twice.
 _send: Final = zmq.backend.Socket.send
@@ -52,30 +46,32 @@ def _send_flags(count: int) -> tuple[int, ...]:
     return (*[_MORE] * (count - 1), _DONTWAIT)
 
 
-class Receiver(Protocol):
-    """Whom a wire brings what arrives."""
+class FrameReceiver(Protocol):
+    """The object that a stream gives the messages of its socket to. No method blocks or raises."""
 
     def receive(self, frames: list[bytes]) -> None:
-        """Take one message; must neither block nor raise."""
+        """Take in one message."""
 
-    def stop(self) -> None:
-        """Somebody else has closed the socket, or its context."""
+    def lost(self) -> None:
+        """The socket, or its context, was closed by other code."""
 
 
 class ZmqStream:
-    """One socket of the owner's hub. The loop holds the wire, and the wire its receiver only weakly.
+    """One socket of the owner's hub.
 
-    So a channel that is dropped can be collected.
+    The loop holds the stream. The stream holds its receiver only weakly, so a line that is dropped can be collected.
+    `on_touched`, a method that is held weakly as well, is called after each operation on the socket.
     """
 
     def __init__(
         self,
         owner: Owner,
         socket: zmq.Socket[Any],
-        receiver: Receiver,
+        receiver: FrameReceiver,
         *,
         reader: FrameReader | None = None,
         name: str = "kernel's",
+        on_touched: Callable[[], None] | None = None,
     ) -> None:
         self.socket = socket
         self.name = name
@@ -87,11 +83,11 @@ class ZmqStream:
         self._is_pumping = False
         self._woken: list[Waiter[bool]] = []
         self._touched = Parking(owner)
-        self.on_touched: Callable[[], None] | None = None
+        self._on_touched = None if on_touched is None else weakly(on_touched)
         _retire_own_watcher(socket)
         loop = owner.hub.loop
-        self._again: Any = loop.timer(NEXT_TURN)
-        self._readable: Any = loop.io(_get(socket, zmq.FD), 1)
+        self._again: Any = loop.timer(NEXT_TURN_S)
+        self._readable: Any = loop.io(_get(socket, zmq.FD), READABLE)
         self._readable.start(self._on_readable)
         # A pipe signals only a reader that has found it empty before, so have a look without being told.
         self._again.start(self._pump)
@@ -115,7 +111,7 @@ class ZmqStream:
             if is_held:
                 sigint.release(self._owner.hub)
 
-    def drain(self, seconds: float = TURN) -> None:
+    def drain(self, seconds: float = TURN_S) -> None:
         """Take in what is there, for at most so many seconds; what is left waits for the loop's next turn."""
         self._take_in_for(seconds)
 
@@ -141,21 +137,21 @@ class ZmqStream:
         try:
             return bool(_get(self.socket, _EVENTS) & _POLLIN)
         except zmq.ZMQError:
-            return True  # the socket is closed, which whoever reads it finds out
+            return True  # the socket is closed; the next read finds out
 
     def _on_readable(self) -> None:
         if not self._again.active:  # it would be a second time in one turn of the loop
             self._pump()
 
     def _pump(self) -> None:
-        """Take in, in the hub, and switch to whoever is woken by that, for at most `TURN` seconds.
+        """Take in, in the hub, and switch to the greenlets that are woken by that, for at most `TURN_S` seconds.
 
-        The first to be woken goes on before there is a look for more messages, which takes 3 us where there are none;
-        where there are more, they are taken in together, which saves a switch for each.
+        The first greenlet to be woken goes on before the pump looks for more messages: that look takes 3 us where there
+        are none. Where there are more, they are taken in together, which saves a switch for each.
         """
         if self._is_taking_in:
             return
-        until = monotonic() + TURN
+        until = monotonic() + TURN_S
         wakeups, woken = self._owner.wakeups, self._woken
         is_over = is_first_over = False
         self._is_pumping = True
@@ -170,7 +166,7 @@ class ZmqStream:
                     is_first_over = True
                     is_over = is_empty and not woken
                 while woken and monotonic() <= until:
-                    woken[0].switch(True)  # who may send, and leave it to us to look
+                    woken[0].switch(True)  # the greenlet may send; this loop looks for input afterwards
                     del woken[0]  # after an exception it is woken again, which does no harm
         finally:
             self._is_pumping = False
@@ -178,7 +174,7 @@ class ZmqStream:
                 self._go_on_soon()
 
     def _take_in(self, until: float, woken: Sequence[object] = ()) -> bool:
-        """True when the socket is empty; False if, before that, someone was woken or it is past `until`."""
+        """True when the socket is empty; False if, before that, a greenlet was woken or it is past `until`."""
         receiver = self._receiver()
         if receiver is None or self._owner.forked:
             self._stop_watching()
@@ -201,8 +197,8 @@ class ZmqStream:
         finally:
             self._is_taking_in = False
             self._touched.wake()
-            if self.on_touched is not None:
-                self.on_touched()
+            if self._on_touched is not None:
+                self._on_touched()
             if is_held:
                 sigint.release(self._owner.hub)
 
@@ -232,7 +228,7 @@ class ZmqStream:
         """True if the socket, which has ZMQ_IMMEDIATE, is connected."""
         try:
             events = _get(self.socket, _EVENTS)
-        except zmq.ZMQError:  # somebody else has closed it
+        except zmq.ZMQError:  # other code has closed it
             return False
         if events & _POLLIN:
             self._go_on_soon()
@@ -241,7 +237,7 @@ class ZmqStream:
     def mend(self) -> None:
         """Watch again, if a Ctrl-C struck the loop as it called us: it stops a watcher whose callback has raised.
 
-        That is so only while the main greenlet waits for something else than kclient.
+        That can happen only while the main greenlet waits outside of kclient.
         """
         if not self.is_closed and not self._readable.active and not self._again.active:
             self._go_on_soon()
@@ -252,7 +248,7 @@ class ZmqStream:
             self.detach().close(0)
 
     def detach(self) -> zmq.Socket[Any]:
-        """Be closed, and leave the socket open for another wire."""
+        """Be closed, and leave the socket open for another stream."""
         self.is_closed = True
         self._touched.wake()
         switch_soon(self._woken)
@@ -265,7 +261,7 @@ class ZmqStream:
         self.close()
         receiver = self._receiver()
         if receiver is not None:
-            receiver.stop()
+            receiver.lost()
 
     def _stop_watching(self) -> None:
         """In a forked child, whose loop still watches the parent's socket, or for a channel that was dropped."""

@@ -1,0 +1,224 @@
+"""ChannelSet: the channels of one client, made when needed, and started, failed, reopened and stopped together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from kclient.channels.base import Channel, spin
+from kclient.channels.heartbeat import HBChannel
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shared import Shared
+from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
+from kclient.channels.stdin import StdInChannel
+from kclient.client.process import Kernel
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.owner import Owner
+from kclient.errors import Failure, KernelRestarted, UnsupportedFeature
+from kclient.protocol.peer import Peer
+from kclient.protocol.pending_answers import PendingAnswers
+from kclient.protocol.routing import Outputs
+from kclient.transport.base import HeartbeatReceiver, Line, Receiver, Transport
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
+
+_TEMPORARY: Final[dict[str, type[RequestChannel]]] = {"control": ControlChannel, "shell": ShellChannel}
+
+
+class Ended(Protocol):
+    """An execution that has ended."""
+
+    msg_id: str
+
+    @property
+    def is_incomplete(self) -> bool: ...
+
+
+class ChannelSet:
+    """The five channels of a client. `make(name)` makes the channel of that name.
+
+    `kernel` is the process behind them; None for a kernel that this program did not start. `failure` makes the error
+    that new calls raise, once the kernel is dead.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        session: Session,
+        shared: Shared,
+        make: Callable[[str, Shared], Channel],
+        kernel: Kernel | None,
+    ) -> None:
+        self.owner = owner
+        self.session = session
+        self.kernel = kernel
+        self.failure: Failure | None = None
+        self._shared = shared
+        self._make = make
+        self._channels: dict[str, Channel] = {}
+
+    @property
+    def transport(self) -> Transport:
+        return self._shared.transport
+
+    @property
+    def peer(self) -> Peer:
+        """What the kernel has told of itself."""
+        return self._shared.peer
+
+    @property
+    def pending(self) -> PendingAnswers:
+        """The answers of which one half has come."""
+        return self._shared.pending
+
+    @property
+    def spin(self) -> float:
+        """Seconds for which a call looks at its sockets before it waits for the loop."""
+        return self._shared.spin
+
+    @property
+    def shell(self) -> ShellChannel:
+        return cast(ShellChannel, self._channels.get("shell") or self.channel("shell"))
+
+    @property
+    def control(self) -> ControlChannel:
+        return cast(ControlChannel, self.channel("control"))
+
+    @property
+    def iopub(self) -> IOPubChannel:
+        return cast(IOPubChannel, self.channel("iopub"))
+
+    @property
+    def stdin(self) -> StdInChannel:
+        return cast(StdInChannel, self.channel("stdin"))
+
+    @property
+    def hb(self) -> HBChannel:
+        return cast(HBChannel, self.channel("hb"))
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """The routing of outputs, while iopub runs."""
+        return self.iopub.outputs if self.runs("iopub") else None
+
+    def channel(self, name: str) -> Channel:
+        """The channel of that name, made when first asked for."""
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = self._make(name, self._shared)
+            if self.failure is not None:
+                channel.fail(self.failure)
+        return channel
+
+    def start_channel(self, name: str) -> None:
+        """Connect the channel of that name; a new one in the place of one that was stopped."""
+        channel = self._channels.get(name)
+        if channel is not None and channel.is_stopped:
+            del self._channels[name]
+        self.channel(name).start()
+
+    @contextmanager
+    def temporary_channel(self, name: str) -> Iterator[RequestChannel]:
+        """A shell or control channel over a connection of its own, for the time of a `with` block.
+
+        Raises UnsupportedFeature if the transport has no second connection.
+        """
+        transport = _SecondLines(self.transport)
+        channel = _TEMPORARY[name](Shared.of_one(transport, self.session), self.session)
+        try:
+            channel.start()
+            yield channel
+        finally:
+            channel.stop()
+
+    def runs(self, name: str) -> bool:
+        """True if the channel of that name runs."""
+        channel = self._channels.get(name)
+        return channel is not None and channel.is_alive()
+
+    def running(self) -> list[Channel]:
+        """The channels that run."""
+        return [channel for channel in self._channels.values() if channel.is_alive()]
+
+    def drain(self) -> None:
+        """Take in what has arrived, without waiting."""
+        for channel in self.running():
+            channel.drain()
+
+    def look(self) -> None:
+        """Take in, without the help of the loop, messages and the death of the process."""
+        self._shared.client.look()
+
+    def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
+        """Look again and again at the connections that an execution depends on."""
+        channels = [self._channels[name] for name in ("shell", "iopub", "stdin") if name in self._channels]
+        spin(channels, is_waiting, deadline)
+
+    def refuse_if_answering(self, subshell_id: str | None) -> None:
+        """Raise InvalidState in an on_input: the main shell waits for the input, and answers no request meanwhile."""
+        shell = self._channels.get("shell")
+        if isinstance(shell, RequestChannel) and shell.answering:
+            shell.refuse_if_answering(subshell_id)
+
+    def is_busy_with(self, msg_id: str) -> bool:
+        """True if `msg_id` is the request for the latest code that the kernel, or a subshell of it, is busy with."""
+        return self.outputs is not None and msg_id in self.outputs.executing.values()
+
+    def forget(self, execution: Ended) -> None:
+        """Route nothing more to an execution that has ended."""
+        iopub = self._channels.get("iopub")
+        if isinstance(iopub, IOPubChannel):
+            iopub.outputs.executions.pop(execution.msg_id, None)
+        if execution.is_incomplete:
+            self.pending.owed_idle.pop(execution.msg_id, None)
+
+    def break_off(self, failure: Failure) -> None:
+        """Wake every call that waits for an answer with an error."""
+        is_dead = self.kernel is None or not self.kernel.is_alive()
+        for channel in self.running():
+            channel.drain()
+            if is_dead:
+                channel.disconnect()
+            channel.fail(failure)
+
+    def reopen(self) -> None:
+        """Fail what is pending with KernelRestarted, and connect anew, to a kernel that is not there yet."""
+        for channel in self.running():
+            if not channel.has_failed:  # else the calls that waited have been told of another failure
+                channel.fail(KernelRestarted)
+        self.failure = None
+        self.peer.forget()
+        for channel in self.running():
+            channel.reopen()
+
+    def stop(self) -> None:
+        """Close every channel and forget it; calls that wait get ChannelClosed."""
+        for channel in self._channels.values():
+            channel.stop()
+        self._channels.clear()
+        if self.kernel is None:  # another program may start the kernel again
+            self.failure = None
+
+
+class _SecondLines:
+    """A transport whose lines have connections of their own, beside those of `transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.channels = transport.channels
+        self.address = transport.address
+        self.file_descriptors = transport.file_descriptors
+        self.second_line = transport.second_line
+        self.is_refused = transport.is_refused
+        self.hint = transport.hint
+
+    def line(self, channel: str, receiver: Receiver) -> Line:
+        line = self._transport.second_line(channel, receiver)
+        if line is None:
+            raise UnsupportedFeature("this kernel takes one connection only", feature="second connection")
+        return line
+
+    def heartbeat(self, receiver: HeartbeatReceiver) -> None:
+        """Only shell and control have a second line."""

@@ -1,0 +1,110 @@
+"""What the kernel owes: a reply, or an idle status, that is overdue. A table says what becomes of it.
+
+| phase    | the answer                                                                                    |
+|----------|-----------------------------------------------------------------------------------------------|
+| OWED     | half of it has come, the reply without the idle status or the other way round                  |
+| UNHEARD  | nothing of it has come, although the kernel is idle                                            |
+| NUDGED   | is as before; the kernel was asked over another connection, since it may sleep on              |
+| SILENT   | is as before, after the nudge; the request is no code, so the kernel may take its time         |
+| ASKED    | is as before; kernel_info was asked on the same shell                                          |
+| GIVEN_UP | will not come: the kernel has answered the later question                                      |
+| SETTLED  | has come after all, or its call has ended                                                      |
+
+| event  | it happens when                                              |
+|--------|--------------------------------------------------------------|
+| NUDGE  | the kernel is asked over another connection                   |
+| WAIT   | it has answered that, and is left in peace                    |
+| ASK    | it is asked on the same shell                                 |
+| PASS   | it has answered that question, and still owes the answer      |
+| SETTLE | the answer is not owed any more                               |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+import attrs
+
+from kclient.channels.iopub import IOPubChannel
+from kclient.channels.shell import RequestChannel
+from kclient.errors import Failure
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import OwnQuestion
+
+Phase = Enum("Phase", "OWED UNHEARD NUDGED SILENT ASKED GIVEN_UP SETTLED")
+Event = Enum("Event", "NUDGE WAIT ASK PASS SETTLE")
+
+TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
+    (Phase.OWED, Event.ASK): Phase.ASKED,
+    (Phase.UNHEARD, Event.NUDGE): Phase.NUDGED,
+    (Phase.NUDGED, Event.WAIT): Phase.SILENT,
+    (Phase.NUDGED, Event.ASK): Phase.ASKED,  # every kernel tells that it begins with code
+    (Phase.SILENT, Event.ASK): Phase.ASKED,
+    (Phase.ASKED, Event.PASS): Phase.GIVEN_UP,
+    (Phase.OWED, Event.SETTLE): Phase.SETTLED,
+    (Phase.UNHEARD, Event.SETTLE): Phase.SETTLED,
+    (Phase.NUDGED, Event.SETTLE): Phase.SETTLED,
+    (Phase.SILENT, Event.SETTLE): Phase.SETTLED,
+    (Phase.ASKED, Event.SETTLE): Phase.SETTLED,
+}
+"""Phase and event to the next phase. A pair that is not there cannot happen: KeyError."""
+
+
+@attrs.define(eq=False)
+class Overdue:
+    """An answer that the kernel owes since `since`: where to ask for it, and what to do if it will not come."""
+
+    channel: RequestChannel
+    subshell_id: str | None
+    since: float
+    is_still_owed: Callable[[], bool]
+    give_up: Callable[[], None]
+    msg_id: str = ""
+    is_code: bool = True
+    phase: Phase = Phase.OWED
+
+    @property
+    def shell(self) -> tuple[str, str | None]:
+        """The shell that would have to answer first: one channel, or one subshell."""
+        return self.channel.name, self.subshell_id
+
+    def note(self, event: Event) -> None:
+        """Go on to the next phase."""
+        self.phase = TRANSITIONS[self.phase, event]
+
+    def conclude(self) -> None:
+        """The kernel has answered the later question: give up the answer if it is still owed."""
+        if self.is_still_owed():
+            self.note(Event.PASS)
+            self.give_up()
+        else:
+            self.note(Event.SETTLE)
+
+
+class Unnoticed(OwnQuestion):
+    """A message that gets no reply, until the kernel says that it is busy with it. It has noticed those before, too."""
+
+    def __init__(self, iopub: IOPubChannel, msg_id: str, since: float) -> None:
+        self.since = since
+        self._iopub = iopub
+        self._executions = iopub.outputs.executions
+        self._msg_id = msg_id
+        self._executions[msg_id] = self
+
+    def is_unnoticed(self) -> bool:
+        """True while the kernel has said nothing of it."""
+        return self._msg_id in self._executions
+
+    def feed(self, message: Message) -> None:
+        """The kernel has noticed it. Its messages go where they would have gone without this object."""
+        self.forget()
+        self._iopub.leave(message)
+
+    def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Watch over it no longer."""
+        self._executions.pop(self._msg_id, None)

@@ -1,0 +1,68 @@
+"""ClientHolder: the client of a manager, made when first needed, and a new one after a shutdown."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kclient.client.connection import KernelConnection
+from kclient.client.interface import KernelInterface
+from kclient.client.kernel_client import KernelClient
+from kclient.kernels.provisioner import Provisioner
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
+
+
+class ClientHolder:
+    """Holds the `current` client of a manager, None while there is none.
+
+    The next client answers input requests and takes comms as the one before. Its channels are of the classes that
+    `manager` names, which is held weakly.
+    """
+
+    def __init__(self, manager: KernelInterface, session: Session, spin: float) -> None:
+        self.current: KernelClient | None = None
+        self.session = session
+        self._manager = weakref.ref(manager)
+        self._spin = spin
+        self._former: KernelConnection | None = None
+
+    @property
+    def connection(self) -> KernelConnection | None:
+        """The parts of the current client."""
+        return None if self.current is None else self.current.kernel_connection
+
+    @property
+    def channels_running(self) -> bool:
+        """True if any channel runs."""
+        return self.current is not None and self.current.channels_running
+
+    def make(self, provisioner: Provisioner, on_death: Callable[[], None] | None) -> KernelClient:
+        """A new client of that kernel, which is the current one from here on."""
+        kernel = provisioner if provisioner.process is not None else None
+        info = provisioner.endpoint.info
+        client = KernelClient(info, kernel=kernel, session=self.session, spin=self._spin, on_death=on_death)
+        manager = self._manager()
+        if manager is not None:
+            client.use_channel_classes_of(manager)
+        if self._former is not None:
+            client.kernel_connection.inherit(self._former)
+        self._former = None
+        self.current = client
+        return client
+
+    def fit(self, provisioner: Provisioner) -> None:
+        """Let session and client go on with the keys and the ports that the kernel has now."""
+        info = provisioner.endpoint.info
+        self.session.server_key = info.curve_publickey
+        if self.current is not None and self.current.connection != info:
+            self.current.move(info)
+
+    def drop(self) -> None:
+        """Close the client; the next one is new."""
+        if self.current is not None:
+            self._former = self.current.kernel_connection
+            self.current.stop_channels()
+            self.current = None

@@ -1,0 +1,119 @@
+"""The seam between channels and transports: messages cross it, never frames.
+
+A transport knows how to reach one kernel. It makes a line for each channel. A line carries the messages of one channel
+and hands those that arrive to a receiver, the channel. Signatures, replay checks, identities, encryption, reconnecting
+and the question whether anything listens at the other end stand behind this seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.waiting import TURN_S
+from kclient.protocol.messages import Message
+
+
+class Receiver(Protocol):
+    """A channel, as its line sees it. No method blocks or raises."""
+
+    def receive(self, message: Message) -> None:
+        """Take in a message that arrived."""
+
+    def drop(self, reason: str, error: Exception) -> None:
+        """Count a message that could not be read; `reason` is one word, as in BadMessage."""
+
+    def reconnected(self) -> None:
+        """The connection was cut and is back. Messages may have been lost."""
+
+    def lost(self) -> None:
+        """The connection was closed from outside, for good."""
+
+
+class HeartbeatReceiver(Protocol):
+    """The heartbeat channel, as its line sees it. No method blocks or raises."""
+
+    def beat(self) -> None:
+        """The kernel has answered a ping."""
+
+    def lost(self) -> None:
+        """The connection was closed from outside, for good."""
+
+
+class Connection(Protocol):
+    """What the lines of all channels have in common. `open` follows `close` any number of times."""
+
+    def open(self) -> None:
+        """Connect, without waiting; raises InvalidState, InvalidArgument and TooManyFiles."""
+
+    def close(self) -> None:
+        """Disconnect at once; what was not sent is dropped. Idempotent."""
+
+    def drain(self, seconds: float = TURN_S) -> None:
+        """Take in what has arrived, without waiting, for at most so many seconds."""
+
+    def glance(self) -> None:
+        """Take in one message, if there is one."""
+
+    def mend(self) -> None:
+        """Make sure that the loop still watches the line."""
+
+    def disconnect(self) -> None:
+        """Stop trying to reach a kernel that is dead. What has arrived can still be taken in."""
+
+    def adopt(self, former: Connection) -> bool:
+        """Go on with the connection of `former`, which is closed by that; False if that cannot be done."""
+
+
+class Line(Connection, Protocol):
+    """Carries the messages of one channel."""
+
+    def send(self, message: Message) -> None:
+        """Send, without waiting. A Ctrl-C is raised when the message is out.
+
+        Raises InvalidArgument for a message that cannot be written, InvalidState if the kernel is not connected and the
+        line keeps nothing for later, and ChannelClosed.
+        """
+
+    def is_connected(self) -> bool:
+        """True if the kernel is connected, as far as the line can tell."""
+
+    def wait_until_connected(self, deadline: Deadline) -> bool:
+        """Wait until the kernel is connected; False if it is not within the deadline."""
+
+
+class HeartbeatLine(Connection, Protocol):
+    """Carries pings, and tells its receiver of each answer."""
+
+    def ping(self) -> None:
+        """Ask the kernel for a sign of life; raises InvalidState if it is not connected, and ChannelClosed."""
+
+
+class Transport(Protocol):
+    """The way to one kernel."""
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """The names of the channels that the kernel has, of "shell", "iopub", "stdin", "control" and "hb"."""
+
+    def address(self, channel: str) -> str:
+        """Where the line of that channel leads, for people to read; raises InvalidPortNumber if that is not known."""
+
+    def file_descriptors(self, channels: int) -> int:
+        """How many file descriptors the lines of so many channels take."""
+
+    def line(self, channel: str, receiver: Receiver) -> Line:
+        """A line for that channel, not open yet; raises InvalidPortNumber."""
+
+    def second_line(self, channel: str, receiver: Receiver) -> Line | None:
+        """A line over a connection of its own, beside that of the channel; None if the transport has none."""
+
+    def heartbeat(self, receiver: HeartbeatReceiver) -> HeartbeatLine | None:
+        """A line for pings; None if the transport learns by itself that a kernel has died."""
+
+    def is_refused(self) -> bool | None:
+        """True if nothing listens at the kernel's addresses; waits 1 s at most. None if that cannot be told."""
+
+    def hint(self) -> str:
+        """Why a kernel may be silent to a new client, and what to do, for an error message."""

@@ -1,0 +1,215 @@
+"""The line of one channel over a ZeroMQ socket: messages to signed frames, and back."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.owner import Owner
+from kclient.concurrency.waiting import TURN_S
+from kclient.errors import BadMessage, ChannelClosed
+from kclient.protocol.messages import Message
+from kclient.transport.base import Connection, HeartbeatReceiver, Receiver
+from kclient.transport.zmq.frames import FrameReader, MessageReader
+from kclient.transport.zmq.stream import ZmqStream
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
+
+PING: Final = (b"", b"ping")
+"""A ping as a REQ sends it. The socket is a DEALER: a REQ cannot be read between its ping and the next (EFSM)."""
+
+
+class ZmqConnection(ABC):
+    """A socket that is connected by `open`: `connect()` makes it, and `address()` says where it leads."""
+
+    def __init__(
+        self, owner: Owner, name: str, connect: Callable[[], zmq.Socket[Any]], address: Callable[[], str]
+    ) -> None:
+        self.name = name
+        self._owner = owner
+        self._connect = connect
+        self._address = address
+        self._connected_to = ""
+        self._stream: ZmqStream | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True from `open` to `close`."""
+        return self._stream is not None
+
+    @property
+    def socket(self) -> zmq.Socket[Any] | None:
+        """The socket, while the line is open."""
+        return None if self._stream is None else self._stream.socket
+
+    def open(self) -> None:
+        """Connect; raises InvalidState, InvalidArgument and TooManyFiles."""
+        address = self._address()
+        self._attach(self._connect(), address)
+
+    def close(self) -> None:
+        """Disconnect at once. Idempotent."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._stream = None
+
+    def adopt(self, former: Connection) -> bool:
+        """Go on with the socket of `former`; False if that is not open, or no ZeroMQ line."""
+        if not isinstance(former, ZmqConnection) or former._stream is None:
+            return False
+        stream, address = former._stream, former._connected_to
+        socket = stream.detach()
+        former.close()
+        self._attach(socket, address)
+        return True
+
+    def follow_address(self) -> None:
+        """Connect anew if the line is open and the kernel listens elsewhere by now; what was not sent is dropped."""
+        if self._stream is not None and self._address() != self._connected_to:
+            self.close()
+            self.open()
+
+    def disconnect(self) -> None:
+        """Stop trying to reach a kernel that is dead: at 5 ms a try that takes 2 % of a processor."""
+        if self._stream is not None and not self._stream.is_closed:
+            with suppress(zmq.ZMQError):  # ENOENT: it is disconnected already
+                self._stream.socket.disconnect(self._connected_to)
+
+    def drain(self, seconds: float = TURN_S) -> None:
+        """Take in what is on the socket, without waiting, for at most so many seconds."""
+        if self._stream is not None:
+            self._stream.drain(seconds)
+
+    def glance(self) -> None:
+        """Take in one message, if there is one."""
+        if self._stream is not None:
+            self._stream.glance()
+
+    def mend(self) -> None:
+        """Make sure that the loop still watches the socket."""
+        if self._stream is not None:
+            self._stream.mend()
+
+    def _attach(self, socket: zmq.Socket[Any], address: str) -> None:
+        self._stream = self._new_stream(socket)
+        self._connected_to = address
+        self._finalizer = weakref.finalize(self, self._owner.run_here, self._stream.close)
+        self._finalizer.atexit = False
+
+    @abstractmethod
+    def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
+        """The stream of a socket that is connected."""
+
+    @abstractmethod
+    def receive(self, frames: list[bytes]) -> None:
+        """Take in a message of the socket."""
+
+    def _open_stream(self) -> ZmqStream:
+        if self._stream is None:
+            raise ChannelClosed(self.name)
+        return self._stream
+
+
+class ZmqLine(ZmqConnection):
+    """Carries messages as signed frames. A frame that is no valid message is dropped, and counted by the receiver.
+
+    `topics` is the number of frames before the delimiter. `tells_of_cuts`: the socket has ZMQ_IMMEDIATE, so it is
+    writable only while the kernel is connected. That shows a connection that was cut and is back.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        connect: Callable[[], zmq.Socket[Any]],
+        address: Callable[[], str],
+        session: Session,
+        receiver: Receiver,
+        *,
+        topics: int = 0,
+        tells_of_cuts: bool = False,
+    ) -> None:
+        super().__init__(owner, name, connect, address)
+        self._session = session
+        self._receiver = receiver
+        self._topics = topics
+        self._tells_of_cuts = tells_of_cuts
+        self._had_peer = self._was_cut = False
+
+    def send(self, message: Message) -> None:
+        """Sign and send; raises InvalidArgument, InvalidState for a socket that keeps nothing, and ChannelClosed."""
+        self._open_stream().send(self._session.serialize(message))
+
+    def is_connected(self) -> bool:
+        """True if the kernel is connected; only a line that tells of cuts knows."""
+        return self._stream is not None and self._stream.has_peer()
+
+    def wait_until_connected(self, deadline: Deadline) -> bool:
+        """Wait until the kernel is connected; False if it is not within the deadline."""
+        return self._open_stream().wait_for_peer(deadline)
+
+    def receive(self, frames: list[bytes]) -> None:
+        """Verify and parse one message, and hand it to the channel."""
+        try:
+            message = self._session.deserialize(frames)
+        except BadMessage as exc:
+            self._receiver.drop(exc.reason, exc)
+            return
+        self._receiver.receive(message)
+
+    def lost(self) -> None:
+        """The socket, or its context, was closed by other code."""
+        self._receiver.lost()
+
+    def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
+        self._had_peer = self._was_cut = False
+        on_touched = self._look_at_peer if self._tells_of_cuts else None
+        reader = MessageReader(socket, self._topics)
+        return ZmqStream(self._owner, socket, self, reader=reader, name=self.name, on_touched=on_touched)
+
+    def _look_at_peer(self) -> None:
+        """Notice that the kernel is back after a cut."""
+        has_peer = self.is_connected()
+        is_back = has_peer and self._was_cut
+        self._was_cut = not has_peer and (self._was_cut or self._had_peer)
+        self._had_peer = has_peer
+        if is_back:
+            self._receiver.reconnected()
+
+
+class ZmqHeartbeat(ZmqConnection):
+    """Carries pings. The kernel sends each one back as it came, unsigned."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        connect: Callable[[], zmq.Socket[Any]],
+        address: Callable[[], str],
+        receiver: HeartbeatReceiver,
+    ) -> None:
+        super().__init__(owner, name, connect, address)
+        self._receiver = receiver
+
+    def ping(self) -> None:
+        """Ask for a sign of life; raises InvalidState if the kernel refuses the connection, and ChannelClosed."""
+        self._open_stream().send(PING)
+
+    def receive(self, frames: list[bytes]) -> None:
+        """Any answer is a sign of life."""
+        self._receiver.beat()
+
+    def lost(self) -> None:
+        """The socket, or its context, was closed by other code."""
+        self._receiver.lost()
+
+    def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
+        return ZmqStream(self._owner, socket, self, reader=FrameReader(socket), name=self.name)

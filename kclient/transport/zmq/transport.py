@@ -1,0 +1,227 @@
+"""ZmqTransport: the lines to a kernel that listens at the addresses of a connection file."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import zmq
+
+from kclient.concurrency.file_limits import CHANNEL
+from kclient.concurrency.owner import Owner
+from kclient.errors import InvalidArgument
+from kclient.protocol.connection import CHANNELS, ConnectionInfo, make_address
+from kclient.transport.base import HeartbeatReceiver, Receiver
+from kclient.transport.zmq.context import context, no_socket
+from kclient.transport.zmq.curve import encrypt
+from kclient.transport.zmq.line import ZmqConnection, ZmqHeartbeat, ZmqLine
+from kclient.transport.zmq.reachability import refuses
+
+if TYPE_CHECKING:
+    from kclient.protocol.session import Session
+
+RECONNECT_IVL_MS: Final = 5
+"""Milliseconds between attempts to connect. ZeroMQ's own 100 would be most of the time that a kernel takes to start."""
+
+RECONNECT_IVL_MAX_MS: Final = 200
+"""Milliseconds between attempts to reach a kernel that this program did not start, and that may be gone for good."""
+
+SOCKET_TYPES: Final = {
+    "shell": zmq.DEALER,
+    "iopub": zmq.SUB,
+    "stdin": zmq.DEALER,
+    "control": zmq.DEALER,
+    "hb": zmq.DEALER,
+}
+
+TOPICS: Final = {"iopub": 1}
+"""Frames that come before the delimiter of a message."""
+
+NO_ANSWER: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
+    "for which the connection file has curve_publickey and curve_secretkey"
+)
+NO_ANSWER_ENCRYPTED: Final = (
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
+    "encrypted connection, or not encrypt at all"
+)
+
+
+class Addresses(Protocol):
+    """Where the channels of a kernel listen, as ConnectionInfo says it."""
+
+    def address(self, channel: str) -> str: ...
+
+    def port(self, channel: str) -> int: ...
+
+
+class OneAddress:
+    """The address of a channel that stands alone: a ZeroMQ URL, or an (ip, port) pair."""
+
+    def __init__(self, address: str | tuple[str, int]) -> None:
+        self._address = make_address(address)
+
+    def address(self, channel: str) -> str:
+        return self._address
+
+    def port(self, channel: str) -> int:
+        return 1
+
+
+class ZmqTransport:
+    """Lines over ZeroMQ sockets of one hub. They are encrypted if the session has a server_key.
+
+    `context` is that of this process unless another is given. `is_ours` says that this program started the kernel, so
+    that it is told of the kernel's end; else attempts to reach the kernel become rarer.
+
+    The shell and the stdin line share an identity (ROUTING_ID): the kernel sends its input requests to the identity
+    that the request for code came from.
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        session: Session,
+        *,
+        context: zmq.Context[Any] | None = None,
+        is_ours: bool = True,
+    ) -> None:
+        self.is_ours = is_ours
+        self._addresses = addresses
+        self._session = session
+        self._context = context
+        self._owner = Owner()
+        self._identity = session.identity
+        self._epoch = 0
+        self._made: set[str] = set()
+        self._shell: weakref.ref[ZmqLine] | None = None
+        self._lines: weakref.WeakSet[ZmqConnection] = weakref.WeakSet()
+
+    @property
+    def context(self) -> zmq.Context[Any]:
+        """The ZeroMQ context that the sockets are of."""
+        return context() if self._context is None else self._context
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """The channels that the kernel has; all of them, while its ports are not chosen yet."""
+        addresses = self._addresses
+        return [name for name in CHANNELS if addresses.port(name) or not addresses.port("shell")]
+
+    def address(self, channel: str) -> str:
+        """The ZeroMQ URL that the channel connects to; raises InvalidPortNumber."""
+        return self._addresses.address(channel)
+
+    def file_descriptors(self, channels: int) -> int:
+        """Descriptors of so many sockets, once they are connected."""
+        return CHANNEL * channels
+
+    def line(self, channel: str, receiver: Receiver) -> ZmqLine:
+        """A line for that channel. The next one for the same channel has an identity of its own.
+
+        A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed.
+        """
+        if channel in self._made and channel != "stdin":
+            self._identity = self._new_identity()
+        self._made.add(channel)
+        line = self._new_line(channel, receiver, None if channel == "stdin" else self._identity)
+        if channel == "shell":
+            self._shell = weakref.ref(line)
+            self._reopen_stdin()
+        return line
+
+    def second_line(self, channel: str, receiver: Receiver) -> ZmqLine:
+        """A line over a connection of its own."""
+        return self._new_line(channel, receiver, self._new_identity())
+
+    def heartbeat(self, receiver: HeartbeatReceiver) -> ZmqHeartbeat:
+        """A line for pings."""
+        self.address("hb")
+        connect = partial(self._open_socket, "hb", None)
+        line = ZmqHeartbeat(self._owner, "hb", connect, partial(self.address, "hb"), receiver)
+        self._lines.add(line)
+        return line
+
+    def is_refused(self) -> bool:
+        """True if nothing listens for the heartbeat nor, since some kernels have none, for shell."""
+        return all(refuses(self.address(name)) for name in ("hb", "shell") if self._addresses.port(name))
+
+    def hint(self) -> str:
+        """Why a kernel may be silent."""
+        return NO_ANSWER_ENCRYPTED if self._session.server_key else NO_ANSWER
+
+    def move(self, connection: ConnectionInfo) -> None:
+        """The kernel listens elsewhere since it was restarted. Lines that are open connect there."""
+        self._addresses = connection
+        for line in list(self._lines):
+            line.follow_address()
+
+    def _new_identity(self) -> bytes:
+        self._epoch += 1
+        return b"%s-%d" % (self._session.identity, self._epoch)
+
+    def _identity_of_shell(self) -> bytes:
+        """The identity of the shell line's socket, which may have been adopted, or the one that it will get."""
+        line = None if self._shell is None else self._shell()
+        socket = None if line is None else line.socket
+        if socket is None or socket.closed:
+            return self._identity
+        identity = socket.get(zmq.ROUTING_ID)
+        return identity if isinstance(identity, bytes) else str(identity).encode()
+
+    def _reopen_stdin(self) -> None:
+        """Let the stdin line have the identity of the new shell line."""
+        for line in list(self._lines):
+            if line.name == "stdin" and line.is_open:
+                line.close()
+                line.open()
+
+    def _new_line(self, channel: str, receiver: Receiver, identity: bytes | None) -> ZmqLine:
+        self.address(channel)
+        line = ZmqLine(
+            self._owner,
+            channel,
+            partial(self._open_socket, channel, identity),
+            partial(self.address, channel),
+            self._session,
+            receiver,
+            topics=TOPICS.get(channel, 0),
+            tells_of_cuts=channel == "stdin",
+        )
+        self._lines.add(line)
+        return line
+
+    def _open_socket(self, channel: str, identity: bytes | None) -> zmq.Socket[Any]:
+        """A socket that is connected; raises InvalidState, InvalidArgument and TooManyFiles."""
+        address = self.address(channel)
+        within = self.context
+        try:
+            socket: zmq.Socket[Any] = within.socket(SOCKET_TYPES[channel])
+        except zmq.ZMQError as exc:
+            raise no_socket(f"the {channel} channel", within, exc) from exc
+        try:
+            socket.linger = 0
+            socket.rcvhwm = 0
+            socket.sndhwm = 0
+            socket.reconnect_ivl = RECONNECT_IVL_MS
+            socket.reconnect_ivl_max = 0 if self.is_ours else RECONNECT_IVL_MAX_MS
+            socket.ipv6 = "[" in address
+            if self._session.server_key:
+                encrypt(socket, self._session.server_key)
+            if channel == "iopub":
+                socket.subscribe(b"")
+            elif channel == "stdin":
+                socket.routing_id = self._identity_of_shell()
+                socket.immediate = True
+            elif identity is not None:
+                socket.routing_id = identity
+            socket.connect(address)
+        except zmq.ZMQError as exc:
+            socket.close(0)
+            raise InvalidArgument(f"cannot connect the {channel} channel to {address!r}: {exc}") from exc
+        except BaseException:
+            socket.close(0)
+            raise
+        return socket
