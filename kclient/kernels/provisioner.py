@@ -84,7 +84,7 @@ class Launch:
 
 
 HANDSHAKES: Final = ("auto", "off", "required")
-"""Whether the kernel chooses its own ports: if its spec says that it can; never; always, or it is not started."""
+"""auto: the kernel chooses its ports if its spec says that it can. off: never. required: it must, or is not started."""
 
 _NO_MARKS: Final[Mapping[str, str]] = {}
 
@@ -323,7 +323,7 @@ class Provisioner:
         return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
 
     def _lacks_ipc(self) -> list[str]:
-        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels cannot."""
+        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels lack ipc."""
         for path in self.endpoint.info.ipc_paths():
             if not os.path.lexists(path):
                 return [f"it never listened at ipc://{path}; if it supports only tcp, pass transport='tcp'"]
@@ -342,7 +342,7 @@ class Provisioner:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """Remove the files, release the file descriptors, and end the care of the guard."""
+        """Remove the files, end the reservation of file descriptors, and have the guard forget the kernel."""
         self.claim.end()
         self.endpoint.remove()
         if self._guarded is not None:

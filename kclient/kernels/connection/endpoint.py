@@ -132,7 +132,7 @@ class Endpoint:
         return self.write()
 
     def expect_registration(self) -> Registrar:
-        """Replaces `prepare` if the kernel chooses its ports: listen for its report, and write a registration file.
+        """Use this instead of `prepare` if the kernel chooses its ports. Write a registration file, and listen.
 
         The caller starts the kernel with the registration file, then calls `register` or `end_registration`. Raises
         LaunchError, ConnectionFileError and InvalidState.
@@ -159,7 +159,7 @@ class Endpoint:
             write_connection_file(self.info, self.path)
 
     def end_registration(self) -> None:
-        """Stop to listen for a report. A second call does nothing."""
+        """Stop listening for a report. A second call does nothing."""
         if self._registrar is not None:
             self._registrar.close()
             self._registrar = None

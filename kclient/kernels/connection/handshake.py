@@ -69,8 +69,8 @@ class Registrar:
         """
         parking = Parking(self._owner)
         process.exited.rawlink(parking.wake)
-        # libzmq's descriptor is edge-triggered: it stays readable until the socket was read until it was empty. The
-        # loop's watcher is level-triggered, so it goes on firing until then. No other code reads this socket.
+        # One event of libzmq's descriptor may stand for many messages. The descriptor stays readable until the socket
+        # was found empty, and the watcher fires as long as it is readable. No other code may read this socket.
         watcher: Any = self._owner.hub.loop.io(self._socket.fileno(), READABLE)
         watcher.start(parking.wake)
         try:
@@ -111,7 +111,7 @@ class Registrar:
         ]
 
     def close(self) -> None:
-        """Stop to listen, and remove the file. A second call does nothing."""
+        """Stop listening, and remove the file. A second call does nothing."""
         self._undo.close()
 
 

@@ -52,7 +52,7 @@ class ExitWatcher:
             self._start_thread()
 
     def has_ended(self) -> bool:
-        """True if the process has ended. It is asked for now, without a turn of the loop; any thread may call."""
+        """True if the process has ended. The answer is up to date without a turn of the loop; any thread may call."""
         if self.exited.is_set() or self._owner.forked:
             return self.exited.is_set()
         if self._pidfd is None:
@@ -99,7 +99,7 @@ class ExitWatcher:
             self._settle()
 
     def _settle(self) -> None:
-        """Finish; but if gevent may have reaped the child, at the next turn: on libuv its watcher fires a bit later."""
+        """Finish now. If gevent may have reaped the child, finish soon: on libuv gevent's watcher fires a bit later."""
         if self.exit_code is None and self._by_gevent is not None:
             self._watcher.stop()
             self._owner.hub.loop.run_callback(self._finish)

@@ -49,7 +49,7 @@ class KernelProcess(Protocol):
         """
 
     def is_alive(self) -> bool:
-        """True while the process runs. It is asked for now: False even if the hub has not set `exited` yet."""
+        """True while the process runs. The answer is up to date: False even if the hub has not set `exited` yet."""
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the kernel and its children; does nothing after its end."""
@@ -61,7 +61,7 @@ class KernelProcess(Protocol):
         """The end of the kernel's output, for error messages; empty if it is not known."""
 
     def close(self) -> None:
-        """Close files and pipes of this object. The process runs on; `exited` and `exit_code` still work."""
+        """Close files and pipes of this object. It does not end the process; `exited` and `exit_code` still work."""
 
 
 class Launcher(Protocol):
@@ -87,14 +87,14 @@ class Launcher(Protocol):
 
 
 class AnyExitWatcher(Protocol):
-    """What LocalProcess needs of an exit watcher: ExitWatcher has it, and so has that of the fork server."""
+    """The part of an exit watcher that LocalProcess uses. ExitWatcher has it, and so has that of the fork server."""
 
     pid: int
     exited: Event
     exit_code: int | None
 
     def has_ended(self) -> bool:
-        """True if the process has ended. It is asked for now; any thread may call."""
+        """True if the process has ended. The answer is up to date without a turn of the loop; any thread may call."""
 
     def signal_group(self, signum: int) -> None:
         """Signal the process group that the process leads; does nothing after its end or in a forked child."""
@@ -129,7 +129,7 @@ class LocalProcess:
         return self._exit_watcher.exit_code
 
     def is_alive(self) -> bool:
-        """True while the process runs. It is asked for now, without a turn of the hub; any thread may call."""
+        """True while the process runs. The answer is up to date without a turn of the loop; any thread may call."""
         return not self._exit_watcher.has_ended()
 
     def send_signal(self, signum: int) -> None:

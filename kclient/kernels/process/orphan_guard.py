@@ -132,7 +132,7 @@ class _Guard:
 
 
 class GuardedKernel:
-    """One kernel in the care of the guard process: it is killed, and its files are removed, if this process ends.
+    """One kernel that the guard process kills, and whose files it removes, when this process ends.
 
     Make it before the kernel starts, and start the kernel with `environment` added to its own. Then call `take` after
     the start, `ended` when its process has ended, and `release` when its files are removed, too. The guard looks for
@@ -165,7 +165,7 @@ class GuardedKernel:
             _guard.tell_if_known(self._token, _record("ended", self._token))
 
     def release(self) -> None:
-        """End the guard's care: the kernel has ended and its files are removed. A second call does nothing."""
+        """Tell the guard that the kernel has ended and its files are removed. A second call does nothing."""
         _guard.forget(self._token)
 
     def _tell(self, verb: str, *fields: str) -> None:
