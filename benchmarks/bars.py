@@ -1,4 +1,4 @@
-"""The bars: what kclient is to reach, each a figure within one run on one machine."""
+"""The bars: limits that the figures of kclient have to meet, each within one run on one machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kclient.bench.results import Row
 
 @attrs.frozen
 class Bar:
-    """`figure` names a key of the JSON; it is to be `limit` at most, or at least that where `is_floor`."""
+    """The figure with the key `figure` in the JSON must be at most `limit`; with `is_floor`, at least `limit`."""
 
     limit: float
     figure: str = "ratio_to_raw"
@@ -47,9 +47,9 @@ BARS = {
     ("pool", "check-out", "kclient, fork server"): Bar(1000, "p99_us", what="p99 us"),
     ("pool", "check-out", "kclient, used again"): Bar(1000, "p99_us", what="p99 us"),
 }
-"""By benchmark, operation and client."""
+"""The bars, by benchmark, operation and client."""
 
 
 def bar_of(row: Row) -> Bar | None:
-    """The bar that a row is held to, on each transport alike."""
+    """The bar that a row has to meet, the same for each transport; None if it has none."""
     return BARS.get((row.benchmark, row.operation, row.client))

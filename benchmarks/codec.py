@@ -1,4 +1,4 @@
-"""The frames of a Jupyter message, made and read as fast as Python allows: for the echo kernel and for the floors."""
+"""A codec of Jupyter messages that is as fast as Python allows, for the echo kernel and for the raw clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATE = "2026-01-01T00:00:00.000000+00:00"
 
 
 class Signer:
-    """HMAC-SHA256 (RFC 2104) out of two hashes that have taken in the key already: half the time of `hmac`'s."""
+    """HMAC-SHA256 (RFC 2104). Two hashes that already contain the key are copied: half the time of `hmac`."""
 
     def __init__(self, key: bytes) -> None:
         block = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
@@ -23,7 +23,7 @@ class Signer:
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
     def sign(self, parts: Sequence[bytes]) -> bytes:
-        """The signature of the four dicts, in hex."""
+        """The signature of the four serialized dicts, in hex."""
         inner = self._inner.copy()
         inner.update(b"".join(parts))
         outer = self._outer.copy()
@@ -32,7 +32,7 @@ class Signer:
 
 
 class Codec:
-    """Requests to signed frames, and frames to verified dicts: what no client can do without."""
+    """Makes signed frames of requests, and verified dicts of frames. Every client has to do at least this."""
 
     def __init__(self, key: bytes) -> None:
         self.signer = Signer(key)
@@ -41,7 +41,7 @@ class Codec:
         self._count = 0
 
     def request(self, msg_type: str, content: dict[str, Any]) -> list[bytes]:
-        """The frames of a new request, with an id of its own."""
+        """The frames of a new request with a new id."""
         self._count += 1
         self.last_id = f"{self.session}_{self._count}"
         header = {
@@ -65,7 +65,7 @@ class Codec:
 
 
 def execute_content(code: str) -> dict[str, Any]:
-    """What every client here sends to run `code`: the defaults of the messaging protocol, and nobody to ask."""
+    """The content that every client here sends to run `code`: the protocol's defaults, without stdin."""
     return {
         "code": code,
         "silent": False,

@@ -1,4 +1,4 @@
-"""What a process has started, seen from outside: its kernels, and the memory of all; where there is a /proc."""
+"""The processes that a process has started, which of them are kernels, and their memory. It needs /proc."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PROC = Path("/proc")
 
 
 def descendants(pid: int) -> dict[int, int]:
-    """The processes below that one, each with its parent."""
+    """The children of a process, their children and so on: the parent of each, by pid."""
     children = defaultdict(list)
     for entry in os.listdir(PROC):
         if entry.isdecimal():
             try:
                 children[parent_of(int(entry))].append(int(entry))
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
     found: dict[int, int] = {}
     left = [pid]
@@ -28,7 +28,10 @@ def descendants(pid: int) -> dict[int, int]:
 
 
 def kernels_of(pid: int) -> list[int]:
-    """The kernels below that process: started by their command, or forked, with that of who forked them."""
+    """The kernels below that process.
+
+    A kernel has the command of ipykernel, or it was forked and has the command of its parent.
+    """
     kernels = []
     for child, parent in descendants(pid).items():
         command = command_of(child)
@@ -43,7 +46,7 @@ def parent_of(pid: int) -> int:
 
 
 def command_of(pid: int) -> bytes:
-    """Empty once it has ended, even if nobody has reaped it."""
+    """The command line; empty once the process has ended, even if it is not reaped."""
     try:
         return (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
@@ -51,17 +54,17 @@ def command_of(pid: int) -> bytes:
 
 
 def own_kib(pid: int) -> int:
-    """RssAnon: memory of a process that no file backs; 0 once it has ended."""
+    """RssAnon in KiB: the memory of a process without that of mapped files; 0 once it has ended."""
     return kib(pid, "status", "RssAnon:")
 
 
 def share_kib(pid: int) -> int:
-    """The same with what forked processes share divided among them, so that one may add it up."""
+    """The same, but memory that forked processes share counts in equal parts: the values of processes may be added."""
     return kib(pid, "smaps_rollup", "Pss_Anon:")
 
 
 def kib(pid: int, file: str, field: str) -> int:
-    """The sum of the lines of that file that begin so; 0 once the process has ended."""
+    """The sum of the lines in /proc/PID/`file` that begin with `field`, in KiB; 0 once the process has ended."""
     try:
         with (PROC / str(pid) / file).open(encoding="ascii", errors="replace") as lines:
             return sum(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,13 +1,13 @@
-"""The echo kernel: a process that answers at once, so that what is left of a round trip is the client and ZeroMQ.
+"""The echo kernel: a process that answers at once, so that a round trip consists of the client's work and ZeroMQ's.
 
-``python -m benchmarks.echo`` prints one line of JSON, a list with the connection info of each kernel by transport, and
-serves until its standard input ends: it cannot outlive whoever started it. Each kernel listens on tcp and ipc at once.
+``python -m benchmarks.echo`` prints one line of JSON, a list with the connection info of each kernel by transport. Then
+it serves until its standard input ends, so it ends with its parent. Each kernel listens on tcp and ipc at once.
 
-It verifies, parses and signs, as any kernel must; it takes whatever code it is sent for done, except:
+It verifies, parses and signs, as any kernel must. It runs no code, and answers "ok" to each request, except:
 
 - ``say TEXT`` publishes TEXT as a stream, and the reply repeats it under ``said``;
-- ``flood N`` publishes N stream messages. Each needs an id and a signature of its own, so they are built first, and
-  then sent in one go; ``burst_started`` in the reply is the time of that, by the clock that all processes share.
+- ``flood N`` publishes N stream messages. Each needs its own id and signature, so all are built first and then sent at
+  once. ``burst_started`` in the reply is the time of the first send, by the clock that all processes share.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ IDLE = b'{"execution_state":"idle"}'
 
 
 class EchoKernel:
-    """One kernel: the shell and iopub it speaks on, and three sockets that only have to be there."""
+    """One kernel: it uses shell and iopub; stdin, control and the heartbeat are only bound."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, number: int) -> None:
         self.key = uuid4().hex
@@ -77,7 +77,7 @@ class EchoKernel:
         return made
 
     def connection_infos(self) -> dict[str, dict[str, Any]]:
-        """What a connection file would hold, for each transport."""
+        """The content of a connection file, for each transport."""
         common = {"key": self.key, "signature_scheme": "hmac-sha256", "kernel_name": "echo"}
         tcp = {f"{name}_port": port for name, port in self._ports.items()}
         ipc = {f"{name}_port": number for number, name in enumerate(self._ports, 1)}
@@ -96,7 +96,7 @@ class EchoKernel:
             self.answer(frames)
 
     def serve_what_is_there(self) -> None:
-        """Answer until nothing is left: only then does the socket's descriptor signal again."""
+        """Answer until the socket is empty: only then does its descriptor become readable again."""
         while self.shell.get(EVENTS) & POLLIN:
             self.answer(self.shell.recv_multipart())
 
@@ -153,14 +153,14 @@ class EchoKernel:
 
 
 def send(target: zmq.Socket[bytes], frames: list[bytes]) -> None:
-    """What send_multipart does, without its checks."""
+    """The same as send_multipart, without its checks."""
     for frame in frames[:-1]:
         target.send(frame, SNDMORE)
     target.send(frames[-1])
 
 
 def serve_all(kernels: list[EchoKernel]) -> None:
-    """Serve many kernels in one thread; epoll's cost does not grow with their number, that of zmq.Poller does."""
+    """Serve many kernels in one thread, with epoll: unlike zmq.Poller, its cost does not grow with their number."""
     by_descriptor = {int(kernel.shell.get(zmq.FD)): kernel for kernel in kernels}
     epoll = select.epoll()
     for descriptor in by_descriptor:
@@ -171,7 +171,7 @@ def serve_all(kernels: list[EchoKernel]) -> None:
 
 
 def beat(heartbeat: zmq.Socket[bytes]) -> None:
-    """Send back what comes, in C and without Python's lock."""
+    """Send each message back, in C and without Python's lock."""
     zmq.proxy(heartbeat, heartbeat)
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     count = parser.parse_args().kernels
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 20 descriptors a kernel
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever started us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     folder = tempfile.mkdtemp(prefix="echo-")
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
@@ -199,7 +199,7 @@ def main() -> None:
     try:
         sys.stdout.write(json.dumps([kernel.connection_infos() for kernel in kernels]) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever started us has ended
+    except BrokenPipeError:  # the parent has ended
         end(folder)
     threading.Thread(target=end_with_stdin, args=[folder], daemon=True).start()
     if count == 1:

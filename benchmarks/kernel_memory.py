@@ -1,4 +1,4 @@
-"""The memory of many kernels that were executed, and of as many that were forked and so share theirs."""
+"""The memory of many kernels: each in a new process, or forked from one process, with which they then share memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kclient.bench.table import figure
 
 KERNELS = 50
 
-PATIENCE = 300.0
-"""Seconds for a kernel to start, with all others beside it."""
+START_TIMEOUT_S = 300.0
+"""Seconds for a kernel to start while all others start, too."""
 
 KINDS = {
     "kclient": (False, ""),
@@ -26,7 +26,7 @@ KINDS = {
     "kclient, numpy": (False, "numpy"),
     "kclient, fork server, numpy": (True, "numpy"),
 }
-"""Whether the kernels are forked, and what they have imported, by name; what forked ones have is preloaded."""
+"""By name: whether the kernels are forked, and the module that they import. Forked kernels have it preloaded."""
 
 COLUMNS = [
     figure("kernels", "n"),
@@ -37,10 +37,15 @@ COLUMNS = [
 
 
 def kernel_memory(options: Options) -> list[Row]:
-    """A row for each kind, in KiB a kernel.
+    """A row for each of `KINDS`, in KiB a kernel.
 
-    RssAnon counts what a kernel shares with others as its own. Its own is what nobody else has; the share (Pss) is that
-    and its part of what others have, too, the process that forks among them.
+    | column             | memory that is shared by n processes counts |
+    | ------------------ | ------------------------------------------- |
+    | KiB RssAnon        | in full                                     |
+    | KiB its own        | not at all                                  |
+    | KiB with its share | as one nth (Pss)                            |
+
+    The process from which kernels are forked is one of the n.
     """
     rows = []
     with ProgressLine("memory of kernels", len(KINDS)) as progress:
@@ -52,15 +57,15 @@ def kernel_memory(options: Options) -> list[Row]:
 
 
 def memory_of(count: int, module: str, *, is_forked: bool) -> dict[str, float]:
-    """The mean of so many kernels that are ready and have imported that."""
+    """The mean of `count` kernels that are ready and have imported `module`."""
     known = {*descendants(os.getpid())}
     kernels: list[kclient.KernelManager] = []
     with ExitStack() as stack:
         launcher = stack.enter_context(kclient.ForkServer([module] if module else [])) if is_forked else None
 
         def start() -> None:
-            kernels.append(stack.enter_context(kclient.start_kernel(launcher=launcher, timeout=PATIENCE)))
-            kernels[-1].run(f"import {module}" if module else "None", timeout=PATIENCE, check=True)
+            kernels.append(stack.enter_context(kclient.start_kernel(launcher=launcher, timeout=START_TIMEOUT_S)))
+            kernels[-1].run(f"import {module}" if module else "None", timeout=START_TIMEOUT_S, check=True)
 
         gevent.joinall([gevent.spawn(start) for _ in range(count)], raise_error=True)
         pids = [kernel.process.pid for kernel in kernels if kernel.process is not None]

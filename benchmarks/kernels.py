@@ -1,4 +1,4 @@
-"""Kernels to measure: echo kernels in processes of their own, and real ones that are started by hand."""
+"""Kernels to measure: processes with echo kernels, and real kernels that are started without any client."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import kclient
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PATIENCE = 10.0
-"""Seconds for a process to end by itself."""
+END_WAIT_S = 10.0
+"""Seconds for a process to end after SIGKILL."""
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
 Connection = dict[str, Any]
-"""What a connection file holds."""
+"""The content of a connection file."""
 
 
 def address(connection: Connection, channel: str) -> str:
@@ -38,32 +38,32 @@ def address(connection: Connection, channel: str) -> str:
 
 @contextmanager
 def echo_kernels(count: int = 1) -> Iterator[list[dict[str, Connection]]]:
-    """A process that hosts `count` echo kernels; yields the connection of each by transport."""
+    """A process that hosts `count` echo kernels. Yields the connections of each kernel, by transport."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.echo", "--kernels", str(count)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with process:  # closes its standard input, at which it ends, and waits
+    with process:  # at the end: closes its standard input, which ends the process, and waits
         if process.stdout is None:
             raise RuntimeError("no pipe from the echo kernel")
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError("the echo kernel did not start; what it says stands above")
+            raise RuntimeError("the echo kernel did not start; its error is printed above")
         yield json.loads(line)
 
 
 @contextmanager
 def echo_kernel_each(names: list[str]) -> Iterator[dict[str, dict[str, Connection]]]:
-    """An echo kernel, in a process of its own, for each client: none pays for what another subscribes to."""
+    """An echo kernel in its own process for each client, so that no client's subscriptions slow down another."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(echo_kernels())[0] for name in names}
 
 
 @attrs.define
 class BareKernel:
-    """A real kernel as its process alone: a connection file, a command, and nobody who talks to it yet."""
+    """The process of a real kernel with its connection file, and no client yet."""
 
     connection: Connection
     process: subprocess.Popen[bytes]
@@ -72,7 +72,7 @@ class BareKernel:
 
 @contextmanager
 def bare_kernel(transport: str, name: str = "python3") -> Iterator[BareKernel]:
-    """Start a kernel of that name with the command, environment and files that kclient would give it."""
+    """Start a kernel of that name with the command, environment and files with which kclient would start it."""
     spec = kclient.find_kernel_spec(name)
     folder = tempfile.mkdtemp(prefix="bare-")
     path = os.path.join(folder, "kernel.json")
@@ -92,14 +92,17 @@ def bare_kernel(transport: str, name: str = "python3") -> Iterator[BareKernel]:
         yield BareKernel(connection, process, path)
     finally:
         process.kill()
-        process.wait(PATIENCE)
+        process.wait(END_WAIT_S)
         shutil.rmtree(folder, ignore_errors=True)
         for port in held:
             port.close()
 
 
 def new_connection(transport: str, folder: str, held: list[socket.socket]) -> Connection:
-    """Ports that are free, which only a kernel can get while the sockets in `held` are open, or names in `folder`."""
+    """A connection with new tcp ports, or with ipc paths in `folder`.
+
+    The tcp ports stay reserved for a kernel while the sockets that are added to `held` are open.
+    """
     common = {"transport": transport, "key": uuid4().hex, "signature_scheme": "hmac-sha256", "kernel_name": "python3"}
     if transport == "ipc":
         ports = {f"{channel}_port": number for number, channel in enumerate(CHANNELS, 1)}

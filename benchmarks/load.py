@@ -1,9 +1,9 @@
-"""Many requests at once to a service that runs code, from a process of its own: python -m benchmarks.load http://...
+"""Many requests at once to a service that runs code, from a separate process: python -m benchmarks.load http://...
 
-Each request's code computes a number that is in no other and not in the code. An answer has to be the complete
-sequence of events with that number as its output, or an error that says why not, with nothing but the beginning of that
-output. So many requests are always under way: who has his answer asks again, and who was refused does so when he was
-told to. A latency has in it what a request waited for its kernel.
+Each request's code computes a number that no other request has and that is not in the code. A correct answer is the
+complete sequence of events with that number as output. An error with a reason is correct, too, if all output before it
+is the beginning of the expected output. A caller that has its answer asks again at once; a caller that was refused does
+so after the time in Retry-After. A latency includes the time that the request waited for its kernel.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from benchmarks.descendants import descendants, kernels_of, own_kib, share_kib
 from benchmarks.kernels import ROOT
 from kclient.bench.recorder import Recorder
 
-FOR_EVER = 600
-"""Seconds that code sleeps which is to be ended."""
+FOR_EVER_S = 600
+"""Seconds that endless code sleeps: longer than any limit of a service."""
 
-SAMPLE = 0.5
-"""Seconds from one look at the memory to the next."""
+SAMPLE_S = 0.5
+"""Seconds between two measurements of the memory."""
 
 TOLD = 20
-"""Complaints that are told in full."""
+"""The number of complaints that are printed."""
 
 KINDS = {
     "print": "print({number})",
@@ -48,21 +48,21 @@ KINDS = {
     "leave": "import time\nprint({number}, flush=True)\ntime.sleep({for_ever})",
     "exit": "import os\nprint({number}, flush=True)\nos._exit(3)",
 }
-"""The code of each kind of request; who asks for "leave" hangs up at the first output."""
+"""The code of each kind of request. The caller of a "leave" request hangs up at the first output."""
 
 STATUS = {"error": "error", "endless": "timeout", "exit": "died"}
-"""How a kind ends, where that is not "ok"."""
+"""The status at the end, for the kinds whose status is not "ok"."""
 
 CLEAR = ["refused", "died", "timeout", "failed"]
-"""How requests may end while kernels die: with a reason, and with no output but their own."""
+"""Correct outcomes while kernels are killed: the answer gives a reason, and no output but the request's own."""
 
 BAD = ["wrong", "broken", "hung"]
-"""Another's output or an answer that is none, a connection that breaks off, no answer in time."""
+"""Incorrect outcomes: output of another request or a malformed answer; a broken connection; no answer in time."""
 
 
 @attrs.frozen
 class Request:
-    """What is asked for, and the output and status to come."""
+    """One request, and the output and status that are expected."""
 
     kind: str
     code: str
@@ -72,7 +72,7 @@ class Request:
 
     @classmethod
     def make(cls, kind: str, random: Random, *, is_fresh: bool) -> Request:
-        """With `is_fresh` the output tells if the kernel has run another's code before."""
+        """A request with a random number. With `is_fresh` its output is wrong if its kernel was used before."""
         number, mask = random.getrandbits(62), random.getrandbits(62)
         expression = f"{number ^ mask} ^ {mask}"
         if is_fresh:
@@ -82,7 +82,7 @@ class Request:
             "result": str(number),
             "error": str(number),
         }.get(kind, f"{number}\n")
-        code = KINDS[kind].format(number=expression, for_ever=FOR_EVER)
+        code = KINDS[kind].format(number=expression, for_ever=FOR_EVER_S)
         timeout = {"endless": 0.5}.get(kind)
         return cls(kind, code, output, STATUS.get(kind, "ok"), timeout)
 
@@ -93,7 +93,7 @@ class Request:
 
 @attrs.define
 class Answer:
-    """How a request ended, and in nanoseconds from its start its first output and its end."""
+    """How a request ended. `first` and `done` are its first output and its end, in nanoseconds after its start."""
 
     outcome: str = "hung"
     reason: str = ""
@@ -104,11 +104,11 @@ class Answer:
 
 
 class Wrong(Exception):
-    """An answer that is not as it has to be."""
+    """An incorrect answer."""
 
 
 async def ask(session: aiohttp.ClientSession, url: str, request: Request, patience: float) -> Answer:
-    """Send a request; never raises, whatever comes of it."""
+    """Send a request and check its answer. It never raises: the answer holds what went wrong."""
     answer = Answer()
     try:
         await asyncio.wait_for(converse(session, url, request, answer), patience)
@@ -118,14 +118,14 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Request, patien
         answer.outcome, answer.reason = "wrong", str(exc)
     except (aiohttp.ClientError, OSError) as exc:
         answer.outcome, answer.reason = "broken", f"{type(exc).__name__}: {exc}"
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:  # JSON of another shape, or none
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:  # no JSON, or of another shape
         answer.outcome, answer.reason = "wrong", f"{type(exc).__name__}: {exc}"
     is_whole = answer.output == request.output
     if answer.outcome == "ok" and not is_whole and request.status in CLEAR:
-        answer.outcome = request.status  # it ended as it was to, but before its time
+        answer.outcome = request.status  # the expected end, but before all of the output
     if not request.output.startswith(answer.output) or (answer.outcome == "ok" and not is_whole):
         answer.outcome = "wrong"
-        answer.reason = f"output {answer.output!r}, and {request.output!r} was to come"
+        answer.reason = f"the output was {answer.output!r}, and should have been {request.output!r}"
     return answer
 
 
@@ -144,7 +144,7 @@ async def converse(session: aiohttp.ClientSession, url: str, request: Request, a
         has_begun = False
         async for name, data in events_of(response):
             check(answer.done is None, f"{name} {data} after done")
-            check((name == "started") is not has_begun, f"{name} {data}, and started comes first, and once")
+            check((name == "started") is not has_begun, f"{name} {data}: started must come first, and only once")
             has_begun = True
             if name == "output":
                 answer.first = answer.first or perf_counter_ns() - start
@@ -162,7 +162,7 @@ async def converse(session: aiohttp.ClientSession, url: str, request: Request, a
 
 
 def judge(request: Request, done: dict[str, Any], answer: Answer) -> None:
-    """What the last event says of the request; raises Wrong."""
+    """Set the outcome from the data of the event "done"; raises Wrong."""
     status, message = done.get("status"), done.get("message")
     answer.reason = str(message)
     if status == request.status:
@@ -178,7 +178,7 @@ def check(is_so: object, otherwise: str) -> None:
 
 
 async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Name and data of each event; raises Wrong for what is none."""
+    """Name and data of each event; raises Wrong for data that is no event."""
     rest = b""
     async for part in response.content.iter_any():
         *blocks, rest = (rest + part).split(b"\n\n")
@@ -193,7 +193,7 @@ async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str
 
 
 def text_of(output: dict[str, Any]) -> str:
-    """What of an output is the number's place."""
+    """The text in which an output has the number of the request."""
     kind = output.get("output_type")
     if kind == "stream":
         return str(output["text"])
@@ -203,7 +203,7 @@ def text_of(output: dict[str, Any]) -> str:
 
 
 class Load:
-    """The requests, what became of them, and what was seen of the service meanwhile."""
+    """All requests, their outcomes, and the memory of the service meanwhile."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -241,7 +241,7 @@ class Load:
             yield Request.make(self.random.choice(self.options.kinds), self.random, is_fresh=self.options.fresh)
 
     async def _keep_asking(self, session: aiohttp.ClientSession, requests: Iterator[Request]) -> None:
-        """One of so many callers."""
+        """One caller: send one request after the other."""
         for request in requests:
             answer = await ask(session, self.options.url.rstrip("/"), request, self.options.patience)
             self._note(request, answer)
@@ -261,7 +261,7 @@ class Load:
                 self.first.append(answer.first)
 
     async def _kill(self) -> None:
-        """Kill a kernel of the service now and then, busy or not."""
+        """Kill kernels of the service at random, busy or not, `--kill` a second on average."""
         while True:
             await asyncio.sleep(self.random.expovariate(self.options.kill))
             victims = await asyncio.to_thread(kernels_of, self.options.pid)
@@ -271,13 +271,13 @@ class Load:
                     self.killed += 1
 
     async def _measure(self) -> None:
-        """The memory of the service's own process, and of it and all that it has started."""
+        """Note the memory of the service's own process, and of all its processes together, every `SAMPLE_S`."""
         pid = self.options.pid
         while True:
             self.server_kib.append(own_kib(pid))
             everyone = [pid, *descendants(pid)]
             self.all_kib.append(await asyncio.to_thread(lambda pids: sum(map(share_kib, pids)), everyone))
-            await asyncio.sleep(SAMPLE)
+            await asyncio.sleep(SAMPLE_S)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -310,7 +310,7 @@ class Load:
 
 
 def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
-    """What this finds, as `Load.to_dict`, when it loads the service at `url` from a process of its own."""
+    """Run this module in a new process against the service at `url`; returns its `Load.to_dict`."""
     command = [sys.executable, "-m", "benchmarks.load", url, "--json", "--pid", str(pid), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     return dict(json.loads(done.stdout))
@@ -318,16 +318,16 @@ def put_load(url: str, pid: int, *arguments: object) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("url", help="of the service, as http://127.0.0.1:8000")
-    parser.add_argument("--concurrent", type=int, default=200, help="requests under way [200]")
+    parser.add_argument("url", help="of the service, for example http://127.0.0.1:8000")
+    parser.add_argument("--concurrent", type=int, default=200, help="requests at the same time [200]")
     parser.add_argument("--requests", type=int, default=1000, help="requests at most [1000]")
-    parser.add_argument("--seconds", type=float, default=300, help="no request begins after that [300]")
+    parser.add_argument("--seconds", type=float, default=300, help="no request is sent after that [300]")
     parser.add_argument(
-        "--kinds", type=lambda text: text.split(","), default=["print"], help=f"of {','.join(KINDS)} [print]"
+        "--kinds", type=lambda text: text.split(","), default=["print"], help=f"some of {','.join(KINDS)} [print]"
     )
-    parser.add_argument("--fresh", action="store_true", help="no kernel is to run the code of two")
-    parser.add_argument("--patience", type=float, default=120, help="seconds after which a request hangs [120]")
-    parser.add_argument("--pid", type=int, help="the service's process, to look at its memory")
+    parser.add_argument("--fresh", action="store_true", help="check that no kernel runs the code of two requests")
+    parser.add_argument("--patience", type=float, default=120, help="seconds after which a request has hung [120]")
+    parser.add_argument("--pid", type=int, help="the service's process, to measure its memory")
     parser.add_argument("--kill", type=float, default=0, metavar="RATE", help="kernels to kill per second; needs --pid")
     parser.add_argument("--seed", type=int, default=0, help="[0]")
     parser.add_argument("--json", action="store_true", help="print all that was measured")
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.kill and not options.pid:
         parser.error("--kill needs the --pid of the service")
     if not options.url.startswith(("http://", "https://")):
-        parser.error(f"no URL, as http://127.0.0.1:8000: {options.url}")
+        parser.error(f"not a URL such as http://127.0.0.1:8000: {options.url}")
     if min(options.concurrent, options.requests) < 1:
         parser.error("--concurrent and --requests must be 1 or more")
     load = Load(options)

@@ -1,6 +1,6 @@
-"""Single functions, by pyperf: what serializing, deserializing and routing one message cost.
+"""Single functions, measured with pyperf: the time to serialize, deserialize and route one message.
 
-``python -m benchmarks.micro`` takes pyperf's own options, of which ``--fast`` and ``-o FILE`` are worth knowing.
+``python -m benchmarks.micro`` takes the options of pyperf, for example ``--fast`` and ``-o FILE``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def time_deserialize(loops: int) -> float:
-    """Each message has a signature of its own: one that was seen is refused."""
+    """Read messages with different signatures, since a signature is accepted only once."""
     kernel, session = Session(KEY), Session(KEY)
     frames = [kernel.serialize(kernel.msg("stream", TEXT)) for _ in range(loops)]
     start = pyperf.perf_counter()
@@ -78,7 +78,7 @@ def request_and_answer(msg_type: str) -> tuple[Message, Message]:
 
 
 def ignore(slot: object) -> None:
-    """For a reply that nobody waits for."""
+    """Do nothing when a reply has come."""
 
 
 class Sink:

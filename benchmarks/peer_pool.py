@@ -1,4 +1,4 @@
-"""Warm kernels of jupyter_client's AsyncKernelManager on asyncio: what the peer service has for a KernelPool."""
+"""The pool of the peer service: warm kernels of jupyter_client's AsyncKernelManager on asyncio."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-PATIENCE = 60
+START_TIMEOUT_S = 60
 """Seconds for a kernel to start."""
 
-PAUSE = 0.5, 30.0
-"""Seconds from a second start that failed to the next: at first, and at most; it doubles."""
+PAUSES_S = 0.5, 30.0
+"""Seconds between starts, from the second failed start in a row on: the first pause, and the limit. A pause doubles."""
 
 IS_BROKEN = 3
-"""Starts that fail in a row before callers are told: one kernel may be killed as it starts."""
+"""Starts that fail in a row before callers get an error. One failure may be a kernel that was killed as it started."""
 
 Emit = Callable[[dict[str, Any]], Awaitable[object]]
 """Takes one output, in notebook format."""
 
 
 class NoKernel(Exception):
-    """There is none in time, or none starts; says why."""
+    """No kernel was free in time, or none can be started; the message says why."""
 
 
 class KernelDied(Exception):
-    """The process has ended."""
+    """The kernel's process has ended."""
 
 
 @attrs.define(eq=False)
 class Kernel:
-    """A kernel that is ready, and a client to it. `exited` is done when its process has ended."""
+    """A kernel that is ready, and its client. `exited` is done when its process has ended."""
 
     manager: AsyncKernelManager
     client: AsyncKernelClient
@@ -48,7 +48,7 @@ class Kernel:
 
     @classmethod
     async def start(cls, kernel_name: str, context: zmq.asyncio.Context) -> Kernel:
-        """Raises whatever jupyter_client does where none can be started."""
+        """Start a kernel, and wait until it is ready; raises the errors of jupyter_client."""
         options = (
             {"transport_encryption": "auto"} if AsyncKernelManager.class_traits().get("transport_encryption") else {}
         )
@@ -59,7 +59,7 @@ class Kernel:
             exited = exit_of(manager.provisioner.pid)
             client = manager.client(context=context)
             client.start_channels(stdin=False, hb=False, control=False)
-            await client.wait_for_ready(timeout=PATIENCE)
+            await client.wait_for_ready(timeout=START_TIMEOUT_S)
         except BaseException:
             if client is not None:
                 client.stop_channels()
@@ -68,9 +68,9 @@ class Kernel:
         return cls(manager, client, exited)
 
     async def run(self, code: str, emit: Emit, timeout: float) -> dict[str, Any]:
-        """The content of the reply; raises KernelDied, TimeoutError, and what `emit` does.
+        """Run the code; returns the content of the reply. Raises KernelDied, TimeoutError and the errors of `emit`.
 
-        The kernel is spoilt if its code has not ended by then.
+        The kernel is spoilt if its code has not ended when this returns.
         """
         running = asyncio.ensure_future(self._run(code, emit))
         try:
@@ -78,7 +78,7 @@ class Kernel:
             if running.done():
                 return running.result()
             if self.exited.done():
-                # What it has sent before is here, or will be in a moment.
+                # Messages that it sent before may still be on their way.
                 with suppress(asyncio.TimeoutError):
                     return await asyncio.wait_for(running, 0.02)
                 raise KernelDied(f"the kernel has died: {self.manager.provisioner.process.poll()}")
@@ -89,7 +89,7 @@ class Kernel:
                 running.cancel()
 
     async def _run(self, code: str, emit: Emit) -> dict[str, Any]:
-        """Until the idle status: then the reply is here, or about to be."""
+        """Emit output until the idle status, then wait for the reply, which comes at about the same time."""
         msg_id = self.client.execute(code, allow_stdin=False, stop_on_error=False)
         while True:
             message = await self.client.get_iopub_msg()
@@ -107,13 +107,13 @@ class Kernel:
                 return dict(reply["content"])
 
     async def end(self) -> None:
-        """Interrupt and kill it: it holds what nobody wants."""
+        """Kill the kernel."""
         self.client.stop_channels()
         await self.manager.shutdown_kernel(now=True)
 
 
 def output_of(kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
-    """A message from iopub in notebook format, or None if it is no output."""
+    """A message of iopub in notebook format, or None if it is no output."""
     if kind == "stream":
         return {"output_type": "stream", "name": content["name"], "text": content["text"]}
     if kind in ("display_data", "update_display_data", "execute_result", "error", "clear_output"):
@@ -122,7 +122,7 @@ def output_of(kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def exit_of(pid: int) -> asyncio.Future[None]:
-    """Done as soon as that process has ended; is_alive() would have to be asked every so often."""
+    """A future that is done as soon as the process has ended. jupyter_client has only is_alive(), to be polled."""
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[None] = loop.create_future()
     descriptor = os.pidfd_open(pid)
@@ -138,7 +138,10 @@ def exit_of(pid: int) -> asyncio.Future[None]:
 
 
 class Pool:
-    """`size` warm kernels, up to `max_size` where callers wait, each for `max_uses` calls; first come, first served."""
+    """A pool of kernels; callers are served in the order in which they come.
+
+    It keeps `size` kernels warm, and has up to `max_size` while callers wait. A kernel is replaced after `max_uses`.
+    """
 
     def __init__(self, kernel_name: str, *, size: int, max_size: int, max_uses: int) -> None:
         self.size, self.max_size, self.max_uses = size, max_size, max_uses
@@ -152,7 +155,7 @@ class Pool:
         self._failures = 0
         self._ending: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        # One for all: a context has a thread of its own. Nothing is lost where a kernel prints faster than we read.
+        # One for all kernels, since each context has its own thread. rcvhwm 0: no output of a fast kernel is dropped.
         self._context = zmq.asyncio.Context()
         self._context.set(zmq.MAX_SOCKETS, 16 * max_size + 1023)
         self._context.rcvhwm = 0
@@ -164,7 +167,7 @@ class Pool:
 
     @asynccontextmanager
     async def kernel(self, timeout: float) -> AsyncIterator[Kernel]:
-        """A kernel that is ready; raises NoKernel."""
+        """A kernel that is ready, for one caller; raises NoKernel."""
         kernel = await self._take(timeout)
         kernel.uses += 1
         try:
@@ -218,7 +221,7 @@ class Pool:
             raise NoKernel(f"no kernel was free within {timeout:g} s: {len(self.busy)} are busy") from None
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-                self.busy.discard(waiting.result())  # it came as the caller left
+                self.busy.discard(waiting.result())  # the kernel came as the caller left
                 self._hand_on(waiting.result())
             raise
         finally:
@@ -237,7 +240,7 @@ class Pool:
         return NoKernel(f"no kernel can be started: {self.failure}")
 
     def _refill(self) -> None:
-        """Start as many as are missing."""
+        """Start as many kernels as are missing."""
         wanted = min(self.max_size, max(self.size, len(self.busy) + len(self._waiting)))
         while not self._is_closed and self._alive + len(self._starting) < wanted:
             task = asyncio.create_task(self._start())
@@ -249,16 +252,16 @@ class Pool:
         self._refill()
 
     def _end(self, kernel: Kernel) -> None:
-        """End it in the background."""
+        """End a kernel in the background."""
         task = asyncio.create_task(kernel.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def _start(self) -> None:
-        """Start one; after a failure, who waits is told of it, and the next try comes after a pause."""
+        """Start a kernel. If `IS_BROKEN` starts have failed in a row, waiting callers get an error; then pause."""
         try:
             kernel = await Kernel.start(self._name, self._context)
-        except Exception as exc:  # noqa: BLE001  (any of a dozen classes)
+        except Exception as exc:  # noqa: BLE001  (jupyter_client raises a dozen classes)
             self.failure = f"{type(exc).__name__}: {exc}"
             self._failures += 1
             while self._is_broken and self._waiting:
@@ -266,15 +269,15 @@ class Pool:
                 if not waiting.done():
                     waiting.set_exception(self._reason())
             if self._failures > 1:
-                await asyncio.sleep(min(PAUSE[0] * 2 ** (self._failures - 2), PAUSE[1]))
+                await asyncio.sleep(min(PAUSES_S[0] * 2 ** (self._failures - 2), PAUSES_S[1]))
         else:
             self.starts += 1
             self.failure, self._failures = None, 0
-            kernel.exited.add_done_callback(lambda _: self._bury(kernel))
+            kernel.exited.add_done_callback(lambda _: self._replace_dead(kernel))
             self._hand_on(kernel)
 
     def _hand_on(self, kernel: Kernel) -> None:
-        """To who has waited longest, or to the idle ones."""
+        """Give a kernel to the caller that has waited longest; without one it is idle."""
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():
@@ -283,8 +286,8 @@ class Pool:
                 return
         self.idle.append(kernel)
 
-    def _bury(self, kernel: Kernel) -> None:
-        """One that died while nobody used it; who uses it, finds out."""
+    def _replace_dead(self, kernel: Kernel) -> None:
+        """Replace a kernel that died while it was idle. If it was busy, its caller gets KernelDied."""
         if kernel in self.idle:
             self.deaths += 1
             self.idle.remove(kernel)

@@ -1,10 +1,17 @@
-"""The service of examples/server with jupyter_client's AsyncKernelManager on aiohttp: the peer of benchmarks.service.
+"""The service of examples/server with jupyter_client's AsyncKernelManager on aiohttp: the peer in benchmarks.service.
 
-It does what that one does, as well as jupyter_client lets one: kernels are started ahead and replaced in the background
-(peer_pool.py), outputs are streamed as they come, time, output and code are limited, who hangs up ends the code, an
-exit is known at once (a pidfd, not is_alive() now and then), one zmq context serves all, iopub loses nothing, no
-channel is opened that nobody needs, and messages are encrypted (by jupyter_client 8.10 and later). It forks no kernels,
-has no page, does not look where a request comes from, and what a kernel's user leaves running the next one meets.
+It does the same, as far as jupyter_client allows it:
+
+- kernels are started ahead and replaced in the background (peer_pool.py);
+- outputs are streamed as they come;
+- time, output and code are limited;
+- the code ends when its client hangs up;
+- the exit of a kernel is noticed at once, by a pidfd;
+- all kernels share one zmq context, iopub drops nothing, and no channel is opened that is not needed;
+- messages are encrypted (by jupyter_client 8.10 and later).
+
+It differs in this: it forks no kernels, has no page, does not check the origin of a request, and does not stop what one
+user's code leaves running in a kernel before the next user gets it.
 """
 
 from __future__ import annotations
@@ -22,12 +29,12 @@ from aiohttp import web
 
 from benchmarks.peer_pool import KernelDied, NoKernel, Pool
 
-PATIENCE = 5.0
+SHUTDOWN_WAIT_S = 5.0
 """Seconds for open requests when the service ends."""
 
 
 class TooMuchOutput(Exception):
-    """The code has printed more than one request may."""
+    """The code has printed more than a request may print."""
 
 
 class Service:
@@ -91,12 +98,12 @@ class Service:
             return refusal(503, str(exc), {"Retry-After": "1"})
 
     def wish_of(self, body: object) -> tuple[str, float]:
-        """The code and its seconds; raises ValueError."""
+        """The code, and the seconds that it may run; raises ValueError."""
         if not isinstance(body, dict) or not isinstance(body.get("code"), str):
-            raise ValueError('the body is to be JSON: {"code": "print(1)", "timeout": 10}')  # noqa: TRY004  (of a client)
+            raise ValueError('the body must be like {"code": "print(1)", "timeout": 10}')  # noqa: TRY004  (of a client)
         timeout = body.get("timeout", self.options.max_time)
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise ValueError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
+            raise ValueError(f"timeout must be a number of seconds, more than 0, not {timeout!r}")
         return body["code"], min(timeout, self.options.max_time)
 
 
@@ -118,7 +125,7 @@ class Events:
         await self._send("started", json.dumps({"kernel_id": kernel_id}))
 
     async def add_output(self, output: dict[str, Any]) -> None:
-        """Send it; raises TooMuchOutput instead, when all of them together are too long."""
+        """Send an output. Raises TooMuchOutput, and sends nothing, if all outputs together are too long."""
         text = json.dumps(output)
         self._left -= len(text)
         if self._left < 0:
@@ -164,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print=say,
         access_log=None,
         handler_cancellation=True,
-        shutdown_timeout=PATIENCE,
+        shutdown_timeout=SHUTDOWN_WAIT_S,
         loop=asyncio.new_event_loop(),
     )
 

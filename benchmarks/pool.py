@@ -1,10 +1,18 @@
-"""Pools: how long a caller waits for a kernel of his own, and how long until there is another one.
+"""Pools: how long a caller waits for a kernel of its own, and how long until the pool has the next warm kernel.
 
-`check-out` is the wait for a kernel that is warm, `warm again` the time from giving it back until the next one is; both
-with pools of one kernel. `kclient` starts a new process for each user, `kclient, fork server` forks it, and
-`kclient, used again` has one for all users (max_uses). jupyter_client has no pool: its MultiKernelManager starts one
-for each user, or restarts the one before. Then callers queue for a few kernels: how long each waits, and how many are
-served.
+| operation    | time                                                                      | kernels of the pool |
+| ------------ | ------------------------------------------------------------------------- | ------------------- |
+| `check-out`  | a caller waits for a kernel that is warm                                  | 1                   |
+| `warm again` | from the release of a kernel until the pool has a warm one                | 1                   |
+| `queue`      | a caller waits while others do; also the callers that are served a second | 4                   |
+
+| client                | the kernel of the next caller                        |
+| --------------------- | ---------------------------------------------------- |
+| `kclient`             | a new process                                        |
+| `kclient, fork server`| a process that is forked                             |
+| `kclient, used again` | the same kernel (`max_uses`)                         |
+| `jupyter_client`      | the same kernel, restarted: a MultiKernelManager has |
+|                       | no pool, and its check-out is the start of a kernel  |
 """
 
 from __future__ import annotations
@@ -23,29 +31,29 @@ from kclient.bench.progress import ProgressLine
 from kclient.bench.recorder import Recorder
 from kclient.bench.table import figure
 
-PATIENCE = 60.0
-"""Seconds for a kernel to start, with others beside it."""
+START_TIMEOUT_S = 60.0
+"""Seconds for a kernel to start while others start, too."""
 
 EXECUTED, FORKED, AGAIN, JUPYTER = "kclient", "kclient, fork server", "kclient, used again", "jupyter_client"
 
 USES = 10**9
-"""Of a kernel that is never replaced."""
+"""The `max_uses` of a kernel that is never replaced."""
 
 AT_A_TIME = {EXECUTED: 1, FORKED: 4, AGAIN: 20}
-"""Check-outs in a round: the sooner there is another kernel, the more."""
+"""Check-outs in a round: more where the next kernel is warm sooner."""
 
 JUPYTER_EVERY = 5
-"""Rounds from one to the next with jupyter_client, which takes a second and a half."""
+"""jupyter_client takes part in one of so many rounds, since its check-out takes a second and a half."""
 
 CALLERS, KERNELS = 16, 4
 
 Times = tuple[int, int]
-"""Nanoseconds of a check-out, and until there is a warm kernel again."""
+"""Nanoseconds of a check-out, and from the release until there is a warm kernel again."""
 
 
 @contextmanager
 def pools(size: int) -> Iterator[dict[str, kclient.KernelPool]]:
-    """One of each kind, all warm; without encryption, as jupyter_client."""
+    """A warm pool of each kind; without encryption, as jupyter_client."""
     with ExitStack() as stack:
         launcher = stack.enter_context(kclient.ForkServer())
         found = {
@@ -54,24 +62,24 @@ def pools(size: int) -> Iterator[dict[str, kclient.KernelPool]]:
             AGAIN: stack.enter_context(kclient.KernelPool(size=size, encryption="off", max_uses=USES)),
         }
         for pool in found.values():
-            pool.wait_until_warm(PATIENCE)
+            pool.wait_until_warm(START_TIMEOUT_S)
         yield found
 
 
 def turn(pool: kclient.KernelPool) -> Times:
-    """One caller after another has all the time that it takes to be ready for him."""
+    """Check out a kernel, run code, release it, and wait until the pool is warm again."""
     start = perf_counter_ns()
-    kernel = pool.acquire(PATIENCE)
+    kernel = pool.acquire(START_TIMEOUT_S)
     checked_out = perf_counter_ns() - start
-    kernel.run("None", timeout=PATIENCE)
+    kernel.run("None", timeout=START_TIMEOUT_S)
     start = perf_counter_ns()
     pool.release(kernel)
-    pool.wait_until_warm(PATIENCE)
+    pool.wait_until_warm(START_TIMEOUT_S)
     return checked_out, perf_counter_ns() - start
 
 
 def turn_of_jupyter_client(manager: MultiKernelManager) -> Times:
-    """A kernel for one caller, and the same again for the next, which is sooner ready than another."""
+    """Start a kernel for one caller, and restart it for the next, which is faster than to start another."""
     start = perf_counter_ns()
     kernel_id = manager.start_kernel(kernel_name="python3", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -88,12 +96,12 @@ def turn_of_jupyter_client(manager: MultiKernelManager) -> Times:
 def become_ready(manager: MultiKernelManager, kernel_id: str) -> None:
     client = manager.get_kernel(kernel_id).client()
     client.start_channels()
-    client.wait_for_ready(timeout=PATIENCE)
+    client.wait_for_ready(timeout=START_TIMEOUT_S)
     client.stop_channels()
 
 
 def measure_turns(options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
-    """The latencies of check-outs, and of replacements, by client, in turn."""
+    """The latencies of check-outs and of `warm again`, by client. The clients take turns."""
     rounds = options.pick(100, 1)
     waits, replacements = ({name: Recorder() for name in [*AT_A_TIME, JUPYTER]} for _ in range(2))
     jupyter = MultiKernelManager()
@@ -114,7 +122,7 @@ def measure_turns(options: Options) -> tuple[dict[str, Recorder], dict[str, Reco
 
 
 def measure_queue(options: Options) -> tuple[dict[str, Recorder], dict[str, float]]:
-    """The latencies of check-outs while others queue, and the callers that are served in a second, by client."""
+    """The latencies of check-outs while callers queue, and the callers that are served a second, by client."""
     callers, kernels = options.pick(CALLERS, 2), options.pick(KERNELS, 1)
     rounds = options.pick(5, 1)
     waits = {name: Recorder() for name in AT_A_TIME}
@@ -127,16 +135,16 @@ def measure_queue(options: Options) -> tuple[dict[str, Recorder], dict[str, floa
                 gevent.joinall(jobs, raise_error=True)
                 seconds[name] += perf_counter() - start
                 waits[name].record(job.value for job in jobs)
-                pool.wait_until_warm(PATIENCE)
+                pool.wait_until_warm(START_TIMEOUT_S)
                 progress.advance()
     return waits, {name: rounds * callers / spent for name, spent in seconds.items()}
 
 
 def one_of_many(pool: kclient.KernelPool) -> int:
     start = perf_counter_ns()
-    with pool.kernel(PATIENCE) as kernel:
+    with pool.kernel(START_TIMEOUT_S) as kernel:
         waited = perf_counter_ns() - start
-        kernel.run("6 * 7", timeout=PATIENCE, check=True)
+        kernel.run("6 * 7", timeout=START_TIMEOUT_S, check=True)
     return waited
 
 

@@ -1,4 +1,4 @@
-"""The figures in README.md: tables out of the JSON of a run, between two markers."""
+"""The figures in README.md: tables made of the JSON of a run, between two markers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("to raw", "ratio_to_raw", 3),
     ("to jupyter_client", "ratio_to_jupyter_client", 3),
 ]
-"""Title, key and digits; a column that would be empty is left out."""
+"""Title, key and digits of each column. A column without any value is left out."""
 
 
 def write_readme(figures: dict[str, Any]) -> None:
@@ -50,16 +50,16 @@ def write_readme(figures: dict[str, Any]) -> None:
 
 
 def put_figures(text: str, page: Path) -> None:
-    """Put it between the markers of that page; raises ValueError if they are not there."""
+    """Put `text` between the markers of that page; raises ValueError if they are missing."""
     before, start, rest = page.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"{page} lacks {START} or {END}")
+        raise ValueError(f"{page} must contain {START} and {END}")
     page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 def sections(figures: dict[str, Any]) -> str:
-    """The bars, and for each benchmark its tables and its plot."""
+    """The table of the bars, and the tables and the plot of each benchmark."""
     results: list[Result] = figures["results"]
     parts = [machine_line(figures["machine"]), "### The bars", bar_table(results)]
     for benchmark, found in groupby(results, key=lambda result: result["benchmark"]):
@@ -87,7 +87,7 @@ def table(rows: Sequence[Result], labels: Sequence[str]) -> str:
 
 
 def bar_table(results: Iterable[Result]) -> str:
-    """What was to be reached, and what was."""
+    """A table of the bars, the measured figures, and whether each bar is met."""
     return markdown(
         ["benchmark", "operation", "client", "transport", "figure", "bar", "measured", "met"],
         [

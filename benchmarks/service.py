@@ -1,9 +1,14 @@
-"""A service that runs code for 200 callers at once: examples/server beside the same with jupyter_client on aiohttp.
+"""A service that runs code for 200 callers at once: examples/server, and the same with jupyter_client on aiohttp.
 
-Each service is a process with as many kernels as the others. benchmarks.load, a process too, keeps so many requests
-under way. Where each has a kernel of its own, the start of kernels is what it waits for; where kernels are used again
-it is the service; and the third time kernels are killed, busy or not. The figures are printed as tables, and once more
-in Markdown; with --readme they go into examples/server/README.md.
+Each service is a process, and all have the same number of kernels. benchmarks.load, another process, puts load on them.
+
+| trial                      | a request mostly waits for                                       |
+| -------------------------- | ---------------------------------------------------------------- |
+| a kernel each              | the start of its kernel                                          |
+| kernels used again         | the service                                                      |
+| a kernel each, some killed | the start of its kernel; kernels are killed at random, also busy |
+
+The figures are printed as tables, and again in Markdown. --readme writes them into examples/server/README.md.
 """
 
 from __future__ import annotations
@@ -41,20 +46,20 @@ SERVICES = {
 README = ROOT / "examples" / "server" / "README.md"
 
 QUICK = "kernels used again"
-"""The trial of a quick run."""
+"""The only trial of a quick run."""
 
 ROUNDS = 2
 
-QUEUE = 300
-"""Seconds that a request waits for its kernel, on whatever machine: nobody is to be refused since all are slow."""
+QUEUE_TIMEOUT_S = 300
+"""Seconds that a request may wait for its kernel: so many that a slow machine refuses no request."""
 
-ENDS = 30
-"""Seconds that a service has to end."""
+END_WAIT_S = 30
+"""Seconds for a service to end after SIGTERM."""
 
 
 @attrs.frozen
 class Trial:
-    """A kind of load: options of the services, and of benchmarks.load; `requests` for each round."""
+    """A kind of load: `requests` in each round, options of the services, and options of benchmarks.load."""
 
     requests: int
     service: Sequence[str] = ()
@@ -70,7 +75,7 @@ TRIALS = {
 
 @attrs.define
 class Found:
-    """What the rounds of one service have given."""
+    """The results of all rounds with one service."""
 
     recorder: Recorder = attrs.field(factory=Recorder)
     outcomes: Counter[str] = attrs.field(factory=Counter)
@@ -88,7 +93,7 @@ class Found:
         self.all_kib.append(found["all_kib"])
 
     def row(self, client: str, operation: str) -> Row:
-        """A rate is that of results; what ended in a clear error counts as one, and takes part in nothing else."""
+        """The figures of the service. Only requests that ended as expected count as results, for latency and rate."""
         row = row_of("service", "", client, operation, self.recorder)
         row = attrs.evolve(row, per_s=self.recorder.n / self.seconds)
         return row.with_extra(
@@ -120,11 +125,11 @@ COLUMNS = [
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Such a service, on a port that is free: its URL, and its pid; it is to end well when it is told to."""
+    """Run a service on a free port; yields its URL and pid. Exits if the service does not end well at SIGTERM."""
     command = [sys.executable, *arguments, "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
-        TemporaryFile("w+") as stderr,  # which its kernels may have, too: a pipe would fill
+        TemporaryFile("w+") as stderr,  # its kernels may inherit it, too; a pipe would fill and block them
         subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
         ) as process,
@@ -135,7 +140,7 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
             if url:
                 yield url, process.pid
             process.send_signal(signal.SIGTERM)
-            if process.wait(ENDS) or not url:
+            if process.wait(END_WAIT_S) or not url:
                 stderr.seek(0)
                 sys.exit(f"{' '.join(command)} ended with {process.returncode}: {stderr.read()}")
         finally:
@@ -143,17 +148,17 @@ def serving(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def measure(trial: Trial, options: Options, progress: ProgressLine) -> dict[str, Found]:
-    """The services in turn, each begun anew for each round."""
+    """Measure the services in turn; each is started anew for each round."""
     found = {name: Found() for name in SERVICES}
     size = options.pick(options.rest.size, 1)
     for seed in range(options.pick(ROUNDS, 1)):
         for name, command in SERVICES.items():
-            fixed = ["--size", str(size), "--queue-timeout", str(QUEUE), "--max-time", "30"]
+            fixed = ["--size", str(size), "--queue-timeout", str(QUEUE_TIMEOUT_S), "--max-time", "30"]
             with serving([*command, *fixed, *trial.service]) as (url, pid):
-                put_load(url, pid, "--concurrent", size, "--requests", size)  # until its kernels are warm
+                put_load(url, pid, "--concurrent", size, "--requests", size)  # warms its kernels
                 concurrent = options.pick(options.rest.concurrent, 5)
                 requests = options.pick(trial.requests, 20)
-                more = ["--seed", seed, "--patience", QUEUE + 60]
+                more = ["--seed", seed, "--patience", QUEUE_TIMEOUT_S + 60]
                 round_ = put_load(url, pid, "--concurrent", concurrent, "--requests", requests, *more, *trial.load)
                 found[name].add(round_)
                 sys.stderr.writelines(f"{complaint}\n" for complaint in round_["complaints"])
@@ -168,7 +173,7 @@ def as_markdown(operation: str, rows: Sequence[Row]) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--concurrent", type=int, default=200, help="requests under way [200]")
+    parser.add_argument("--concurrent", type=int, default=200, help="requests at the same time [200]")
     parser.add_argument("--size", type=int, default=4, help="kernels of each service [4]")
     parser.add_argument("--readme", action="store_true", help="write the figures into examples/server/README.md")
 

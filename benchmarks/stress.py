@@ -1,11 +1,12 @@
-"""No lost wake-up: very many calls from many greenlets, in random order, each answered by its own reply within 1 s.
+"""No lost wake-up: very many calls from many greenlets, in random order. Each must get its own reply within 1 s.
 
-What a call does is drawn at random, and so is where it lets others run: sends and receives of one socket interleave in
-every way there is. A wake-up that is lost would leave a call waiting, for ever or until something else wakes it.
+The kind of each call is random, and so are the points at which it lets other greenlets run. So sends and receives on
+one socket interleave in every possible way. After a lost wake-up a call would wait for ever, or until another event
+wakes it.
 
-Where many greenlets call, that is soon. So a fifth of the calls are those of one, two and three greenlets of which none
-looks at the sockets but to wait, and which send, think for as long as a reply takes, and send again: the reply to the
-first may come at any moment in between.
+With many greenlets another event comes soon and hides the loss. So a fifth of the calls are made by one, two or three
+greenlets, which touch the sockets only to send and to wait. They send, compute for about the time of a round trip, and
+send again: the first reply may come at any moment in between.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ from kclient.errors import KernelTimeout
 
 GREENLETS = 64
 
-LONGEST = 1.0
+CALL_LIMIT_S = 1.0
 """Seconds that a call may take."""
 
 BLOCK = 4
 """Requests that are sent before the first of their replies is asked for."""
 
 FEW = (1, 2, 3)
-"""Greenlets where nobody wakes another by chance."""
+"""Numbers of greenlets so small that hardly any greenlet is woken by the events of another."""
 
 SHARE_OF_FEW = 0.2
 
-THINKING = 0.0006
+THINK_S = 0.0006
 """Seconds at most between two sends; a round trip takes a third of that."""
 
 STEP = 200
-"""Calls of one greenlet between two looks at the progress."""
+"""Calls between two updates of the progress."""
 
 
 class WrongReply(Exception):
-    """A call returned what another had asked for."""
+    """A call returned the reply to another call."""
 
 
 class Stress:
-    """Greenlets on one client; `run` returns how long each call took, and raises what went wrong in any."""
+    """Greenlets that call one client. `recorder` has the time of each call."""
 
     def __init__(self, client: kclient.KernelClient, seed: int) -> None:
         self.recorder = Recorder()
@@ -73,7 +74,7 @@ class Stress:
         self._kinds_of_few: list[Callable[[], None]] = [self.kernel_info, self.run_code, self.send_think_send]
 
     def run(self, calls: int, progress: ProgressLine | None = None) -> None:
-        """Make as many calls at least; raises what any of them raises."""
+        """Make at least `calls` calls; raises the error of the first call that fails."""
         few = int(calls * SHARE_OF_FEW / len(FEW))
         for greenlets in FEW:
             self._call(few, greenlets, self._kinds_of_few, progress)
@@ -96,7 +97,7 @@ class Stress:
             self._random.choice(kinds)()
             if self._count % STEP == 0:
                 if kinds is self._kinds:
-                    self._client.iopub_channel.get_msgs()  # what `execute` left there
+                    self._client.iopub_channel.get_msgs()  # output of `execute`, which no execution takes
                 if progress is not None:
                     progress.advance()
 
@@ -108,7 +109,7 @@ class Stress:
         self._count += 1
         return f"{self._count}"
 
-    # What a call may be
+    # The kinds of calls
 
     def kernel_info(self) -> None:
         start = perf_counter_ns()
@@ -129,11 +130,11 @@ class Stress:
         check(token, result.stdout)
 
     def send_think_send(self) -> None:
-        """The second send may consume the news of the first reply, which comes at some time before or after it."""
+        """Send twice. The second send may consume the socket's event for the first reply, if that comes just then."""
         shell = self._client.shell_channel
         token, start = self._token(), perf_counter()
         msg_id = shell.send("execute_request", execute_content(f"say {token}"))
-        until = start + self._random.random() * THINKING
+        until = start + self._random.random() * THINK_S
         while perf_counter() < until:
             pass
         asked = perf_counter_ns()
@@ -152,7 +153,7 @@ class Stress:
         check(token, result.stdout)
 
     def replies_out_of_order(self) -> None:
-        """Some requests at once, whose replies are asked for in another order."""
+        """Send some requests at once, and ask for their replies in another order."""
         shell = self._client.shell_channel
         tokens, start = [self._token() for _ in range(BLOCK)], perf_counter_ns()
         sent = [(shell.send("execute_request", execute_content(f"say {token}")), token) for token in tokens]
@@ -167,7 +168,7 @@ class Stress:
             check(token, reply.content["said"])
 
     def poll(self) -> None:
-        """Ask with a timeout of 0, which takes in what is there, and let others run, until the reply is in."""
+        """Ask with a timeout of 0 and let other greenlets run, until the reply is there."""
         shell = self._client.shell_channel
         token, start = self._token(), perf_counter_ns()
         msg_id = shell.send("execute_request", execute_content(f"say {token}"))
@@ -185,11 +186,11 @@ class Stress:
 
 def check(expected: str, found: str) -> None:
     if found != expected:
-        raise WrongReply(f"asked for {expected!r}, and got {found!r}")
+        raise WrongReply(f"the reply should have been {expected!r}, and was {found!r}")
 
 
 def stress(connection: Connection, calls: int, seed: int, title: str) -> Stress:
-    """Make `calls` calls at least; raises WrongReply, KernelTimeout and whatever else a call raises."""
+    """Make at least `calls` calls; raises WrongReply, KernelTimeout and the other errors of calls."""
     client = kclient.KernelClient(connection)
     with closing(client), ProgressLine(title, max(1, calls // STEP)) as progress:
         client.start_channels(stdin=False, hb=False, control=False)
@@ -200,7 +201,7 @@ def stress(connection: Connection, calls: int, seed: int, title: str) -> Stress:
 
 
 def report_on(report: Report, transport: str, calls: int, seed: int) -> None:
-    """Make the calls, and say how long the longest took; exits with code 1 if that was too long."""
+    """Make the calls, and report the time of the longest; exits with code 1 if that is more than `CALL_LIMIT_S`."""
     start = perf_counter()
     with echo_kernels() as kernels:
         made = stress(kernels[0][transport], calls, seed, f"stress, {transport}")
@@ -211,13 +212,13 @@ def report_on(report: Report, transport: str, calls: int, seed: int) -> None:
         f"{row.n:,} calls of {GREENLETS} greenlets in {perf_counter() - start:.0f} s, seed {seed}: "
         f"each got its own reply; the longest took {longest / 1e3:.1f} ms"
     )
-    if longest > LONGEST * 1e6:
-        raise SystemExit(f"a call took longer than {LONGEST:g} s")
+    if longest > CALL_LIMIT_S * 1e6:
+        raise SystemExit(f"a call took longer than {CALL_LIMIT_S:g} s")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls", type=int, metavar="N", default=0, help="[1,000,000; with --quick 2,000]")
-    parser.add_argument("--seed", type=int, default=1, help="of what is done at random [1]")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random numbers [1]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

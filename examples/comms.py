@@ -1,4 +1,4 @@
-"""For a frontend: talk with objects in the kernel over comms, opened by either side."""
+"""For a frontend: exchange messages with objects in the kernel over comms. Either side may open a comm."""
 
 import array
 
@@ -36,7 +36,7 @@ def main() -> None:
         kernel.comms.register_target("progress", show_progress)
         kernel.run(WORK, check=True)
 
-        comm = kernel.comms.open("nobody")
+        comm = kernel.comms.open("unregistered")
         try:
             comm.receive(timeout=10)
         except kclient.CommClosed as exc:

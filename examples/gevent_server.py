@@ -1,4 +1,4 @@
-"""For a gevent server: many greenlets share one kernel, and its death is an error for each, not a hang."""
+"""For a gevent server: many greenlets share one kernel. If it dies, each call raises an error and none hangs."""
 
 import gevent
 
@@ -6,7 +6,7 @@ import kclient
 
 
 def handle(kernel: kclient.KernelManager, request: int) -> str:
-    """What a request handler of a server would do."""
+    """The work of a server's request handler."""
     try:
         result = kernel.run(f"print('working on {request}'); {request} * 2", timeout=30)
     except kclient.DeadKernelError as exc:

@@ -1,4 +1,4 @@
-"""For someone who measures: where the time of a call goes, by the kernel's own messages."""
+"""For measurements: how long each part of a call takes, by the times at which the kernel's messages arrive."""
 
 import statistics
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""For a script: run code in a kernel, use what came of it, and handle what can go wrong."""
+"""For a script: run code in a kernel, use its results, and handle its errors."""
 
 import kclient
 
@@ -18,7 +18,7 @@ def main() -> None:
         except kclient.KernelTimeout as exc:
             print("took too long:", exc.timeout, "s")
 
-        # The endless loop was interrupted, and the kernel goes on.
+        # The endless loop was interrupted. The kernel still works.
         print("numbers are still there:", kernel.run("len(numbers)", timeout=10).text)
 
 

@@ -156,7 +156,7 @@ def test_code_that_is_to_die_may_do_so_before_its_time() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["127.0.0.1:8000"], "no URL, as http://127.0.0.1:8000: 127.0.0.1:8000"),
+        (["127.0.0.1:8000"], "not a URL such as http://127.0.0.1:8000: 127.0.0.1:8000"),
         (["http://nowhere", "--concurrent", "0"], "must be 1 or more"),
         (["http://nowhere", "--kinds", "prnt"], "no such kind: prnt"),
         (["http://nowhere", "--kill", "1"], "--kill needs the --pid"),

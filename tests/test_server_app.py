@@ -123,7 +123,7 @@ def test_kernel_goes_back_when_the_client_hangs_up(
 def test_kernel_goes_back_when_the_client_does_not_read(
     app: ModuleType, background: Callable[..., Background], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "SEND_GRACE", 0.01)
+    monkeypatch.setattr(app, "SEND_GRACE_S", 0.01)
     pool = StubPool(wait_for_ever)
     response = Response()
     monkeypatch.setattr(Response, "write", wait_for_ever)
@@ -133,7 +133,7 @@ def test_kernel_goes_back_when_the_client_does_not_read(
 
 
 def test_body_that_does_not_come_is_given_up(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_TIME", 0.01)
+    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.01)
     slow = io.BytesIO()
     slow.read = wait_for_ever  # type: ignore[method-assign]
     response = Response()
@@ -195,8 +195,14 @@ def deep(levels: int) -> Any:
         (float("nan"), b"null"),
         (2**70, str(2**70).encode()),
         ("\ud800", b'"\\ud800"'),
-        (deep(300), b'"status":"failed","message":"it has written what cannot be sent: Out of range'),
-        (deep(20_000), b'"status":"failed","message":"it has written what cannot be sent: maximum recursion'),
+        (
+            deep(300),
+            b'"status":"failed","message":"the code has written output that cannot be sent as JSON: Out of range',
+        ),
+        (
+            deep(20_000),
+            b'"status":"failed","message":"the code has written output that cannot be sent as JSON: maximum recursion',
+        ),
     ],
     ids=["nan", "large", "surrogate", "deep nan", "deep"],
 )

@@ -179,7 +179,7 @@ def test_refusal_is_shown(page: Page) -> None:
     assert page.run("import os; os._exit(3)").startswith("the kernel 'python3' died (exit code 3)")
     page.browser.execute_script("document.getElementById('code').value = '#'.repeat(100000)")
     page.find("#run").click()
-    page.wait_for(lambda: page.status.startswith("Failed: a request may have 65536 bytes at most"))
+    page.wait_for(lambda: page.status.startswith("Failed: the body of a request may have 65536 bytes at most"))
     assert "413" in page.complaints()[0]
 
 

@@ -19,23 +19,23 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 import kclient
 
 IPYTHON = "python3"
-"""The kernel that is ipykernel."""
+"""The name of the kernel that runs ipykernel."""
 
 MAX_CONNECTIONS = 500
 
-PATIENCE = 30.0
-"""Seconds of silence after which a client that should say something is given up."""
+CLIENT_TIMEOUT_S = 30.0
+"""Seconds in which a client neither sends nor takes a byte that is due, after which its connection is closed."""
 
-LAST_WORDS = 1.0
-"""Seconds in which requests whose kernel was taken away can tell their clients."""
+FAREWELL_S = 1.0
+"""Seconds for the requests that still run when the pool is closed to send their last event."""
 
 
 class Handler(WSGIHandler):
-    """Shows the application its client's socket, and waits for no client for ever."""
+    """Passes the client's socket to the application, and closes the connection of a client that does not answer."""
 
     def handle(self) -> None:
-        self.socket.settimeout(PATIENCE)
-        self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # else an event waits 40 ms for word of the one before
+        self.socket.settimeout(CLIENT_TIMEOUT_S)
+        self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # else an event waits up to 40 ms for the last one's ACK
         super().handle()
 
     def get_environ(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Handler(WSGIHandler):
 
 
 class StartReport:
-    """Says on stderr why no kernel starts, until one has: then the mistake is likely in our command line."""
+    """Prints on stderr why a kernel does not start, until one has started: likely the command line is wrong."""
 
     def __init__(self) -> None:
         self._came_up = False
@@ -61,7 +61,7 @@ class StartReport:
 
 
 def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) -> None:
-    """Serve until `stop` is set; then requests have `grace` seconds to end, and nobody new is let in."""
+    """Serve until `stop` is set. Then accept no more connections, and give running requests `grace` seconds to end."""
     limits = Limits(options.max_code, options.max_output, options.max_time, options.queue_timeout)
     application = Application(pool, limits, {*LOCAL_HOSTS, options.host, *options.allow_host})
     server = WSGIServer(
@@ -70,16 +70,16 @@ def serve(options: argparse.Namespace, pool: kclient.KernelPool, stop: Event) ->
     try:
         server.start()
     except (OSError, OverflowError) as exc:
-        sys.exit(f"cannot listen: {exc}")
+        sys.exit(f"cannot listen: {exc}; choose another --host or --port")
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{host}:{server.server_port}/", flush=True)
     stop.wait()
     server.close()
     print(f"closing; {len(application.running)} requests still run", flush=True)
     application.running.join(timeout=options.grace)
-    pool.close()  # who still runs code is told so
-    application.running.join(timeout=LAST_WORDS)
-    server.stop(timeout=0)  # what is left are connections that nobody uses
+    pool.close()  # requests that still run code get an error, which they send to their clients
+    application.running.join(timeout=FAREWELL_S)
+    server.stop(timeout=0)  # only idle connections are left
 
 
 def main() -> None:
@@ -103,26 +103,26 @@ def main() -> None:
                 orphan_guard=not options.fork,
             )
             serve(options, stack.enter_context(pool), stop)
-    except kclient.KClientError as exc:  # a size that is none, say
+    except kclient.KClientError as exc:  # for example a size that is not allowed
         sys.exit(str(exc))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python examples/server",
-        description="Run code that comes by HTTP, from anybody who can reach the port, in kernels of a pool.",
+        description="Run code that comes by HTTP, in kernels of a pool. Any client of the port can run code.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     limits = Limits()
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8899, help="port to listen on; 0: any that is free")
-    add("--allow-host", action="append", default=[], metavar="NAME", help="a name that browsers may reach this by")
+    add("--port", type=int, default=8899, help="port to listen on; 0: any free port")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="a name by which browsers may reach this")
     add("--kernel", default=IPYTHON, metavar="NAME", help="kernel to run")
-    add("--size", type=int, default=4, help="kernels that wait, warm")
-    add("--max-size", type=int, default=None, help="kernels at most, busy ones too")
-    add("--max-uses", type=int, default=1, help="runs a kernel serves, each of which finds what those before left")
-    add("--preload", action="append", default=[], metavar="MODULE", help="import it before the code comes")
+    add("--size", type=int, default=4, help="kernels that are kept warm")
+    add("--max-size", type=int, default=None, help="kernels at most, including busy ones")
+    add("--max-uses", type=int, default=1, help="runs of a kernel; each finds the variables and files of those before")
+    add("--preload", action="append", default=[], metavar="MODULE", help="a module that kernels import before any code")
     add("--fork", action=argparse.BooleanOptionalAction, default=False, help="start kernels by forking")
     add("--queue-timeout", type=positive(float), default=limits.queue_timeout, metavar="S", help="wait for a kernel")
     add("--max-code", type=positive(int), default=limits.max_code, metavar="BYTES", help="size of a request")
@@ -133,13 +133,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """What argparse shall take: a number of that kind, more than 0."""
+    """A type for argparse: a number of that kind, more than 0."""
 
     def parse(text: str) -> float:
         with suppress(ValueError):
             if (number := kind(text)) > 0:
                 return number
-        raise argparse.ArgumentTypeError(f"must be a number, more than 0; not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number, more than 0, not {text!r}")
 
     return parse
 

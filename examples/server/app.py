@@ -1,6 +1,6 @@
-"""The service as a WSGI application: code in, events out, and a kernel of the pool's for each request.
+"""The service as a WSGI application: a request brings code, a kernel of the pool runs it, events carry its output.
 
-It runs in any server whose requests are greenlets: pywsgi (see `__main__.py`), gunicorn's gevent worker.
+It works in a server whose requests are greenlets: pywsgi (see `__main__.py`), or gunicorn's gevent worker.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Callable[[bytes], object]
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
-SEND_GRACE = 5.0
-"""Seconds that the client has, when its time is up, to read what it was sent."""
+SEND_GRACE_S = 5.0
+"""Seconds for the client to read the rest of the events after the time of its code is over."""
 
-BODY_TIME = 10.0
-"""Seconds that the client has to send its request's body."""
+BODY_TIMEOUT_S = 10.0
+"""Seconds for the client to send the body of its request."""
 
-BACKLOG = 64 * 2**20
-"""Bytes of output that wait in memory for a client who reads more slowly than the kernel writes.
+BACKLOG_BYTES = 64 * 2**20
+"""Limit of the output in memory that the client has not read yet.
 
-A loop that prints makes one message of all that it prints in 0.2 s, which may be as much.
+It is large, since ipykernel makes one message of all that a loop prints within 0.2 s.
 """
 
-LONGEST_CHARACTER = 12
-"""Bytes in JSON, of one beyond the first 65536 that is escaped."""
+CHARACTER_BYTES = 12
+"""The most that one character can take in JSON: two escapes of six bytes."""
 
-RETRY_AFTER = "2"
-"""Seconds after which a client may ask again for a kernel."""
+RETRY_AFTER_S = "2"
+"""Seconds after which a client may ask again for a kernel, as the header Retry-After has them."""
 
 SOCKETS = ("kclient.socket", "gunicorn.socket", "gunicorn.sock")
-"""Where the environment may hold the client's socket: by our own handler, and by gunicorn's workers."""
+"""The keys of the environment under which `__main__.Handler` or a worker of gunicorn puts the client's socket."""
 
 CLOSE = ("Connection", "close")
 
 NO_HISTORY = ("--HistoryManager.enabled=False",)
-"""For IPython's kernels, which else write what everybody runs into one file that every kernel may read."""
+"""For kernels of IPython. Without it they write the code of all users into one file that every kernel can read."""
 
 HEADERS = [
     ("Cache-Control", "no-store"),
@@ -68,12 +68,12 @@ PAGE_POLICY = (
     f"default-src 'none'; script-src 'sha256-{_script_hash}'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Only the page's own script runs, whatever a kernel sends; nothing is loaded from elsewhere."""
+"""Only the page's own script runs, also if a kernel sends another one. Nothing is loaded from other sites."""
 
 
 @attrs.frozen
 class Limits:
-    """What a request may take: bytes of its body and of the output it gets, seconds of running and of waiting."""
+    """The limits of a request: bytes of its body and its output, seconds to run and to wait for a kernel."""
 
     max_code: int = 64 * 1024
     max_output: int = 8 * 2**20
@@ -82,7 +82,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is answered with an error, as `status` says, and nothing else."""
+    """A request that gets an error as its whole answer, with the HTTP status `status`."""
 
     def __init__(self, status: str, message: str, *headers: tuple[str, str]) -> None:
         super().__init__(message)
@@ -91,14 +91,14 @@ class Refused(Exception):
 
 
 class TooMuchOutput(Exception):
-    """The code has written more than its client may get."""
+    """The code has written more than `Limits.max_output`."""
 
 
 class Application:
-    """The WSGI application; each POST to /run has a kernel of `pool` to itself.
+    """The WSGI application. Each POST to /run has a kernel of `pool` to itself.
 
-    `hosts` are the names under which browsers may reach it: a page elsewhere is to run no code here.
-    `running` holds the greenlets of the requests that have a kernel, for who wants to wait for their end.
+    `hosts` are the host names by which browsers may reach it. Other names are refused, so that a page of another site
+    cannot run code here. `running` holds the greenlets of the requests that have a kernel, to wait for their end.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class Application:
         self._check_origin(environ)
         method, answer = self._routes.get(environ["PATH_INFO"], ("", None))
         if answer is None:
-            raise Refused("404 Not Found", f"there are only {', '.join(self._routes)}")
+            raise Refused("404 Not Found", f"not found; there are only {', '.join(self._routes)}")
         asked = environ["REQUEST_METHOD"]
         if asked != method and (asked, method) != ("HEAD", "GET"):
-            raise Refused("405 Method Not Allowed", f"this takes {method} only", ("Allow", method))
+            raise Refused("405 Method Not Allowed", f"this path takes {method} only", ("Allow", method))
         return answer(environ, start_response)
 
     def _page(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -143,18 +143,18 @@ class Application:
         stats = self.pool.stats()
         if stats.idle + stats.busy == 0 and (stats.checkouts == 0 or stats.starting == 0):
             reason = stats.last_failure or "the first ones are starting"
-            raise Refused("503 Service Unavailable", f"there is no kernel: {reason}", ("Retry-After", RETRY_AFTER))
+            raise Refused("503 Service Unavailable", f"there is no kernel: {reason}", ("Retry-After", RETRY_AFTER_S))
         return _respond(start_response, "200 OK", {"status": "ok"})
 
     def _run(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         code, seconds = self._read_request(environ)
         client = next((environ[name] for name in SOCKETS if name in environ), None)
         with raised_at_hang_up(client), self._kernel() as kernel:
-            # write() and no generator, so that sending is bounded in time, too, and its errors end the run.
+            # write() instead of a generator: so sending has a time limit, too, and an error of it ends the run.
             write = start_response(
                 "200 OK", [("Content-Type", "text/event-stream"), ("X-Accel-Buffering", "no"), *HEADERS]
             )
-            with gevent.Timeout(seconds + SEND_GRACE, HungUp("the client reads too slowly")):
+            with gevent.Timeout(seconds + SEND_GRACE_S, HungUp("the client reads too slowly")):
                 stream = EventStream(write, self.limits.max_output)
                 stream.send("started", {"kernel_id": kernel.kernel_id})
                 stream.send("done", _execute(kernel, code, seconds, stream))
@@ -165,7 +165,7 @@ class Application:
         try:
             kernel = self.pool.acquire(timeout=self.limits.queue_timeout)
         except kclient.KClientError as exc:
-            raise Refused("503 Service Unavailable", str(exc), ("Retry-After", RETRY_AFTER)) from exc
+            raise Refused("503 Service Unavailable", str(exc), ("Retry-After", RETRY_AFTER_S)) from exc
         me: Any = gevent.getcurrent()
         self.running.add(me)
         try:
@@ -175,25 +175,26 @@ class Application:
             self.pool.release(kernel)
 
     def _check_origin(self, environ: Environ) -> None:
-        """Refuse a page from elsewhere, by its Origin, and a name from elsewhere for our address, by the Host."""
+        """Refuse a page of another site, by its Origin, and a host name that is not in `hosts`, by the Host."""
         host = environ.get("HTTP_HOST", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if name.strip("[]").lower() not in self.hosts:
             raise Refused(
-                "403 Forbidden", f"not served as {name!r}; --allow-host, or ALLOW_HOSTS under gunicorn, adds it"
+                "403 Forbidden",
+                f"the host name {name!r} is not allowed; add it with --allow-host, or ALLOW_HOSTS under gunicorn",
             )
         if environ.get("HTTP_ORIGIN", f"//{host}").partition("//")[2] != host:
-            raise Refused("403 Forbidden", "a page from elsewhere may not run code here")
+            raise Refused("403 Forbidden", "a page of another site may not run code here")
 
     def _read_request(self, environ: Environ) -> tuple[str, float]:
         """The code, and the seconds that it may run; raises Refused."""
-        # A page from elsewhere may post forms and plain text without being asked, but not this type.
+        # A browser lets a page of another site post forms and plain text, but not this type without our consent.
         if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused("415 Unsupported Media Type", "the Content-Type must be application/json")
         try:
             request = json.loads(self._read_body(environ))
         except (ValueError, RecursionError) as exc:
-            raise Refused("400 Bad Request", f"the body is no JSON: {exc}") from exc
+            raise Refused("400 Bad Request", f"the body is not JSON: {exc}") from exc
         if not isinstance(request, dict) or not isinstance(request.get("code"), str):
             raise Refused("400 Bad Request", 'the body must be an object with the text "code"')
         timeout = request.get("timeout")
@@ -206,21 +207,21 @@ class Application:
     def _read_body(self, environ: Environ) -> bytes:
         most = self.limits.max_code
         length = int(environ.get("CONTENT_LENGTH") or 0)
-        # After either, what comes next is no request: nobody knows where this one ends.
-        late = Refused("408 Request Timeout", f"the body did not come within {BODY_TIME:g} s", CLOSE)
-        broken = Refused("400 Bad Request", "the body breaks off, or is not in chunks", CLOSE)
-        with gevent.Timeout(BODY_TIME, late):
+        # After either error the connection is closed: the end of this body, and so the next request, is unknown.
+        late = Refused("408 Request Timeout", f"the body did not come within {BODY_TIMEOUT_S:g} s", CLOSE)
+        broken = Refused("400 Bad Request", "the body is incomplete, or its chunks are malformed", CLOSE)
+        with gevent.Timeout(BODY_TIMEOUT_S, late):
             try:
                 body: bytes = environ["wsgi.input"].read(most + 1) if length <= most else b""
             except OSError as exc:
                 raise broken from exc
         if max(length, len(body)) > most:
-            raise Refused("413 Content Too Large", f"a request may have {most} bytes at most")
+            raise Refused("413 Content Too Large", f"the body of a request may have {most} bytes at most")
         return body
 
 
 class EventStream:
-    """Server-sent events to one client, of which those with output may have `max_output` bytes."""
+    """Server-sent events to one client. Those with output may have `max_output` bytes together."""
 
     def __init__(self, write: Callable[[bytes], object], max_output: int) -> None:
         self._write = write
@@ -231,7 +232,7 @@ class EventStream:
         self._write(_event(name, data))
 
     def send_output(self, message: kclient.Message) -> None:
-        """Send what the kernel has written; of text that is too long its beginning, before TooMuchOutput is raised."""
+        """Send an output. If it exceeds the limit, send the beginning of its text, and raise TooMuchOutput."""
         output = message.content | {"output_type": message.msg_type}
         event = _event("output", output)
         self._sent += len(event)
@@ -240,17 +241,17 @@ class EventStream:
             return
         if message.msg_type == "stream":
             room = self._max_output - self._sent + len(event)
-            self.send("output", output | {"text": str(output.get("text"))[: room // LONGEST_CHARACTER]})
+            self.send("output", output | {"text": str(output.get("text"))[: room // CHARACTER_BYTES]})
         raise TooMuchOutput(f"more than {self._max_output} bytes of output; the code was stopped")
 
 
 def _execute(kernel: kclient.KernelManager, code: str, seconds: float, stream: EventStream) -> dict[str, Any]:
-    """Run the code, and send its output as it comes; returns how it ended."""
+    """Run the code, and send its output as it comes. Returns the data of the event "done"."""
     start = perf_counter()
     message = count = None
     try:
         result = kernel.run(
-            code, timeout=seconds, on_output=stream.send_output, keep_outputs=False, max_output_bytes=BACKLOG
+            code, timeout=seconds, on_output=stream.send_output, keep_outputs=False, max_output_bytes=BACKLOG_BYTES
         )
         count = result.execution_count
         status = "ok" if result.ok else "error"
@@ -267,7 +268,7 @@ def _execute(kernel: kclient.KernelManager, code: str, seconds: float, stream: E
     except kclient.KClientError as exc:
         status, message = "failed", str(exc)
     except (ValueError, RecursionError) as exc:
-        status, message = "failed", f"it has written what cannot be sent: {exc}"
+        status, message = "failed", f"the code has written output that cannot be sent as JSON: {exc}"
     spent = round(perf_counter() - start, 6)
     return {"status": status, "message": message, "execution_count": count, "seconds": spent}
 
@@ -277,17 +278,17 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 
 
 def _json(data: Any) -> bytes:
-    """JSON on one line, with null for NaN, which browsers do not take; raises ValueError and RecursionError."""
+    """JSON on one line, with null for NaN, which is no JSON. Raises ValueError and RecursionError."""
     try:
         return orjson.dumps(data)
-    except TypeError:  # half of a surrogate pair, a very large number, lists in lists in lists
+    except TypeError:  # half of a surrogate pair, a very large number, or deeply nested lists
         return json.dumps(data, allow_nan=False).encode()
 
 
 def _respond(
     start_response: StartResponse, status: str, body: bytes | dict[str, Any], *headers: tuple[str, str]
 ) -> list[bytes]:
-    """A whole response; a dict goes as JSON."""
+    """A complete response. A dict is sent as JSON."""
     if isinstance(body, dict):
         body = _json(body)
         headers = (("Content-Type", "application/json"), *headers)

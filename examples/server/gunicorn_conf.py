@@ -1,4 +1,4 @@
-"""The service under gunicorn, a pool for each worker: ``gunicorn -c examples/server/gunicorn_conf.py``."""
+"""The service under gunicorn, with a pool in each worker: ``gunicorn -c examples/server/gunicorn_conf.py``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ wsgi_app = "wsgi:application"
 worker_class = "gevent"
 workers = 2
 timeout = 30
-"""Seconds of silence after which a worker is killed. Code that runs in a kernel is no silence: the hub turns."""
+"""Seconds after which gunicorn kills a worker whose hub stands still. While code runs in a kernel the hub turns."""
 
-MAX_TIME = 30.0
-graceful_timeout = int(MAX_TIME) + 15
-"""Seconds for what is under way when a worker is to end, and then for its kernels; after that it is killed."""
+MAX_TIME_S = 30.0
+graceful_timeout = int(MAX_TIME_S) + 15
+"""Seconds for a worker to end: first for the requests under way, then for its kernels. After that it is killed."""
 
 
 def post_worker_init(worker: Any) -> None:
-    """In the worker, which gevent has patched; it takes requests when this returns, and if it raises, gunicorn ends."""
+    """gunicorn calls this in the worker, after gevent has patched it and before it takes requests.
+
+    If it raises, gunicorn ends.
+    """
     from app import Limits
     from wsgi import open_pool
 
-    open_pool(Limits(max_time=MAX_TIME))
+    open_pool(Limits(max_time=MAX_TIME_S))
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """In the worker, when its last request is answered; also after SIGINT and SIGQUIT, which wait for none."""
+    """gunicorn calls this in the worker after its last request, or at once after SIGINT and SIGQUIT."""
     from wsgi import close_pool
 
     close_pool()

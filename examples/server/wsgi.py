@@ -1,4 +1,4 @@
-"""The service for a server that forks its workers: the pool is made in the worker, and nothing at the import."""
+"""The service for a server that forks its workers: `open_pool` makes the pool in the worker, not at import."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SIZE = int(os.environ.get("POOL_SIZE", "4"))
 """Kernels that each worker keeps warm."""
 
 PRELOAD = os.environ.get("POOL_PRELOAD", "").split()
-"""Modules to import before the code comes; if there are any, kernels are forked (on Linux)."""
+"""Modules that each kernel imports before its first code. If there are any, kernels are forked (Linux only)."""
 
 HOSTS = os.environ.get("ALLOW_HOSTS", "").split()
-"""Names by which browsers may reach this, besides those of this machine itself."""
+"""Host names by which browsers may reach the service, besides those of this machine."""
 
-WARM_UP = 20.0
-"""Seconds for the first kernels: less than the silence that gets a worker of gunicorn's killed."""
+WARM_UP_S = 20.0
+"""Seconds for the first kernels to start: less than gunicorn's `timeout`, after which it kills the worker."""
 
 _application: Application | None = None
 _resources = ExitStack()
@@ -28,12 +28,12 @@ _resources = ExitStack()
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     if _application is None:
-        raise RuntimeError("call open_pool() in the worker first: gunicorn_conf.py does")
+        raise RuntimeError("there is no pool; call open_pool() in the worker first, as gunicorn_conf.py does")
     return _application(environ, start_response)
 
 
 def open_pool(limits: Limits) -> None:
-    """Make the pool of this process; raises why its kernels do not start."""
+    """Make the pool of this process. If its kernels do not start, the error says why."""
     global _application
     with ExitStack() as stack:
         pool = stack.enter_context(
@@ -46,11 +46,11 @@ def open_pool(limits: Limits) -> None:
                 orphan_guard=True,
             )
         )
-        pool.wait_until_warm(timeout=WARM_UP)
+        pool.wait_until_warm(timeout=WARM_UP_S)
         _resources.push(stack.pop_all())
     _application = Application(pool, limits, {*LOCAL_HOSTS, *HOSTS})
 
 
 def close_pool() -> None:
-    """End the kernels of this process, and whatever still runs in them."""
+    """End the kernels of this process and the code that still runs in them."""
     _resources.close()

@@ -18,6 +18,9 @@ from kclient.errors import InvalidState
 READABLE: Final = 1
 """The event mask of libev for a descriptor that can be read. The other loops of gevent use the same number."""
 
+TURN_S: Final = 0.001
+"""Seconds for which a socket may be read before the loop must turn."""
+
 
 TURN_S: Final = 0.001
 """Seconds for which a socket may be read before the loop must turn."""

@@ -1,1 +1,1 @@
-"""Finding and running kernels: specs, connection files, processes. Knows nothing of channels or clients."""
+"""Find and run kernels: specs, connection files, processes. No module here knows of channels or clients."""

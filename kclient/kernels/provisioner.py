@@ -1,4 +1,4 @@
-"""Provisioner: the process of a kernel that we started, from its launch to the last trace of it."""
+"""Provisioner: starts the process of one kernel, signals and ends it, and removes its files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 import os
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
 import gevent
 
 from kclient.concurrency.deadline import Deadline
@@ -27,64 +26,24 @@ from kclient.errors import (
 )
 from kclient.kernels.connection.endpoint import Endpoint
 from kclient.kernels.connection.port_conflicts import describe, taken_ports
+from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess, Launcher, LocalProcess
 from kclient.kernels.process.orphan_guard import GuardedKernel
-from kclient.kernels.process.output import Output
 from kclient.kernels.specs.search import find_kernel_spec
 from kclient.kernels.specs.spec import KernelSpec
 
 if TYPE_CHECKING:
     from kclient.kernels.connection.handshake import Registrar
 
-TERM_WAIT: Final = 2.0
-"""Seconds that a kernel which ignored its shutdown_request has after SIGTERM."""
+TERM_WAIT_S: Final = 2.0
+"""Seconds from SIGTERM to SIGKILL, for a kernel that did not end at its shutdown_request."""
 
-KILL_WAIT: Final = 10.0
+KILL_WAIT_S: Final = 10.0
 """Seconds for the operating system to end a process after SIGKILL."""
 
 
-def _check_arguments(launch: object, attribute: Any, value: Any) -> None:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(word, str) for word in value):
-        raise InvalidArgument(f"extra_arguments must be a list of strings, not {value!r}")
-
-
-def _check_cwd(launch: object, attribute: Any, value: Any) -> None:
-    if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise InvalidArgument(f"cwd must be the path of a directory, not {value!r}")
-
-
-def _check_env(launch: object, attribute: Any, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
-        raise InvalidArgument("env must be a dict of strings by name")
-
-
-def _check_output(launch: object, attribute: Any, value: Any) -> None:
-    if value is not None and not isinstance(value, int) and not hasattr(value, "fileno"):
-        raise InvalidArgument(f"{attribute.name} must be a file, a number as in subprocess, or None; not {value!r}")
-
-
-@attrs.frozen
-class Launch:
-    """The arguments of start_kernel, kept for a restart; raises InvalidArgument."""
-
-    extra_arguments: Sequence[str] = attrs.field(default=(), validator=_check_arguments)
-    cwd: str | os.PathLike[str] | None = attrs.field(default=None, validator=_check_cwd)
-    env: Mapping[str, str] | None = attrs.field(default=None, validator=_check_env)
-    stdout: Output = attrs.field(default=None, validator=_check_output)
-    stderr: Output = attrs.field(default=None, validator=_check_output)
-
-    def changed(self, arguments: Mapping[str, Any]) -> Launch:
-        """The same with other `arguments`, of those of start_kernel."""
-        try:
-            return attrs.evolve(self, **arguments)
-        except TypeError as exc:
-            raise InvalidArgument(f"start_kernel takes no such argument: {exc}") from None
-
-
 HANDSHAKES: Final = ("auto", "off", "required")
-"""Whether the kernel chooses its own ports: where its spec says that it can, never, or else it is not started."""
+"""auto: the kernel chooses its ports if its spec says that it can. off: never. required: it must, or is not started."""
 
 
 def _ignore() -> None:
@@ -95,7 +54,7 @@ _NO_MARKS: Final[Mapping[str, str]] = {}
 
 
 class Provisioner:
-    """One kernel at a time. `on_exit()` is called, in the hub, when its process ends unexpectedly."""
+    """Starts and ends the process of one kernel, and of its successor after a restart."""
 
     def __init__(
         self,
@@ -111,7 +70,7 @@ class Provisioner:
         if isinstance(launcher, type):
             raise InvalidArgument(f"launcher must be an object, not a class: {launcher.__name__}()")
         if not callable(getattr(launcher, "start", None)):
-            raise InvalidArgument(f"launcher must have a method start(argv, ...), which {launcher!r} has not")
+            raise InvalidArgument(f"launcher must have a method start(argv, ...); {launcher!r} has none")
         self.kernel_name = kernel_name
         self.endpoint = endpoint
         self.launcher = launcher
@@ -123,7 +82,7 @@ class Provisioner:
         self._spec: KernelSpec | None = None
         self._wants_guard = orphan_guard
         self._handshake = handshake
-        self._ward: GuardedKernel | None = None
+        self._guarded: GuardedKernel | None = None
         self._on_exit: Callable[[], None] = _ignore
 
     @property
@@ -134,14 +93,14 @@ class Provisioner:
         return self._spec
 
     def claim_descriptors(self, *, reserve: int = RESERVE) -> None:
-        """For a start, and the channels that follow; raises TooManyFiles before anything has happened."""
+        """Reserve file descriptors for a start and its channels. Raises TooManyFiles before anything is started."""
         self.claim.take(KERNEL, f"the kernel {self.kernel_name!r}", later=CLIENT, reserve=reserve)
 
     def start(self, launch: Launch, on_exit: Callable[[], None], deadline: Deadline) -> None:
-        """Start the process and, if it chooses its ports itself, wait until it has reported them.
+        """Start the process. If the kernel chooses its ports, wait until it has reported them.
 
-        Raises NoSuchKernel, LaunchError, InvalidArgument, InvalidState and ConnectionFileError; then KernelTimeout, and
-        RemoteProtocolError for ports that cannot be used.
+        `on_exit()` runs in the hub when the process ends, unless `forget` came first. Raises NoSuchKernel, LaunchError,
+        InvalidArgument, InvalidState, ConnectionFileError, KernelTimeout, and RemoteProtocolError for unusable ports.
         """
         self.endpoint.encrypt(self.spec)
         try:
@@ -156,7 +115,7 @@ class Provisioner:
 
     def _start_process(self, launch: Launch, on_exit: Callable[[], None], path: str, deadline: Deadline) -> None:
         self.argv = self.spec.command(path, launch.extra_arguments)
-        # a Ctrl-C between the launch and the note of it would leave an orphan
+        # Ctrl-C must not strike between the launch and `self.process = process`: it would leave an orphan
         with self._owner.call():
             if self._wants_guard:
                 process = self._start_guarded(launch, deadline, GuardedKernel(self.endpoint.traces()))
@@ -168,7 +127,7 @@ class Provisioner:
             process.exited.rawlink(lambda exited: self._exited(process))
 
     def _will_handshake(self) -> bool:
-        """Whether the kernel is to choose its ports; raises InvalidArgument if it has to, and cannot."""
+        """True if the kernel chooses its ports; raises InvalidArgument if that is required and impossible."""
         if self._handshake == "off":
             return False
         if not self.spec.handshakes:
@@ -176,20 +135,20 @@ class Provisioner:
             said = f"kernel_protocol_version {version!r}" if version else "no kernel_protocol_version"
             obstacle = f"its spec says {said}, and the handshake came with 5.6"
         elif self.endpoint.info.transport != "tcp":
-            obstacle = "the protocol has it for tcp only"
+            obstacle = "the protocol has the handshake for tcp only"
         elif self.endpoint.are_ports_given:
-            obstacle = "its ports are chosen already, by a connection file"
+            obstacle = "its ports are given by a connection file"
         else:
             return True
         if self._handshake == "required":
             raise InvalidArgument(
                 f"handshake='required', but the kernel {self.kernel_name!r} cannot choose its own ports: {obstacle}; "
-                "handshake='auto' starts it all the same"
+                "pass handshake='auto' to start it with ports that kclient chooses"
             )
         return False
 
     def _await_registration(self, registrar: Registrar, deadline: Deadline) -> None:
-        """Wait until the kernel has reported its ports; one that does not, or reports nonsense, is killed."""
+        """Wait until the kernel has reported its ports. Kill it if it does not, or if they cannot be used."""
         try:
             self.endpoint.register(self._reported_ports(registrar, deadline))
         except BaseException:
@@ -203,7 +162,7 @@ class Provisioner:
             raise RemoteProtocolError(f"the kernel {self.kernel_name!r} {exc}; {self._story()}") from None
         if ports is not None:
             return ports
-        clues = [*registrar.clues(), "by its spec it chooses its ports; handshake='off' does that for it"]
+        clues = [*registrar.clues(), "its spec says that it chooses its ports; with handshake='off' kclient does"]
         if not self.is_alive():
             raise self.never_came_up(self.death(), *clues)
         raise self.never_answered(KernelTimeout("registration of the kernel's ports", deadline.timeout), *clues)
@@ -215,12 +174,12 @@ class Provisioner:
     def _exited(self, process: KernelProcess) -> None:
         if self.process is not process:
             return
-        if self._ward is not None:
-            self._ward.ended()
+        if self._guarded is not None:
+            self._guarded.ended()
         self._on_exit()
 
     def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
-        # ipykernel watches the process with that number, and ends when it is gone
+        # ipykernel ends when the process with that number has ended
         environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
         left = deadline.left()
         with gevent.Timeout(None if left == math.inf else left, False):  # type: ignore[arg-type]  # the stubs don't know it
@@ -231,22 +190,22 @@ class Provisioner:
                 stdout=launch.stdout,
                 stderr=launch.stderr,
             )
-        raise KernelTimeout("process from the launcher", deadline.timeout, hint="a fork server imports first")
+        raise KernelTimeout("process from the launcher", deadline.timeout, hint="a new fork server imports first")
 
-    def _start_guarded(self, launch: Launch, deadline: Deadline, ward: GuardedKernel) -> KernelProcess:
+    def _start_guarded(self, launch: Launch, deadline: Deadline, guarded: GuardedKernel) -> KernelProcess:
         process = None
         try:
-            process = self._start(launch, deadline, ward.environment)
-            ward.take(process)
+            process = self._start(launch, deadline, guarded.environment)
+            guarded.take(process)
         except BaseException:
             if process is not None:
                 process.kill()
                 process.close()
-            ward.release()
+            guarded.release()
             raise
-        if self._ward is not None:  # of the kernel before
-            self._ward.release()
-        self._ward = ward
+        if self._guarded is not None:  # the kernel before a restart
+            self._guarded.release()
+        self._guarded = guarded
         return process
 
     def require(self) -> KernelProcess:
@@ -259,14 +218,14 @@ class Provisioner:
         return self.process is not None and self.process.is_alive()
 
     def interrupt(self) -> bool:
-        """SIGINT to the kernel and its children; False if the spec wants an interrupt_request instead."""
+        """Send SIGINT to the kernel and its children. False, and no signal, if its spec wants an interrupt_request."""
         if self.spec.interrupt_mode == "message":
             return False
         self.require().send_signal(signal.SIGINT)
         return True
 
     def wait_for_exit(self, deadline: Deadline) -> bool:
-        """True when the process has ended, False if it has not within the deadline."""
+        """Wait until the process has ended (True) or until the deadline is over (False)."""
         process = self.require()
         parking = Parking(self._owner)
         process.exited.rawlink(parking.wake)
@@ -278,26 +237,26 @@ class Provisioner:
         return not process.is_alive()
 
     def end(self, deadline: Deadline) -> None:
-        """SIGTERM, and SIGKILL if that does not help in time; to the children of the kernel as well."""
+        """Send SIGTERM to the kernel and its children, then SIGKILL if it has not ended in time."""
         process = self.require()
         if process.is_alive():
             process.send_signal(signal.SIGTERM)
-            if not self.wait_for_exit(deadline.at_most(TERM_WAIT)):
+            if not self.wait_for_exit(deadline.at_most(TERM_WAIT_S)):
                 self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL to the kernel and its children, and wait until it has ended."""
         self.require().kill()
-        self.wait_for_exit(Deadline(KILL_WAIT))
+        self.wait_for_exit(Deadline(KILL_WAIT_S))
 
     def forget(self) -> None:
-        """Let go of a process that has ended."""
+        """Close the process object, and set `process` to None."""
         process, self.process = self.process, None
         if process is not None:
             process.close()
 
     def death(self) -> DeadKernelError:
-        """The error that tells how the process ended."""
+        """An error that says how the process ended."""
         process = self.process
         if process is None:
             return DeadKernelError("the kernel was shut down; start_kernel() starts another")
@@ -308,7 +267,7 @@ class Provisioner:
         )
 
     def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
-        """`death`, of a kernel that had never answered; names the ports that another program has."""
+        """The LaunchError for a kernel that died before it was ready. It names the ports that another program has."""
         taken = taken_ports(self.endpoint.info)
         story = [describe(self.endpoint.info, taken)] if taken else []
         story += [*clues, *self._lacks_ipc(), f"its command was {self.command_line()}"]
@@ -321,10 +280,10 @@ class Provisioner:
         )
 
     def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
-        """`timeout`, with what was started and what it printed, for who wonders why it does not answer."""
+        """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
         story = [*clues, *self._lacks_ipc(), self._story()]
         if self.endpoint.info.curve_publickey:
-            story.append("the connection is encrypted; if the kernel can't, encryption='off' starts it without")
+            story.append("the connection is encrypted; if the kernel cannot do that, pass encryption='off'")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
@@ -334,17 +293,17 @@ class Provisioner:
         return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
 
     def _lacks_ipc(self) -> list[str]:
-        """What to tell of a kernel that has not bound all of its ipc addresses: about half of all kernels cannot."""
+        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels lack ipc."""
         for path in self.endpoint.info.ipc_paths():
             if not os.path.lexists(path):
-                return [f"it never listened at ipc://{path}; if it can do tcp only, pass transport='tcp'"]
+                return [f"it never listened at ipc://{path}; if it supports only tcp, pass transport='tcp'"]
         return []
 
     def command_line(self) -> str:
         return shlex.join(self.argv)
 
     def abandon(self, *_: Any) -> None:
-        """Kill the process and remove the files: its manager was dropped, or the program ends."""
+        """Kill the process and remove the files, when its manager is garbage-collected or the program ends."""
         if self._owner.forked:
             return
         if self.process is not None:
@@ -353,9 +312,9 @@ class Provisioner:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """Remove the files, and tell the guard that there is nothing left to do."""
+        """Remove the files, end the reservation of file descriptors, and have the guard forget the kernel."""
         self.claim.end()
         self.endpoint.remove()
-        if self._ward is not None:
-            self._ward.release()
-            self._ward = None
+        if self._guarded is not None:
+            self._guarded.release()
+            self._guarded = None

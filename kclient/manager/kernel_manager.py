@@ -18,9 +18,10 @@ from kclient.concurrency.waiting import weakly
 from kclient.errors import InvalidState
 from kclient.kernels.connection.endpoint import Endpoint
 from kclient.kernels.connection.files import find_connection_file
+from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess, Launcher, LocalLauncher
 from kclient.kernels.process.output import Output
-from kclient.kernels.provisioner import Launch, Provisioner
+from kclient.kernels.provisioner import Provisioner
 from kclient.kernels.specs.spec import KernelSpec
 from kclient.manager.autorestart import AutoRestart, Restarter, as_policy
 from kclient.manager.client_holder import ClientHolder

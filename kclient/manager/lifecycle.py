@@ -16,7 +16,8 @@ from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import weakly
 from kclient.errors import DeadKernelError, Failure, InvalidState, KernelTimeout, LaunchError, copies_of
 from kclient.kernels.connection.port_conflicts import were_taken
-from kclient.kernels.provisioner import Launch, Provisioner
+from kclient.kernels.launch import Launch
+from kclient.kernels.provisioner import Provisioner
 from kclient.manager.client_holder import ClientHolder
 from kclient.manager.phases import HAD_ANSWERED, TRANSITIONS, Event, Phase, Reaction
 from kclient.manager.shutdown import ask_to_exit
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Holding:
-    """The kernel that a lifecycle has now. A finalizer of the manager holds this, and so nothing else of the manager."""
+    """The kernel that a lifecycle has now. A finalizer holds this, and nothing else of the manager."""
 
     def __init__(self, provisioner: Provisioner) -> None:
         self.provisioner = provisioner

@@ -10,8 +10,8 @@ import attrs
 from kclient.client.handover import hand_over
 from kclient.concurrency.deadline import Deadline
 from kclient.errors import DeadKernelError, ExecutionError, InvalidState, KClientError, KernelTimeout
+from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess
-from kclient.kernels.provisioner import Launch
 from kclient.manager.kernel_manager import KernelManager
 from kclient.manager.start import start_until_ready
 

@@ -433,7 +433,7 @@ def test_shutdown_wakes_everyone_who_waits(kernel_manager, background, gate):
 
 @pytest.mark.parametrize("channels", [True, False])
 def test_kernel_that_ignores_shutdown_and_sigterm_is_killed(install_kernel, start_kernel, monkeypatch, channels):
-    monkeypatch.setattr(provisioner, "TERM_WAIT", 0.2)
+    monkeypatch.setattr(provisioner, "TERM_WAIT_S", 0.2)
     install_kernel(STUBBORN)
     manager = start_kernel("odd")
     manager.shutdown_wait_time = 0.2

@@ -304,7 +304,7 @@ def test_file_that_others_may_write_to_is_not_replaced(tmp_path):
     write_connection_file(INFO, str(path))
     check_replaceable(str(path))
     path.chmod(0o666)
-    with pytest.raises(ConnectionFileError, match="others may write"):
+    with pytest.raises(ConnectionFileError, match="other users may write"):
         check_replaceable(str(path))
 
 

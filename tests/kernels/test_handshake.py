@@ -180,7 +180,7 @@ def test_flood_of_forged_registrations_lets_other_greenlets_run_and_fills_no_log
     stage: Stage, manager: kclient.KernelManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     turns, read_at = 0, []
-    monkeypatch.setattr(handshake, "TURN", 0)  # so that each message takes one
+    monkeypatch.setattr(handshake, "TURN_S", 0)  # so that each message takes one
     read_report = Registration.read_report
 
     def read(registration: Registration, frames: list[bytes]) -> Any:
@@ -262,7 +262,7 @@ def test_kernel_that_does_not_register_in_time_is_killed_with_a_clear_error(
         start(timeout=0.3)
     text = str(caught.value)
     assert text.startswith("no registration of the kernel's ports within 0.3 s")
-    assert "1 came and had to be ignored (signature)" in text
+    assert "messages ignored at the registration port: 1 (signature)" in text
     assert "handshake='off'" in text
     assert "the command was sh -c 'exec sleep 60' " in text
     assert "it printed none" in text
@@ -322,7 +322,7 @@ def test_guard_is_told_of_the_files_before_the_kernel_starts(runtime_dir: Path) 
 def test_file_that_is_no_connection_file_is_not_replaced_by_one(stage: Stage, folder: Path) -> None:
     dear = folder / "dear.txt"
     dear.write_text("to me")
-    with pytest.raises(kclient.ConnectionFileError, match="something else stands there"):
+    with pytest.raises(kclient.ConnectionFileError, match="exists and is no connection file"):
         kclient.start_kernel("odd", launcher=stage, connection_file=dear)
     assert dear.read_text() == "to me"
     assert stage.files == []
@@ -514,7 +514,7 @@ def test_ports_that_somebody_may_know_already_are_not_the_kernels_to_choose(
     manager = kclient.KernelManager(install_kernel("", **IDLE), launcher=launcher, handshake=handshake)
     manager.write_connection_file()
     known = manager.get_connection_info()
-    expected = "refused" if handshake == "auto" else "its ports are chosen already, by a connection file"
+    expected = "refused" if handshake == "auto" else "its ports are given by a connection file"
     with pytest.raises(kclient.KClientError, match=expected):
         manager.start_kernel()
     assert launcher.values == (known if handshake == "auto" else None)
@@ -525,7 +525,7 @@ def test_ports_that_somebody_may_know_already_are_not_the_kernels_to_choose(
     [
         ({}, {}, "its spec says no kernel_protocol_version"),
         ({"kernel_protocol_version": "5.5"}, {}, "its spec says kernel_protocol_version '5.5'"),
-        (IDLE, {"transport": "ipc"}, "the protocol has it for tcp only"),
+        (IDLE, {"transport": "ipc"}, "the protocol has the handshake for tcp only"),
     ],
 )
 def test_handshake_that_is_required_and_cannot_be_had_is_refused_before_anything_starts(

@@ -72,7 +72,7 @@ class Hanging:
 def hanging(
     start_kernel: Callable[..., kclient.KernelManager], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Hanging:
-    monkeypatch.setattr(provisioner, "TERM_WAIT", TERMINATED)
+    monkeypatch.setattr(provisioner, "TERM_WAIT_S", TERMINATED)
     return Hanging(start_kernel(), folder / "fifo")
 
 

@@ -116,7 +116,7 @@ def test_error_names_the_port_when_each_new_one_is_taken(install_kernel: Callabl
     with pytest.raises(kclient.LaunchError, match="exit code 1") as caught:
         kclient.start_kernel(install_kernel(SILENT), launcher=launcher, timeout=WAIT)
     assert launcher.starts == 3
-    assert f"port {launcher.taken[-1]} is taken by another program; end it" in str(caught.value)
+    assert f"port {launcher.taken[-1]} is taken by another program; end that program" in str(caught.value)
     assert caught.value.taken_ports == (launcher.taken[-1],)
 
 
@@ -170,7 +170,7 @@ def test_timeout_names_the_port_that_another_program_has_and_not_those_of_the_ke
 def test_timeout_names_no_port_if_the_kernel_has_them_all(
     install_kernel: Callable[..., str], taker: Taker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provisioner, "TERM_WAIT", 0.0)
+    monkeypatch.setattr(provisioner, "TERM_WAIT_S", 0.0)
     with kclient.KernelManager(install_kernel(STAYS)) as manager:
         manager.shutdown_wait_time = 0.0
         manager.start_kernel(stdout=subprocess.PIPE)

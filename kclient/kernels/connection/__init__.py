@@ -1,1 +1,1 @@
-"""Where a kernel listens: ports, keys, connection files, and the handshake in which a kernel chooses its ports."""
+"""Where a kernel listens: ports, keys, connection files, and the handshake by which a kernel reports its own ports."""

@@ -1,7 +1,7 @@
-"""Which kernels that we start are encrypted, with CurveZMQ (rfc.zeromq.org/spec/26), and by which keys.
+"""Whether a kernel that kclient starts is encrypted with CurveZMQ (rfc.zeromq.org/spec/26), and with which keys.
 
-The kernel is the server of all five sockets. It reads its key pair from the connection file, as Jupyter's enhancement
-proposal 145 has it; who knows the public key may connect.
+On all five sockets the kernel is the CurveZMQ server. It reads its key pair from the connection file, as Jupyter's
+enhancement proposal 145 says. Any client that knows the public key may connect.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NO_CURVE: Final = "this libzmq was built without CurveZMQ"
 
 
 def check_encryption(encryption: str) -> str:
-    """One of `MODES`; raises InvalidArgument for anything else."""
+    """Return `encryption` if it is one of `MODES`; raises InvalidArgument if not."""
     if encryption not in MODES:
         raise InvalidArgument(f"encryption must be 'auto', 'required' or 'off', not {encryption!r}")
     return encryption
 
 
 def is_wanted(encryption: str, spec: KernelSpec) -> bool:
-    """True if a kernel of that spec gets keys; raises InvalidArgument if it must have them and could not use them."""
+    """True if a kernel of that spec gets keys. Raises InvalidArgument if keys are required and it cannot use them."""
     if encryption == "off":
         return False
     if spec.supports_curve and zmq.has("curve"):
@@ -36,7 +36,7 @@ def is_wanted(encryption: str, spec: KernelSpec) -> bool:
         lack = _NO_CURVE if spec.supports_curve else "its spec has no 'curve' in metadata.supported_encryption"
         raise InvalidArgument(
             f"the kernel {spec.name!r} cannot be encrypted: {lack}; "
-            "choose another, or encryption='auto', which starts it without"
+            "choose another kernel, or pass encryption='auto' to start it without encryption"
         )
     if spec.supports_curve:
         log().warning("the kernel %r is started without encryption: %s", spec.name, _NO_CURVE)
@@ -44,7 +44,7 @@ def is_wanted(encryption: str, spec: KernelSpec) -> bool:
 
 
 def new_keys() -> tuple[bytes, bytes]:
-    """A fresh pair, public and secret; raises InvalidState where libzmq has no CurveZMQ."""
+    """A new key pair: public, secret. Raises InvalidState if libzmq has no CurveZMQ."""
     if not zmq.has("curve"):
-        raise InvalidState(f"there can be no keys: {_NO_CURVE}")
+        raise InvalidState(f"cannot make encryption keys: {_NO_CURVE}; pass encryption='off'")
     return zmq.curve_keypair()

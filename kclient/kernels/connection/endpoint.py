@@ -1,4 +1,4 @@
-"""Where a kernel that we start will listen: ports, key and connection file, made before its start and removed after."""
+"""Endpoint: the ports, key and connection file of one kernel, made before it starts and removed after it ends."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ TRANSPORTS: Final = ("tcp", "ipc")
 
 
 class Endpoint:
-    """The connection info of one kernel, and the files that go with it.
+    """The connection info of one kernel, and the files that belong to it.
 
-    Ports of 0 are chosen by `prepare`. Files are removed only if they were written here.
+    `prepare` chooses the ports that are 0. An endpoint removes only files that it wrote itself.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class Endpoint:
         self._kernel_chose_ports = False
 
     def load(self, path: str) -> None:
-        """Take the values of an existing connection file, which stays its owner's.
+        """Take the values of an existing connection file. This endpoint does not remove that file.
 
-        That decides on encryption, too; raises ConnectionFileError if it has no keys and they are required.
+        The file also decides on encryption. Raises ConnectionFileError if keys are required and the file has none.
         """
         info = read_connection_file(path)
         if self.encryption == "required" and not info.curve_publickey:
             raise ConnectionFileError(
                 f"connection file {path}: it has no curve_publickey, and encryption is required; "
-                "encryption='auto' would connect without",
+                "pass encryption='auto' to connect without encryption",
                 path=path,
             )
         if not (self._is_written and self.path is not None and os.path.samefile(path, self.path)):
@@ -96,29 +96,32 @@ class Endpoint:
 
     @property
     def are_ports_given(self) -> bool:
-        """True if the ports were chosen before the kernel's start, so that it must take those."""
+        """True if the ports were chosen before the kernel starts: it must then listen on those."""
         return self.info.shell_port != 0 and not self._kernel_chose_ports
 
     @property
     def may_get_keys(self) -> bool:
-        """True if it is for the kernel's spec to say whether there will be keys."""
+        """True if the kernel's spec decides whether there will be keys."""
         return self.encryption != "off" and self.info.shell_port == 0 and not self.info.curve_publickey
 
     def encrypt(self, spec: KernelSpec) -> None:
-        """Choose keys, once, if a kernel of that spec gets any; raises InvalidArgument if it must, and cannot."""
+        """Choose keys, once, if a kernel of that spec gets any.
+
+        Raises InvalidArgument if keys are required and the kernel cannot use them.
+        """
         if is_wanted(self.encryption, spec) and self.may_get_keys:
             public, secret = new_keys()
             self.info = attrs.evolve(self.info, curve_publickey=public, curve_secretkey=secret)
 
     def prepare(self) -> str:
-        """Choose what is not chosen yet, hold the tcp ports, write the connection file and return its path.
+        """Choose missing ports, reserve the tcp ports, write the connection file and return its path.
 
-        Raises InvalidState, a RuntimeError, if a kernel cannot listen at that ip, since it is another machine's, and
-        LaunchError if another program listens on an ipc address that was chosen before.
+        Raises InvalidState, a RuntimeError, if the ip belongs to another machine, so that no kernel can listen on it
+        here. Raises LaunchError if another program listens on an ipc address that was chosen before.
         """
         info = self.info
         if info.transport == "ipc" and info.shell_port and (taken := taken_ports(info)):
-            # libzmq would take it away from that program
+            # libzmq in the kernel would replace the other program's socket file
             raise LaunchError(f"cannot start the kernel: {describe(info, taken)}", taken_ports=taken)
         self._check_ip()
         if info.shell_port == 0:
@@ -129,9 +132,10 @@ class Endpoint:
         return self.write()
 
     def expect_registration(self) -> Registrar:
-        """In place of `prepare`, where the kernel chooses: write a registration file, and await its ports.
+        """Use this instead of `prepare` if the kernel chooses its ports. Write a registration file, and listen.
 
-        `register` or `end_registration` has to follow. Raises what `prepare` raises.
+        The caller starts the kernel with the registration file, then calls `register` or `end_registration`. Raises
+        LaunchError, ConnectionFileError and InvalidState.
         """
         from kclient.kernels.connection.handshake import Registrar  # few kernels need it
 
@@ -140,7 +144,7 @@ class Endpoint:
             self.path = new_connection_file()
         elif not self._is_written:
             check_replaceable(self.path)
-        self._is_written = True  # from here on ours to remove
+        self._is_written = True  # from here on `remove` removes it
         self.info = self._without_ports()
         if self._registration_path is None:
             self._registration_path = new_connection_file("registration")
@@ -148,20 +152,20 @@ class Endpoint:
         return self._registrar
 
     def register(self, ports: Sequence[int]) -> None:
-        """The kernel listens on `ports`, in the order of CHANNELS: write the connection file, for whoever wants it."""
+        """Note the ports that the kernel reported, in the order of CHANNELS, and write the connection file."""
         self.info = self.info.with_ports(self.info.ip, ports)
         self._kernel_chose_ports = True
         if self.path is not None:
             write_connection_file(self.info, self.path)
 
     def end_registration(self) -> None:
-        """Nothing more will be registered; once is enough."""
+        """Stop listening for a report. A second call does nothing."""
         if self._registrar is not None:
             self._registrar.close()
             self._registrar = None
 
     def write(self) -> str:
-        """Write the connection file, unless it is there, and return its path; ports are chosen if they are not."""
+        """Write the connection file, unless it exists, and return its path. Chooses ports that are 0 first."""
         if self.info.shell_port == 0:
             self._choose()
         if self.path is None:
@@ -173,18 +177,18 @@ class Endpoint:
         return self.path
 
     def new_session(self) -> Session:
-        """A conversation with the kernel that listens here."""
+        """A new session with the kernel that listens here."""
         info = self.info
         return Session(info.key, signature_scheme=info.signature_scheme, server_key=info.curve_publickey)
 
     def let_go_of_ports(self) -> None:
-        """The kernel has its ports, or will never have them."""
+        """End the reservation of the ports: the kernel has bound them, or never will."""
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None
 
     def change_ports(self) -> None:
-        """Choose others for the next start, and put them into the file, unless they were not chosen here."""
+        """Choose other ports for the next start, and write them to the file. Ports not chosen here stay."""
         if not self._wants_fresh_ports or not self.are_ports_given:
             return
         self.let_go_of_ports()
@@ -201,12 +205,12 @@ class Endpoint:
                 self.path = None
 
     def remove_ipc_files(self) -> None:
-        """Remove the sockets of an ipc kernel, unless somebody else started it."""
+        """Remove the socket files of an ipc kernel, if it was started from here."""
         if self._is_for_our_kernel:
             remove_ipc_files(self.info)
 
     def traces(self) -> list[str]:
-        """What `remove` would remove, as `orphan_guard_main` takes it."""
+        """The files that `remove` would remove, in the format that `orphan_guard_main` describes."""
         if self._folder is not None:
             files = [f"d{self._folder.path}"]
         else:
@@ -218,10 +222,10 @@ class Endpoint:
         return files
 
     def remove(self) -> None:
-        """Remove every trace, and forget the ports that were chosen here."""
+        """Remove all files that were written here, and forget the ports that were chosen here."""
         self.let_go_of_ports()
         self.end_registration()
-        if self._registration_path is not None:  # where a kernel may have written where it listens
+        if self._registration_path is not None:  # the kernel may have written its own connection info there
             remove_connection_file(self._registration_path)
             self._registration_path = None
         self.remove_ipc_files()
@@ -238,7 +242,7 @@ class Endpoint:
     def _check_ip(self) -> None:
         if self.info.transport == "tcp" and not is_local(self.info.ip):
             raise InvalidState(
-                f"a kernel can only be started on an address of this machine, and {self.info.ip!r} is none; "
+                f"a kernel can only be started on an address of this machine, and {self.info.ip!r} is not one; "
                 f"choose one of {', '.join(local_addresses())}"
             )
 
@@ -258,7 +262,7 @@ class Endpoint:
 
 
 def _bind_address(transport: str, ip: str | None) -> str:
-    """What goes into the connection file; empty for an ipc folder still to be made."""
+    """The `ip` for the connection file; empty for an ipc folder that is still to be made."""
     if transport == "ipc":
         try:
             return os.path.abspath(ip) if ip else ""

@@ -1,7 +1,7 @@
 """Files between a client and a kernel: connection files, and folders for ipc sockets.
 
-A connection file holds the key to run any code as its owner, so it is private from its first byte,
-and so is a directory that is made for it.
+The key in a connection file lets its reader run any code as the file's owner. So the file is created with mode 0600,
+and a directory that is made for it with mode 0700.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ROOT: Final = 0
 _PREFIX: Final = "kclient-"
 _SOCKET_STEM: Final = "k"
 _LAST_IPC_PORT: Final = 5
-"""ipc ports are mere suffixes; a kernel's five are 1 to 5."""
+"""An ipc port is only a suffix of the path. The five of a kernel are 1 to 5."""
 
 
 class PrivateFolder:
-    """A new directory that only this user can enter, and whose whole content is kclient's to remove."""
+    """A new directory that only this user can enter. `remove` deletes it with all its files."""
 
     __slots__ = ("_pid", "path")
 
@@ -39,29 +39,29 @@ class PrivateFolder:
 
     @property
     def ip(self) -> str:
-        """What stands in a `ConnectionInfo` for an ipc kernel: its sockets are `ip`-1 to `ip`-5."""
+        """The `ip` of a `ConnectionInfo` for an ipc kernel in this folder: its sockets are `ip`-1 to `ip`-5."""
         return os.path.join(self.path, _SOCKET_STEM)
 
     def remove(self) -> None:
         """Remove the folder with the files in it; does nothing the second time, or in a forked child."""
         if self._pid != os.getpid():
             return
-        with suppress(OSError):  # gone already, or someone put a directory into it
+        with suppress(OSError):  # already removed, or a directory was put into it
             for name in os.listdir(self.path):
-                with suppress(OSError):  # a kernel that ends removes its sockets itself, perhaps right now
+                with suppress(OSError):  # a kernel that ends removes its socket files itself, perhaps just now
                     os.unlink(os.path.join(self.path, name))
             os.rmdir(self.path)
 
 
 _folders: dict[str, PrivateFolder] = {}
-"""By path: what `new_connection_file` had to make, so that `remove_connection_file` can tell it from a user's."""
+"""The folders that `new_connection_file` made, by path. `remove_connection_file` removes these and no others."""
 
 
 def new_connection_file(stem: str = "kernel") -> str:
     """A fresh path ``kernel-<uuid>.json`` in Jupyter's runtime directory; nothing is written yet.
 
-    Where that directory cannot be used, or others may write to it, a private temporary one takes its place.
-    Raises ConnectionFileError if there is none either.
+    If that directory cannot be used, or other users may write to it, a private temporary one takes its place.
+    Raises ConnectionFileError if that cannot be made either.
     """
     directory = _runtime_dir()
     if not _make_private_dir(directory):
@@ -72,7 +72,7 @@ def new_connection_file(stem: str = "kernel") -> str:
 
 
 def remove_connection_file(path: str) -> None:
-    """Remove the file, if it is there, and its directory if `new_connection_file` made it for it alone."""
+    """Remove the file, if it exists, and its directory if `new_connection_file` made one for this file alone."""
     with suppress(OSError):
         os.unlink(path)
     folder = _folders.pop(os.path.dirname(path), None)
@@ -81,7 +81,7 @@ def remove_connection_file(path: str) -> None:
 
 
 def folders_made_for(path: str) -> list[str]:
-    """The folder that goes with this connection file, if `new_connection_file` made it."""
+    """The folder that `new_connection_file` made for this file alone, in a list; an empty list if it made none."""
     folder = os.path.dirname(path)
     return [folder] if folder in _folders else []
 
@@ -92,7 +92,7 @@ def write_connection_file(info: ConnectionInfo, path: str) -> None:
 
 
 def write_private(values: Mapping[str, Any], path: str) -> None:
-    """Write `values` to `path` so that readers see all of them or nothing, and nobody else may read them.
+    """Write `values` to `path` with mode 0600. A reader sees all of them or none.
 
     A missing directory is made. Raises ConnectionFileError, which names `path`.
     """
@@ -112,9 +112,10 @@ def write_private(values: Mapping[str, Any], path: str) -> None:
 
 
 def check_replaceable(path: str) -> None:
-    """Raise ConnectionFileError if `path` holds something else than a connection file: it may be dear to someone.
+    """Raise ConnectionFileError if `path` must not be overwritten.
 
-    So it does if others may write to it: it may be theirs.
+    That is so if it is no connection file: then a user may need it. It is also so if other users may write to it:
+    then it may be their file. A missing or empty file may be overwritten.
     """
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
@@ -122,7 +123,7 @@ def check_replaceable(path: str) -> None:
         read_connection_file(path)
     except ConnectionFileError as exc:
         raise ConnectionFileError(
-            f"connection file {path}: something else stands there, or others may write to it; "
+            f"connection file {path}: this file exists and is no connection file, or other users may write to it; "
             "remove it or choose another path",
             path=path,
         ) from exc
@@ -131,15 +132,17 @@ def check_replaceable(path: str) -> None:
 def read_connection_file(path: str) -> ConnectionInfo:
     """Parse and check a connection file; raises ConnectionFileError, which says what is wrong and what to do.
 
-    It has to be ours or root's, and nobody else may write to it: who can would lead us to a kernel of theirs, and get
-    the code that we run. In a directory where others may write they can only put a file of theirs, or another of ours,
-    in its place, so it is the file that is looked at.
+    The file must belong to this user or to root, and no other user may write to it. A user who can write to it could
+    put the address of a kernel of his own into it, and would receive the code that is run.
+
+    Only the file is checked, not its directory. A user who can write to the directory can replace the file by one of
+    his own, which is refused, or by another file of this user.
     """
     with _explained("read", path, hint="; is the kernel running, and is it yours?"):
-        # what is opened is what is looked at; a pipe could block for ever
+        # The file is opened once, and checked and read by its descriptor. O_NONBLOCK: to open a pipe could block.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            complaint = _distrust(os.fstat(number))
+            complaint = _complaint(os.fstat(number))
             if complaint:
                 raise ConnectionFileError(f"connection file {path}: {complaint}", path=path)
             with open(number, "rb", closefd=False) as file:
@@ -156,27 +159,28 @@ def read_connection_file(path: str) -> ConnectionInfo:
     return ConnectionInfo.from_json(text, path=path)
 
 
-def _distrust(found: os.stat_result) -> str:
-    """Why a file with this status is not to be read, and what to do; empty if it is."""
+def _complaint(found: os.stat_result) -> str:
+    """Why a file with this status must not be read, and what to do; empty if it may be read."""
     if not stat.S_ISREG(found.st_mode):
         return "not a regular file; pass the path of a kernel-<id>.json"
     if found.st_uid not in (os.geteuid(), _ROOT):
         return (
-            f"it belongs to another user (number {found.st_uid}), who may lead you to any kernel; "
+            f"it belongs to another user (number {found.st_uid}), and so could connect you to any kernel; "
             "if you trust it, make a copy of your own with mode 600"
         )
     if found.st_mode & _OTHERS_WRITE:
         return (
-            f"others may write to it (its mode is {stat.S_IMODE(found.st_mode):o}), and so lead you to any kernel; "
-            "if you trust it: chmod 600"
+            f"others may write to it (its mode is {stat.S_IMODE(found.st_mode):o}), and so could connect you to any "
+            "kernel; if you trust it: chmod 600"
         )
     return ""
 
 
 def find_connection_file(name_or_path: str | os.PathLike[str]) -> str:
-    """The path of an existing file: `name_or_path` itself, or that name, or kernel id, in the runtime directory.
+    """The path of an existing connection file.
 
-    ``"1234"`` is ``kernel-1234.json``. Raises ConnectionFileError, which names where it looked.
+    `name_or_path` is a path, or the name of a file in Jupyter's runtime directory, or a kernel id: ``"1234"`` stands
+    for ``kernel-1234.json`` there. Raises ConnectionFileError, which names the paths that were tried.
     """
     name = os.fspath(name_or_path)
     candidates = [name]
@@ -186,16 +190,16 @@ def find_connection_file(name_or_path: str | os.PathLike[str]) -> str:
     for candidate in candidates:
         if os.path.isfile(candidate):
             return candidate
-    if os.path.exists(name):  # a directory, say: reading it will tell
+    if os.path.exists(name):  # for example a directory: `read_connection_file` will say so
         return name
     looked = ", ".join(os.path.abspath(candidate) for candidate in candidates)
     raise ConnectionFileError(f"no connection file {name!r}; looked for {looked}; is the kernel running?", path=name)
 
 
 def new_ipc_folder() -> PrivateFolder:
-    """A fresh private folder, short enough for socket files; its `ip` is absolute, and so works from any cwd.
+    """A new private folder whose path is short enough for socket files. Its `ip` is absolute.
 
-    Raises ConnectionFileError if neither the temporary directory nor /tmp can hold one.
+    Raises ConnectionFileError if it can be made neither in the temporary directory nor in /tmp.
     """
 
     def fits(folder: str) -> bool:
@@ -205,7 +209,7 @@ def new_ipc_folder() -> PrivateFolder:
 
 
 def remove_ipc_files(info: ConnectionInfo) -> None:
-    """Remove the socket files of an ipc kernel; whatever else bears such a name is left alone."""
+    """Remove the socket files of an ipc kernel. A file of such a name that is no socket stays."""
     for path in info.ipc_paths():
         with suppress(OSError):
             if stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -219,7 +223,7 @@ def _runtime_dir() -> str:
 
 
 def _make_private_dir(directory: str) -> bool:
-    """Make `directory` if it is missing; True if this user can write to it, and nobody else can."""
+    """Make `directory` if it is missing; True if this user can write to it and no other user can."""
     try:
         os.makedirs(directory, mode=_PRIVATE, exist_ok=True)
         found = os.stat(directory)
@@ -241,7 +245,9 @@ def _new_folder(purpose: str, parents: list[Callable[[], str]], fits: Callable[[
             return folder
         folder.remove()
         failures.append(f"{folder.path} is too long a path")
-    raise ConnectionFileError(f"no private directory for {purpose}: {'; '.join(failures)}; set TMPDIR to a usable one")
+    raise ConnectionFileError(
+        f"cannot make a private directory for {purpose}: {'; '.join(failures)}; set TMPDIR to a usable directory"
+    )
 
 
 @contextmanager

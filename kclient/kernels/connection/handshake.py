@@ -1,4 +1,4 @@
-"""Where a kernel reports the ports that it chose: the socket and the file of the handshake of protocol 5.6."""
+"""Registrar: the socket on which a kernel reports the ports that it chose (the handshake of protocol 5.6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zmq
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import READABLE, Parking
+from kclient.concurrency.waiting import READABLE, TURN_S, Parking
 from kclient.errors import BadMessage, LaunchError
 from kclient.kernels.connection.files import write_private
 from kclient.kernels.connection.ports import numeric_address
@@ -25,24 +25,22 @@ from kclient.transport.zmq.context import context
 if TYPE_CHECKING:
     from kclient.kernels.process.local import KernelProcess
 
-MAX_FRAME: Final = 64 * 1024
-"""Bytes of a frame, some hundred times what a registration needs; who sends more is disconnected."""
+MAX_FRAME_BYTES: Final = 64 * 1024
+"""Size limit of a frame: a hundred times that of a registration. libzmq disconnects the sender of a larger one."""
 
-LINGER: Final = 1000
+LINGER_MS: Final = 1000
 """Milliseconds for the receipt to reach the kernel after the socket is closed."""
 
-TURN: Final = 0.001
-"""Seconds for which the socket may be read before the loop must turn, whoever floods it."""
-
-PAUSE: Final = 0.001
-"""Seconds that the loop, and with it every other greenlet, then has for itself."""
+PAUSE_S: Final = 0.001
+"""Seconds for the other greenlets after each `TURN_S` of reading, if the socket is not empty yet."""
 
 
 class Registrar:
-    """Awaits the report of one kernel, at one start of it, and leads the kernel there by a file that it puts at `path`.
+    """Waits for the report of one kernel during one start.
 
-    It listens where the kernel is to listen itself, on a port of its own. Raises LaunchError if it cannot, and
-    ConnectionFileError.
+    It listens on the ip on which the kernel will listen, on a free port, and writes that address to a registration
+    file at `path`. The kernel reads this file. Raises LaunchError if it cannot listen, and ConnectionFileError if it
+    cannot write the file.
     """
 
     def __init__(self, info: ConnectionInfo, path: str) -> None:
@@ -66,13 +64,13 @@ class Registrar:
     def wait(self, process: KernelProcess, deadline: Deadline) -> list[int] | None:
         """The ports of the kernel, in the order of CHANNELS; None after the deadline, or when its process has ended.
 
-        What is not from the kernel is counted in `dropped` and ignored, and the first of a kind is logged. Raises
-        RemoteProtocolError for ports that cannot be used.
+        A message that is not from the kernel is ignored and counted in `dropped`, by reason. The first message of each
+        reason is logged. Raises RemoteProtocolError if the kernel reports ports that cannot be used.
         """
         parking = Parking(self._owner)
         process.exited.rawlink(parking.wake)
-        # The loop looks at the level, so the descriptor, on which an edge counts, tells until the socket was found
-        # empty; nobody else touches the socket.
+        # One event of libzmq's descriptor may stand for many messages. The descriptor stays readable until the socket
+        # was found empty, and the watcher fires as long as it is readable. No other code may read this socket.
         watcher: Any = self._owner.hub.loop.io(self._socket.fileno(), READABLE)
         watcher.start(parking.wake)
         try:
@@ -80,15 +78,15 @@ class Registrar:
                 is_empty, ports = self._take_in()
                 if ports is not None or deadline.is_over or process.exited.is_set() or not process.is_alive():
                     return ports
-                parking.wait(deadline if is_empty else deadline.at_most(PAUSE))
+                parking.wait(deadline if is_empty else deadline.at_most(PAUSE_S))
         finally:
             process.exited.unlink(parking.wake)
             watcher.stop()
             watcher.close()
 
     def _take_in(self) -> tuple[bool, list[int] | None]:
-        """Read what is there, for one turn at most: whether the socket is empty, and the kernel's ports."""
-        until = monotonic() + TURN
+        """Read the socket for at most `TURN_S`; returns whether it is empty, and the kernel's ports or None."""
+        until = monotonic() + TURN_S
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
@@ -98,7 +96,7 @@ class Registrar:
                 identities, ports = self.registration.read_report(frames)
             except BadMessage as exc:
                 self.dropped[exc.reason] += 1
-                if self.dropped[exc.reason] == 1:  # whoever finds the port may send thousands
+                if self.dropped[exc.reason] == 1:  # another program could send thousands
                     log_soon(log(), WARNING, "dropped a registration of a kernel: %s", exc)
                 if monotonic() >= until:
                     return False, None
@@ -107,11 +105,13 @@ class Registrar:
             return False, ports
 
     def clues(self) -> list[str]:
-        """What to say, in an error, of what was dropped."""
-        return [f"{count} came and had to be ignored ({reason})" for reason, count in self.dropped.items()]
+        """Clauses for an error message: how many messages were dropped, by reason."""
+        return [
+            f"messages ignored at the registration port: {count} ({reason})" for reason, count in self.dropped.items()
+        ]
 
     def close(self) -> None:
-        """Stop listening, and remove the file; once is enough."""
+        """Stop listening, and remove the file. A second call does nothing."""
         self._undo.close()
 
 
@@ -122,8 +122,8 @@ def _remove(path: str) -> None:
 
 def _listen(socket: zmq.Socket[bytes], host: str) -> int:
     """Bind to a free port, and return it."""
-    socket.setsockopt(zmq.LINGER, LINGER)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.setsockopt(zmq.IPV6, int(":" in host))
     socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
     return int(socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""Which addresses of a kernel another program has: a kernel that cannot bind one does not always say so."""
+"""Which addresses of a kernel are taken by another program. A kernel that cannot bind one does not always say so."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kclient.kernels.connection.ports import can_bind
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 
 _IN_USE: Final = "ddress already in use"
-"""What kernels print of a port that was taken, and may be free again when we look."""
+"""Part of what a kernel prints if a port was taken. The port may be free again when kclient checks it."""
 
 _TCP_LISTEN: Final = "0A"
 """The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
 
 
 def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
-    """The ports of `info` that another program has, by what a bind or a connect says at this moment.
+    """The ports of `info` that another program has now: tcp ports are tried with bind, ipc addresses with connect.
 
-    `kernel` is the process group of a kernel that runs: what its processes listen on does not count. Where nobody can
-    tell (no /proc, a kernel of another user) nothing is taken.
+    `kernel` is the process group of the kernel, if it runs. Ports on which its own processes listen are not taken. If
+    these cannot be found out (no /proc, a kernel of another user) the list is empty.
     """
     ports = [info.port(channel) for channel in CHANNELS if info.port(channel)]
     if info.transport == "ipc":
@@ -38,25 +38,25 @@ def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
 
 
 def were_taken(error: LaunchError) -> bool:
-    """True if a kernel did not come up since another program had one of its ports, and may not have it any more."""
+    """True if a kernel failed to start because another program had one of its ports, perhaps only for a moment."""
     return bool(error.taken_ports) or _IN_USE in error.stderr
 
 
 def is_taken(path: str) -> bool:
-    """True if something listens on that socket file, or if it is none: libzmq would put another in its place."""
+    """True if a program listens on that socket file, or if the file is no socket. libzmq would replace either."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return True
         with closing(socket.socket(socket.AF_UNIX)) as sock:
             sock.setblocking(False)
             sock.connect(path)
-    except OSError as exc:  # nothing there, or the socket file of a program that has ended
-        return exc.errno == errno.EAGAIN  # so many want to connect that it cannot keep up
+    except OSError as exc:  # no file, or the socket file of a program that has ended
+        return exc.errno == errno.EAGAIN  # the program listens, and its queue of connections is full
     return True
 
 
 def describe(info: ConnectionInfo, taken: Sequence[int]) -> str:
-    """What to tell of `taken_ports` in an error; empty if there are none."""
+    """A clause about `taken_ports` for an error message; empty if there are none."""
     if not taken:
         return ""
     if info.transport == "ipc":
@@ -64,11 +64,11 @@ def describe(info: ConnectionInfo, taken: Sequence[int]) -> str:
     else:
         word, plural, names = "port", "ports", [str(port) for port in taken]
     subject = f"{word} {names[0]} is" if len(names) == 1 else f"{plural} {', '.join(names)} are"
-    return f"{subject} taken by another program; end it, or leave the choice to kclient"
+    return f"{subject} taken by another program; end that program, or let kclient choose the {plural}"
 
 
 def _listening(group: int) -> set[int] | None:
-    """The tcp ports on which the processes of a group listen; None if that cannot be seen."""
+    """The tcp ports on which the processes of a group listen; None if /proc does not show them."""
     try:
         own = {link for pid in _members(group) for link in _descriptors(pid)}
         return {port for inode, port in _listeners() if f"socket:[{inode}]" in own}
@@ -78,20 +78,20 @@ def _listening(group: int) -> set[int] | None:
 
 def _members(group: int) -> Iterator[str]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(ProcessLookupError):  # it has ended
+        with suppress(ProcessLookupError):  # the process has ended
             if os.getpgid(int(pid)) == group:
                 yield pid
 
 
 def _descriptors(pid: str) -> Iterator[str]:
-    with suppress(FileNotFoundError):  # it has ended
+    with suppress(FileNotFoundError):  # the process has ended
         for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):  # it has closed it
+            with suppress(FileNotFoundError):  # the process has closed the descriptor
                 yield os.readlink(f"/proc/{pid}/fd/{name}")
 
 
 def _listeners() -> Iterator[tuple[str, int]]:
-    """Inode and port of every tcp socket that listens."""
+    """Inode and port of every tcp socket that listens, from /proc."""
     for name in ("tcp", "tcp6"):
         with suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="ascii") as table:
             for _, address, _, state, *more in map(str.split, table):

@@ -1,4 +1,4 @@
-"""Which addresses this machine has, and tcp ports kept free for a kernel that is about to bind them."""
+"""The addresses of this machine, and reservations of tcp ports for a kernel that is about to bind them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ANYWHERE: Final = ("192.0.2.1", 9)
 """An address for documentation (RFC 5737). Connecting a UDP socket sends nothing, but picks the interface."""
 
 _NOT_OURS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""What bind says of an address of another machine, and of IPv6 on a machine without it."""
+"""The errors of bind for an address of another machine, and for IPv6 on a machine without it."""
 
 _Address = tuple[int, tuple[Any, ...]]
 """Family and socket address."""
@@ -35,15 +35,16 @@ def is_local(ip: str) -> bool:
     """True if a kernel on this machine can listen on `ip`: a socket can be bound to it."""
     try:
         _bind(_resolve(ip)).close()
-    except (OSError, ValueError):  # ValueError: no host name at all, a NUL or a label of 64 letters
+    except (OSError, ValueError):  # ValueError: no valid host name, for example a NUL or a label of 64 letters
         return False
     return True
 
 
 def numeric_address(ip: str) -> str:
-    """Where somebody on this machine reaches what listens on `ip`, in digits; raises InvalidArgument if it is not ours.
+    """The numeric address by which a process on this machine connects to a listener on `ip`.
 
-    libzmq looks up no host name to listen on.
+    Raises InvalidArgument if `ip` is not an address of this machine. libzmq needs a number, since it does not look up
+    the host name that it is to listen on.
     """
     try:
         _, (host, *_) = _resolve(ip)
@@ -53,7 +54,7 @@ def numeric_address(ip: str) -> str:
 
 
 def can_bind(ip: str, port: int) -> bool:
-    """True unless another program has that port; what is no address of this machine counts as free."""
+    """True unless another program has that port. A port of another machine's address counts as free."""
     try:
         _bind(_resolve(ip), port).close()
     except OSError as exc:
@@ -64,7 +65,7 @@ def can_bind(ip: str, port: int) -> bool:
 
 
 def local_addresses() -> list[str]:
-    """IPv4 addresses that a kernel on this machine can listen on, for use in messages."""
+    """IPv4 addresses on which a kernel on this machine can listen, for error messages."""
     found = ["127.0.0.1", "0.0.0.0"]
     for address in [*_interface_addresses(), *_outgoing_address()]:
         if address not in found:
@@ -73,15 +74,18 @@ def local_addresses() -> list[str]:
 
 
 class PortReservation:
-    """Free tcp ports that no other program is given while a kernel starts, held until `release`.
+    """Free tcp ports, reserved for a kernel that starts, until `release`.
 
-    The sockets are bound and never listen, so Linux hands their ports to no one who asks for just any port, but lets
-    a listener bind them by number if it sets SO_REUSEADDR, as libzmq's do. Elsewhere that is not so; there the ports
-    are picked and let go at once.
+    Each port has a socket that is bound and never listens. Linux does not give such a port to a program that binds to
+    port 0. It lets a program that sets SO_REUSEADDR, as libzmq does, bind the port by number and listen. Other systems
+    do not; there the ports are chosen and released at once.
     """
 
     def __init__(self, ip: str, count: int = 5) -> None:
-        """Reserve `count` ports of `ip`; raises InvalidArgument if that is not ours, LaunchError if none is free."""
+        """Reserve `count` ports of `ip`.
+
+        Raises InvalidArgument if `ip` is not an address of this machine, and LaunchError if there are not enough ports.
+        """
         self._sockets: list[unpatched.socket.socket] = []
         try:
             address = _resolve(ip)
@@ -100,19 +104,19 @@ class PortReservation:
 
     @classmethod
     def of(cls, ip: str, ports: Iterable[int]) -> PortReservation:
-        """Hold these ports as far as they are free, so that a kernel that restarts finds them."""
+        """Reserve those of these ports that are free, for a kernel that restarts."""
         self = cls(ip, 0)
         self.ports = list(ports)
         address = _resolve(ip)
         for port in self.ports:
             if port:
-                with suppress(OSError):  # still taken, perhaps by the old kernel's last moments
+                with suppress(OSError):  # still taken, perhaps by the old kernel, which is about to end
                     self._sockets.append(_bind(address, port))
         self._keep_or_release()
         return self
 
     def release(self) -> None:
-        """Let the ports go; once is enough."""
+        """End the reservation. A second call does nothing."""
         while self._sockets:
             self._sockets.pop().close()
 
@@ -128,10 +132,10 @@ class PortReservation:
 
 
 def _resolve(ip: str) -> _Address:
-    """Where to bind for `ip`. Only a host name is looked up, never a literal address, and gevent waits for it."""
+    """The address to bind for `ip`. Only a host name is looked up, by gevent; other greenlets run meanwhile."""
     if ip in ("", "*"):
         return socket.AF_INET, ("0.0.0.0", 0)
-    if ip == "localhost":  # libzmq too takes it for IPv4
+    if ip == "localhost":  # IPv4, as in libzmq
         return socket.AF_INET, ("127.0.0.1", 0)
     host = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
     found: Sequence[tuple[Any, ...]]

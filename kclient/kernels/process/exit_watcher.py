@@ -1,4 +1,4 @@
-"""The end of a child process as an event in a gevent hub, with its exit code; it takes its process group along."""
+"""ExitWatcher: waits for the end of a child process in a gevent hub, reaps it, and kills the rest of its group."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _PIDFD_INFO: Final = struct.Struct("QQ11Ii")
 
 
 class ExitWatcher:
-    """Watches a child and reaps it: `exited` is set in the owner's hub when it has ended, then `exit_code` is known.
+    """Watches a child process and reaps it. When it has ended, `exit_code` is set, then `exited` in the owner's hub.
 
-    What is left of the process group that the child leads gets a SIGKILL then. A process that has left for a session
-    or a group of its own is on its own.
+    The child leads a process group. Processes that are left in that group get a SIGKILL then. A process that has moved
+    to another session or group lives on.
 
-    There is nothing to close: what it holds goes with the child. `exit_code` is negative for a signal; it stays None
-    if another part of the program reaped the child first, and neither gevent nor Linux can tell what that part saw.
+    `exit_code` is negative for a signal. It stays None if another part of the program has reaped the child first, and
+    neither gevent nor Linux has kept the code. There is no `close`: at the end of the child the watcher frees what it
+    holds.
     """
 
     def __init__(self, pid: int) -> None:
@@ -51,7 +52,7 @@ class ExitWatcher:
             self._start_thread()
 
     def has_ended(self) -> bool:
-        """True if the process has ended, seen now, without a turn of the loop; from any thread."""
+        """True if the process has ended. The answer is up to date without a turn of the loop; any thread may call."""
         if self.exited.is_set() or self._owner.forked:
             return self.exited.is_set()
         if self._pidfd is None:
@@ -62,26 +63,29 @@ class ExitWatcher:
         return ended
 
     def signal_group(self, signum: int) -> None:
-        """Signal the process group that the child leads; not once it has ended, and not from a forked process.
+        """Signal the process group that the child leads; does nothing after its end or in a forked process.
 
-        So no other process can have its pid: a child keeps that until it is reaped, which happens in this hub only.
-        (Where a thread stands in, it is reaped there, some microseconds before the hub can know.)
+        So the signal cannot reach another process with the same pid: a child keeps its pid until it is reaped, and only
+        this hub reaps it. (Without a pidfd a thread reaps it, some microseconds before the hub can know.)
         """
         if not self._owner.forked and not self.has_ended():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
 
     def _look(self, pidfd: int) -> bool:
-        """Reap the child if it has ended, and end its group; from another thread only look, lest two take its code."""
+        """True if the child has ended; then reap it and kill its group.
+
+        From another thread it only looks, so that no two threads reap the child.
+        """
         options = os.WEXITED | os.WNOHANG
         try:
             found = os.waitid(os.P_PIDFD, pidfd, options | os.WNOWAIT)
             if found is None or not self._owner.is_here:
                 return found is not None
             self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-            _kill_group(self.pid)  # nobody else can have the number of a child that is not reaped
+            _kill_group(self.pid)  # safe: no other process can have the pid of a child that is not reaped
             os.waitid(os.P_PIDFD, pidfd, options)
-        except OSError:  # another part of the program has reaped it, or the hub has and closed the pidfd
+        except OSError:  # another part of the program has reaped it, or the hub has reaped it and closed the pidfd
             if self._owner.is_here:
                 if self.exit_code is None:
                     self.exit_code = self._code_seen_by_gevent()
@@ -89,13 +93,13 @@ class ExitWatcher:
         return True
 
     def _on_exit(self) -> None:
-        if self._owner.forked:  # a fork takes the pidfd and its watcher along, which would fire for ever
+        if self._owner.forked:  # a forked process inherits the pidfd and its watcher, which would fire for ever
             self._watcher.stop()
         elif self._pidfd is None or self._look(self._pidfd):
             self._settle()
 
     def _settle(self) -> None:
-        """Finish, but if gevent may have reaped the child let it speak first: on libuv it does so a bit later."""
+        """Finish now. If gevent may have reaped the child, finish soon: on libuv gevent's watcher fires a bit later."""
         if self.exit_code is None and self._by_gevent is not None:
             self._watcher.stop()
             self._owner.hub.loop.run_callback(self._finish)
@@ -121,7 +125,7 @@ class ExitWatcher:
         begun = allocate_lock()
         begun.acquire()
         start_new_thread(self._wait_in_thread, (begun,))
-        begun.acquire()  # CPython may crash if the program ends while a thread begins
+        begun.acquire()  # wait: CPython may crash if the program ends while a thread begins
 
     def _wait_in_thread(self, begun: Any) -> None:
         begun.release()
@@ -131,7 +135,7 @@ class ExitWatcher:
             self.exit_code = self._code_seen_by_gevent()
         kill_group_of_reaped(self.pid)
         self._thread_is_done = True
-        with suppress(ValueError):  # the hub was destroyed: nobody waits there any more
+        with suppress(ValueError):  # the hub was destroyed, so no greenlet waits there
             self._watcher.send()
 
     def _code_seen_by_gevent(self) -> int | None:
@@ -140,42 +144,46 @@ class ExitWatcher:
 
 
 def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only processes of another user
+    with suppress(ProcessLookupError, PermissionError):  # no process is left, or only processes of another user
         os.killpg(pid, SIGKILL)
 
 
 def kill_group_of_reaped(pid: int) -> None:
-    """End what is left of the group of a leader that has been reaped already.
+    """Kill the processes that are left in a group whose leader is already reaped.
 
-    The system gives no process a number that is still a group's. So while no process has it the group is the old one;
-    if one has, the old group is gone.
+    The system gives no new process a pid that is still the number of a group. So if a process has this pid, the old
+    group is gone. If no process has it, a group of that number is the old one.
     """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         _kill_group(pid)
-    except PermissionError:  # another user's process has the number
+    except PermissionError:  # a process of another user has the pid
         pass
 
 
 def end_child(pid: int) -> int | None:
-    """Kill a child and reap it, which takes a millisecond; returns its exit code, None if somebody else has that."""
+    """Kill a child and reap it, which takes a millisecond.
+
+    Returns its exit code, or None if another part of the program has reaped it.
+    """
     try:
         found, status = waitpid(pid, os.WNOHANG)
-        if not found:  # so the number is still its own
+        if not found:  # not reaped, so the pid is still the child's
             os.kill(pid, SIGKILL)
             status = waitpid(pid, 0)[1]
-    except ChildProcessError:  # gevent's SIGCHLD handler has reaped it
+    except ChildProcessError:  # already reaped, for example by gevent's SIGCHLD handler
         return None
     return os.waitstatus_to_exitcode(status)
 
 
 def _watch_by_gevent(pid: int, hub: Hub) -> Any:
-    """A child watcher that keeps the status if gevent reaps the child, or None where gevent does not.
+    """A child watcher of gevent, which keeps the exit status if gevent reaps the child; None if gevent does not reap.
 
-    gevent's SIGCHLD handler is there for good from the first use of gevent.subprocess or gevent.os.fork on. It reaps
-    every child of the process, whoever started it. So do not install it where it is not to be expected, since the
-    standard subprocess loses its exit codes then; it works for the default loop only, the one of the main thread.
+    gevent installs its SIGCHLD handler at the first use of gevent.subprocess or gevent.os.fork, and never removes it.
+    The handler reaps every child of the process, so that the standard subprocess loses their exit codes. A child
+    watcher installs the handler, too. So kclient makes one only if the handler is there or to be expected. Child
+    watchers work on the default loop only, the one of the main thread.
     """
     if not hub.loop.default or not (_is_patched() or _has_foreign_sigchld_handler()):
         return None
@@ -189,7 +197,7 @@ def _is_patched() -> bool:
 
 
 def _has_foreign_sigchld_handler() -> bool:
-    """True if SIGCHLD has a handler that Python knows nothing of: libev's. Linux only, see proc_pid_status(5)."""
+    """True if SIGCHLD has a handler that was not set by Python: libev's. Linux only, see proc_pid_status(5)."""
     if getsignal(SIGCHLD) not in (SIG_DFL, None):
         return False
     with suppress(OSError), open("/proc/self/status", "rb") as status:
@@ -200,22 +208,23 @@ def _has_foreign_sigchld_handler() -> bool:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """A pidfd that can be waited for, or None where there is no such thing."""
+    """A pidfd that waitid accepts, or None if the system has none."""
     try:
         pidfd = os.pidfd_open(pid)
-    except (AttributeError, OSError):  # not Linux; Linux before 5.3, a sandbox, no fd left
+    except (AttributeError, OSError):  # not Linux; or Linux before 5.3, a sandbox, no descriptor left
         return None
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return pidfd
-    except (AttributeError, OSError):  # Linux 5.3 can open but not wait for one
+    except (AttributeError, OSError):  # Linux 5.3 can open a pidfd but not wait for it
         close(pidfd)
         return None
     return pidfd
 
 
 def code_kept_by_linux(pidfd: int) -> int | None:
+    """The exit code of a process that another part of the program has reaped; None before Linux 6.15."""
     if sys.platform != "linux":
         return None
     import fcntl

@@ -1,7 +1,8 @@
-"""Kernel processes: start one, know of its end at once, signal it.
+"""Kernel processes: start one, notice its end at once, signal it.
 
-`Launcher` and `KernelProcess` say what kclient needs. To run kernels elsewhere, in a container or through ``ssh`` or
-``nice``, pass ``launcher=`` an object of your own; most need no more than another command line::
+`Launcher` and `KernelProcess` are the Protocols that kclient calls. To run kernels in another way, for example in a
+container or through ``ssh`` or ``nice``, pass an object of your own as ``launcher=``. Often it only changes the
+command line::
 
     class NiceLauncher:
         def start(self, argv, **where):
@@ -27,38 +28,44 @@ from kclient.kernels.process.output import Output, Streams, cannot_start, reason
 
 
 class KernelProcess(Protocol):
-    """A kernel's process. Its methods answer at once; none raises because the process has ended."""
+    """The process of one kernel. No method blocks, and none raises because the process has ended."""
 
     @property
     def pid(self) -> int:
-        """Its process id, or whatever number tells it from others where it runs."""
+        """The process id, or another number that identifies the process where it runs."""
 
     @property
     def exited(self) -> Event:
-        """Set, in the hub that called `Launcher.start`, as soon as the process has ended. This wakes every waiter."""
+        """Set as soon as the process has ended. It belongs to the hub in which `Launcher.start` was called.
+
+        kclient waits on it: when it is set, every call that waits for the kernel raises DeadKernelError.
+        """
 
     @property
     def exit_code(self) -> int | None:
-        """Negative for a signal; None while it runs, and for good where nobody can know it."""
+        """The exit code; minus the signal's number if a signal ended the process; None while it runs or if unknown.
+
+        It is set before `exited`.
+        """
 
     def is_alive(self) -> bool:
-        """False once the process has ended, even if the hub has had no turn to notice."""
+        """True while the process runs. The answer is up to date: False even if the hub has not set `exited` yet."""
 
     def send_signal(self, signum: int) -> None:
-        """Signal the kernel and its children; does nothing after its end."""
+        """Send a signal to the kernel and its children; does nothing after its end."""
 
     def kill(self) -> None:
-        """End the kernel and its children without asking; does nothing after its end."""
+        """End the kernel and its children by force, as SIGKILL does; does nothing after its end. It does not wait."""
 
     def stderr_tail(self) -> str:
-        """The end of what the kernel printed, for error messages; empty if that is not known."""
+        """The end of the kernel's output, for error messages; empty if it is not known."""
 
     def close(self) -> None:
-        """Close files and pipes. The process is not touched; `exited` and `exit_code` still work."""
+        """Close files and pipes of this object. It does not end the process; `exited` and `exit_code` still work."""
 
 
 class Launcher(Protocol):
-    """Starts kernels. One launcher may start many."""
+    """Starts kernel processes. One launcher may start many kernels, also for several greenlets at the same time."""
 
     def start(
         self,
@@ -69,33 +76,40 @@ class Launcher(Protocol):
         stdout: Output = None,
         stderr: Output = None,
     ) -> KernelProcess:
-        """Start `argv` with exactly the environment `env` (None: ours); raises LaunchError if that cannot be done."""
+        """Start the command `argv` and return its process; raises LaunchError if it cannot be started.
+
+        `env` is the whole environment of the process (None: that of this program). `cwd` is its working directory
+        (None: that of this program). `stdout` and `stderr` are as in `subprocess`; None keeps the output for
+        `KernelProcess.stderr_tail`.
+
+        `start` may wait, as gevent does. kclient ends the wait with a gevent.Timeout when the caller's timeout is over.
+        """
 
 
-class Watch(Protocol):
-    """Knows of the end of one process, as ExitWatcher does."""
+class AnyExitWatcher(Protocol):
+    """The part of an exit watcher that LocalProcess uses. ExitWatcher has it, and so has that of the fork server."""
 
     pid: int
     exited: Event
     exit_code: int | None
 
     def has_ended(self) -> bool:
-        """True if the process has ended, seen now; from any thread."""
+        """True if the process has ended. The answer is up to date without a turn of the loop; any thread may call."""
 
     def signal_group(self, signum: int) -> None:
-        """Signal the process group that it leads; does nothing after its end or in a forked child."""
+        """Signal the process group that the process leads; does nothing after its end or in a forked child."""
 
 
 class LocalProcess:
-    """A process of this machine that leads a session of its own. `stdout` and `stderr` are its pipes, if asked for.
+    """A process on this machine that leads its own session. `stdout` and `stderr` are its pipes, or None.
 
-    Its own children end with it, unless they left for a session or process group of their own.
+    Its children end with it, unless they moved to another session or process group.
     """
 
-    def __init__(self, watch: Watch, streams: Streams) -> None:
+    def __init__(self, exit_watcher: AnyExitWatcher, streams: Streams) -> None:
         self.stdout, self.stderr = streams.pipes
         self._owner = Owner()
-        self._watch = watch
+        self._exit_watcher = exit_watcher
         self._output = streams.hidden
         self._tail = ""
 
@@ -104,44 +118,44 @@ class LocalProcess:
 
     @property
     def pid(self) -> int:
-        return self._watch.pid
+        return self._exit_watcher.pid
 
     @property
     def exited(self) -> Event:
-        return self._watch.exited
+        return self._exit_watcher.exited
 
     @property
     def exit_code(self) -> int | None:
-        return self._watch.exit_code
+        return self._exit_watcher.exit_code
 
     def is_alive(self) -> bool:
-        """False once the process has ended, even if the hub has had no turn to notice; from any thread."""
-        return not self._watch.has_ended()
+        """True while the process runs. The answer is up to date without a turn of the loop; any thread may call."""
+        return not self._exit_watcher.has_ended()
 
     def send_signal(self, signum: int) -> None:
-        """Signal the process and its children, its process group; does nothing after its end or in a forked child.
+        """Signal the process and its children: its process group. Does nothing after its end or in a forked child.
 
         Raises InvalidArgument for a number that is no signal, and InvalidState for a process of another user.
         """
         if not isinstance(signum, int) or signum not in signal.valid_signals():
             raise InvalidArgument(f"not a signal: {signum!r}")
         try:
-            self._watch.signal_group(signum)
+            self._exit_watcher.signal_group(signum)
         except PermissionError as exc:
             raise InvalidState(f"may not signal process {self.pid}, which runs as another user") from exc
 
     def kill(self) -> None:
-        """SIGKILL for the process and its children."""
+        """Send SIGKILL to the process and its children; does nothing after its end or in a forked child."""
         self.send_signal(signal.SIGKILL)
 
     def stderr_tail(self) -> str:
-        """The last 16 KiB that the process printed, unless its output went elsewhere; also after `close`."""
+        """The last 16 KiB of the output that was not passed to `stdout=` or `stderr=`. Works after `close`, too."""
         if self._output is not None and not self._owner.forked:
             self._tail = tail_of(self._output)
         return self._tail
 
     def close(self) -> None:
-        """Close the pipes and the file with the output; the exit is still watched. Nothing in a forked child."""
+        """Close the pipes and the file with the output. The exit is still watched. Does nothing in a forked child."""
         if self._owner.forked:
             return
         self.stderr_tail()
@@ -152,7 +166,7 @@ class LocalProcess:
 
 
 class LocalLauncher:
-    """Starts kernels as child processes, in any thread's hub, whether or not gevent has patched the program."""
+    """The default launcher: starts kernels as child processes. It works in every thread, monkey-patched or not."""
 
     def start(
         self,
@@ -163,7 +177,7 @@ class LocalLauncher:
         stdout: Output = None,
         stderr: Output = None,
     ) -> LocalProcess:
-        """Start `argv`; raises LaunchError, which says what is wrong with the command, its directory or environment."""
+        """Start `argv`, see `Launcher.start`. The LaunchError says what is wrong with `argv`, `cwd` or `env`."""
         streams = None
         try:
             streams = Streams(argv, stdout, stderr)
@@ -174,21 +188,21 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=streams.stdout,
                 stderr=streams.stderr,
-                start_new_session=True,  # a Ctrl-C in the terminal is not for the kernel
+                start_new_session=True,  # so a Ctrl-C in the terminal does not reach the kernel
             )
         except (OSError, ValueError, TypeError, IndexError) as exc:  # IndexError: an empty argv
             if streams is not None:
                 streams.close()
             raise cannot_start(argv, reason(exc)) from exc
         streams.started()
-        popen.returncode = 0  # so that Popen never waits: ExitWatcher reaps
-        return LocalProcess(_watch(popen.pid), streams)
+        popen.returncode = 0  # so that Popen never waits: ExitWatcher reaps the child
+        return LocalProcess(_watch_exit(popen.pid), streams)
 
 
-def _watch(pid: int) -> ExitWatcher:
+def _watch_exit(pid: int) -> ExitWatcher:
     try:
         return ExitWatcher(pid)
-    except BaseException:  # no thread left, or Ctrl-C: nobody would ever hear of this process again
+    except BaseException:  # no thread left, or Ctrl-C: the caller never gets this process, so end it here
         os.killpg(pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             waitpid(pid, 0)

@@ -1,18 +1,18 @@
-"""The program of the guard process: it waits for the end of its client, then ends the kernels that this left behind.
+"""The program of the guard process: it waits until its client has ended, then kills the kernels that are still there.
 
-`orphan_guard` runs this file by its path, in an isolated Python. So it imports next to nothing: `signal` would cost it
-half as much memory again, for enums.
+The client is the process that uses kclient. Its `orphan_guard` runs this file by its path, in an isolated Python. This
+file imports very little to save memory: `signal` would add half as much again, for its enums.
 
-It reads records from its standard input, the other end of which only the client holds. A record is fields that each end
-with a NUL, and ends with an empty field:
+The guard reads records from its standard input. Only the client holds the other end, so the end of the input is the
+end of the client. Each field of a record ends with a NUL, and an empty field ends the record:
 
-    expect TOKEN FILE...    a kernel starts, with TOKEN in its environment; the files are a letter, then a path:
-                            f a file, s a socket, d a folder with the files in it
-    group TOKEN PID START   that kernel leads this process group, and has this start time in /proc (missing: no /proc)
-    ended TOKEN             the kernel has ended, and its group with it: another process may get its number
-    forget TOKEN            its files are removed as well
+    expect TOKEN FILE...    a kernel is about to start, with TOKEN in its environment. A FILE is a letter and a path:
+                            f for a file, s for a socket, d for a folder with the files in it
+    group TOKEN PID START   the kernel leads the process group PID; START is its start time in /proc (missing: no /proc)
+    ended TOKEN             the kernel and its group have ended: another process may get its pid
+    forget TOKEN            its files are removed, too: nothing is left to do
 
-It holds nothing secret: the files are removed, never read.
+The guard learns no secret: it removes the files and never reads them.
 """
 
 import os
@@ -22,18 +22,18 @@ from _signal import SIG_IGN, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal  # type: i
 MARK = "KCLIENT_ORPHAN_GUARD"
 """The environment variable that holds the token."""
 
-SEARCH = 1.0
-"""Seconds to look for a kernel whose number the client had no time to tell: it may be between its fork and its exec."""
+SEARCH_S = 1.0
+"""Seconds to search for a kernel if the client ended before it sent the pid. The kernel may just be about to exec."""
 
-PAUSE = 0.02
-"""Seconds between two looks."""
+SEARCH_PAUSE_S = 0.02
+"""Seconds between two looks through /proc."""
 
-DYING = 1.0
-"""Seconds for the operating system to end a process after SIGKILL, before its files are removed."""
+END_WAIT_S = 1.0
+"""Seconds to wait for the end of the processes after SIGKILL, before the files are removed."""
 
 
 class Kernel:
-    """What the guard knows of one kernel."""
+    """The records of one kernel."""
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def listen() -> dict[bytes, Kernel]:
-    """Keep book until the client has ended; returns the kernels that it left behind, by token."""
+    """Read records until the client has ended. Returns the kernels that it has not told to forget, by token."""
     kernels: dict[bytes, Kernel] = {}
     rest = b""
     while data := os.read(0, 65536):
@@ -77,9 +77,10 @@ def listen() -> dict[bytes, Kernel]:
 
 
 def is_group_of(pid: int, start: bytes) -> bool:
-    """True unless another process has the number `pid` meanwhile, so that the group must be gone.
+    """True if the group `pid` is that of the kernel; False if another process has got this pid since.
 
-    No process gets the number of a group that still has a member: with no process there, the group is the old one.
+    The system gives no new process a pid that is still the number of a group. So if no process has this pid, a group
+    of that number is the old one.
     """
     try:
         os.kill(pid, 0)
@@ -91,7 +92,7 @@ def is_group_of(pid: int, start: bytes) -> bool:
 
 
 def start_of(pid: int) -> bytes:
-    """The start time of a process, which tells it from any other that has its number before or after; see proc(5)."""
+    """The start time of a process, see proc(5). Two processes that had the same pid one after another differ in it."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19]
@@ -107,15 +108,15 @@ def kill(pid: int) -> int:
         pidfd = -1
     try:  # noqa: SIM105 - contextlib is one more import
         os.killpg(pid, SIGKILL)
-    except OSError:  # nobody is left of it, or they run as another user
+    except OSError:  # the group has ended, or it runs as another user
         pass
     return pidfd
 
 
 def search(tokens: set[bytes]) -> list[int]:
-    """Kill the groups whose leader has one of the tokens in its environment; returns their pidfds."""
+    """Kill the groups whose leader has one of the tokens in its environment. Returns the leaders' pidfds."""
     pidfds = []
-    deadline = time.monotonic() + SEARCH
+    deadline = time.monotonic() + SEARCH_S
     while tokens and time.monotonic() < deadline:
         for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
             token = token_of(name) if name.isdecimal() else b""
@@ -123,28 +124,28 @@ def search(tokens: set[bytes]) -> list[int]:
                 tokens.discard(token)
                 pidfds.append(kill(int(name)))
         if tokens:
-            time.sleep(PAUSE)
+            time.sleep(SEARCH_PAUSE_S)
     return pidfds
 
 
 def token_of(pid: str) -> bytes:
-    """The token in the environment of a process that leads a group, or nothing."""
+    """The token in the environment of a process that leads a group; empty if it has none or leads no group."""
     mark = b"\0" + os.fsencode(MARK) + b"="
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = b"\0" + file.read()
         if mark in environment and os.getpgid(int(pid)) == int(pid):
             return environment.partition(mark)[2].partition(b"\0")[0]
-    except OSError:  # it has ended, or is another user's
+    except OSError:  # the process has ended, or it runs as another user
         pass
     return b""
 
 
 def wait(pidfds: list[int]) -> None:
-    """Wait until these processes have ended, so that none makes a file after its removal."""
+    """Wait until these processes have ended. One that still runs could write a file again after its removal."""
     from select import POLLIN, poll
 
-    deadline = time.monotonic() + DYING
+    deadline = time.monotonic() + END_WAIT_S
     for pidfd in pidfds:
         if pidfd >= 0:
             process = poll()
@@ -161,7 +162,7 @@ def remove(file: bytes) -> None:
             os.rmdir(path)
         elif kind == b"f" or os.lstat(path).st_mode & 0o170000 == 0o140000:
             os.unlink(path)
-    except OSError:  # gone already
+    except OSError:  # already removed
         pass
 
 

@@ -1,4 +1,4 @@
-"""Where the output of a kernel goes: what it is given, and what stays here to be read."""
+"""The output of a kernel process: the descriptors that the process gets, and the pipes and file that are read here."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from kclient.concurrency.unpatched import close
 from kclient.errors import LaunchError
 
 Output: TypeAlias = "int | IO[Any] | None"
-"""As in `subprocess`: PIPE, DEVNULL, STDOUT, a file or its number; None is a hidden file for `stderr_tail`."""
+"""As in `subprocess`: PIPE, DEVNULL, STDOUT, a file or its number. None is a hidden file for `stderr_tail`."""
 
-_TAIL: Final = 16 * 1024
+_TAIL_BYTES: Final = 16 * 1024
 """Bytes of output that `tail_of` returns: some ten long tracebacks."""
 
-_SHOWN: Final = 1000
-"""Characters of the command that an error shows; "Argument list too long" can mean two megabytes."""
+_SHOWN_LENGTH: Final = 1000
+"""Characters of the command that an error shows. A command that is too long for the system has some two million."""
 
 
 class Streams:
-    """The output of one kernel: `stdout` and `stderr` are what it is given, `pipes` and `hidden` what stays here.
+    """The output of one kernel: `stdout` and `stderr` are the descriptors for the kernel process.
 
-    Raises OSError and ValueError, and LaunchError without a place for a hidden file; then nothing is left open.
+    This process reads `pipes`, for stdout and stderr (each None if not asked for), and `hidden`, the file that takes
+    output for which no other place was asked.
+
+    Raises OSError and ValueError, and LaunchError if the hidden file cannot be made; then nothing is left open.
     """
 
     def __init__(self, argv: Sequence[str], stdout: Output, stderr: Output) -> None:
@@ -43,12 +46,12 @@ class Streams:
             raise
 
     def started(self) -> None:
-        """The kernel has its ends: close them here."""
+        """Close the descriptors here that the kernel process has inherited."""
         while self._given:
             close(self._given.pop())
 
     def close(self) -> None:
-        """There will be no kernel."""
+        """Close everything: the kernel process was not started."""
         self.started()
         for file in (*self.pipes, self.hidden):
             if file is not None:
@@ -73,34 +76,34 @@ class Streams:
 
 
 def hidden_file(argv: Sequence[str]) -> IO[bytes]:
-    """For output that nobody may ever read: a pipe that nobody drains would block its writer."""
+    """A temporary file without a name for the output. A pipe would block the kernel if it is not read."""
     try:
         return tempfile.TemporaryFile(prefix="kclient-", buffering=0)
     except OSError as exc:
         raise LaunchError(
-            f"cannot start the kernel: no temporary file for its output: {reason(exc)}; "
+            f"cannot start the kernel: cannot make a temporary file for its output: {reason(exc)}; "
             "set TMPDIR to a usable directory, or pass stdout= and stderr=",
             argv=argv,
         ) from exc
 
 
 def tail_of(file: IO[bytes]) -> str:
-    """The last 16 KiB of what a process writes into a hidden file."""
+    """The last 16 KiB of a hidden file."""
     number = file.fileno()
     size = os.fstat(number).st_size
-    # pread, since the process writes at the offset that it shares with this file
-    return os.pread(number, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+    # pread, since this file shares its offset with the process that writes
+    return os.pread(number, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
 
 
 def reason(exc: Exception) -> str:
-    """What the system says."""
+    """The text of an error without its number, for an error message."""
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.strerror}: {exc.filename!r}" if exc.filename is not None else exc.strerror
     return str(exc)
 
 
 def cannot_start(argv: Sequence[str], why: str) -> LaunchError:
-    """The error of a kernel that was never started."""
+    """The error for a kernel process that could not be started; `why` is the reason."""
     text = repr(argv)
-    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    shown = text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
     return LaunchError(f"cannot start the kernel: {why}; the command was {shown}", argv=argv)

@@ -1,1 +1,1 @@
-"""Kernel specs: what a kernel.json says, where Jupyter looks for them, how they are installed and removed."""
+"""Kernel specs: the values of a kernel.json, the directories in which Jupyter looks for them, install and remove."""

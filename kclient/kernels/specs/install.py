@@ -1,4 +1,4 @@
-"""Install kernel specs where Jupyter looks for them, and remove them: each change shows at once, or not at all."""
+"""Install kernel specs where Jupyter looks for them, and remove them. Other programs see all of a change, or none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kclient.kernels.specs.spec import SPEC_FILE, can_be_given, read_kernel_spec
 log = logging.getLogger(__name__)
 
 MAX_DEPTH: Final = 100
-"""Directories within one another, in a source or in a path: those who copy and delete call themselves for each."""
+"""Limit of nested directories, in a source or in a path: the functions that copy and delete recurse at each level."""
 
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -34,26 +34,27 @@ def install_kernel_spec(
 ) -> str:
     """Copy a directory with a kernel.json to where Jupyter finds it, and return the path of the copy.
 
-    The kernel is called `name`, or as the directory is, in small letters. It is installed for this `user`, in the
-    environment `prefix` (``sys.prefix`` is that of this Python), or else for all users. Links are followed; what
-    others may not read in the source, they may not read in the copy. Raises InvalidArgument for a name or a source
-    that cannot be used, KernelSpecExists unless `replace` allows it, and KernelSpecError if it cannot be written;
-    nothing has changed then.
+    The kernel's name is `name`, or the name of the directory, in small letters. It is installed for this user if `user`
+    is True, or in the environment `prefix` (``sys.prefix`` is that of this Python), or else for all users. Symbolic
+    links are followed. The copy keeps the permissions of the source.
+
+    Raises InvalidArgument for a name or a source that cannot be used, KernelSpecExists if the name is taken and
+    `replace` is False, and KernelSpecError if the copy cannot be written. Then nothing has changed.
     """
     source = _absolute(_check_path("source_dir", source_dir))
     name = _check_new_name(os.path.basename(source) if name is None else name)
     if not os.path.isfile(os.path.join(source, SPEC_FILE)):
-        raise InvalidArgument(f"{source!r} is no directory with a {SPEC_FILE}")
+        raise InvalidArgument(f"{source!r} is not a directory that contains a {SPEC_FILE}")
     read_kernel_spec(name, source)
     directory = _destination(user, prefix)
     if _is_within(directory, source):
-        raise InvalidArgument(f"{source!r} cannot be copied to {directory!r}, which is a part of it")
+        raise InvalidArgument(f"{source!r} cannot be copied into its own subdirectory {directory!r}")
     path = os.path.join(directory, name)
-    hint = "" if user else "install it for this user, or in an environment that you may write to"
+    hint = "" if user else "install it for this user, or in an environment in which you may write"
     with _changing("install", path, hint):
         os.makedirs(directory, exist_ok=True)
         with _scratch_in(directory) as scratch:
-            draft = os.path.join(scratch, "new")  # a kernel.json deeper down is no kernel's to anybody
+            draft = os.path.join(scratch, "new")  # Jupyter does not look for a kernel.json at this depth
             _copy(source, draft, [])
             _put(draft, path, replace=replace)
     _warn_unless_found(name, path)
@@ -61,10 +62,11 @@ def install_kernel_spec(
 
 
 def remove_kernel_spec(name: str) -> str:
-    """Remove the spec that `find_kernel_spec(name)` finds, and return where it was; of a link, the link alone.
+    """Remove the spec that `find_kernel_spec(name)` finds, and return the path at which it was.
 
-    One that is broken can be removed, too. Another one of that name, in a later directory of the search path, is found
-    from then on. Raises NoSuchKernel, and KernelSpecError if it cannot be removed.
+    Of a symbolic link only the link is removed. A broken spec can be removed, too. If a later directory of the search
+    path has a spec of that name, that one is found from then on. Raises NoSuchKernel, and KernelSpecError if the spec
+    cannot be removed.
     """
     path = place_to_remove(name)
     grave = os.path.join(os.path.dirname(path), _hidden_name())
@@ -72,19 +74,25 @@ def remove_kernel_spec(name: str) -> str:
         os.rename(path, grave)
     if not _delete(grave):
         raise KernelSpecError(
-            f"the kernel spec {path} is removed, but what is in {grave} cannot be deleted", path=grave
+            f"the kernel spec {path} is removed, but its files in {grave} cannot be deleted; delete them yourself",
+            path=grave,
         )
     return path
 
 
 def place_to_remove(name: str) -> str:
-    """What `remove_kernel_spec(name)` would remove; raises NoSuchKernel, or KernelSpecError if there is no spec."""
+    """The path that `remove_kernel_spec(name)` would remove.
+
+    Raises NoSuchKernel, or KernelSpecError if the kernel exists without a spec file.
+    """
     for path in [*places_of(name), *places_of(name, broken=True)]:
         return path
     error = no_such_kernel(name)
     if name.lower() not in error.available:
         raise error
-    raise KernelSpecError(f"the kernel {name!r} has no spec to remove: it is there as long as ipykernel is installed")
+    raise KernelSpecError(
+        f"the kernel {name!r} has no spec to remove: it exists as long as ipykernel is installed in this environment"
+    )
 
 
 def _check_path(what: str, value: str | os.PathLike[str]) -> str:
@@ -92,7 +100,7 @@ def _check_path(what: str, value: str | os.PathLike[str]) -> str:
     if not isinstance(path, str) or not path or not can_be_given(path):
         raise InvalidArgument(f"{what} must be the path of a directory, not {value!r}")
     if path.count(os.sep) > MAX_DEPTH:
-        raise InvalidArgument(f"{what} is a path of more than {MAX_DEPTH} directories")
+        raise InvalidArgument(f"{what} is a path of more than {MAX_DEPTH} directories; choose a shorter one")
     return path
 
 
@@ -100,22 +108,22 @@ def _absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
     except FileNotFoundError as exc:
-        raise InvalidArgument(f"{path!r} is relative to a directory that is deleted: the current one") from exc
+        raise InvalidArgument(f"{path!r} is relative to the current directory, which is deleted") from exc
 
 
 def _check_new_name(name: str) -> str:
     if not isinstance(name, str) or not is_valid_name(name):
-        raise InvalidArgument(f"a kernel cannot be called {name!r}: {NAME_RULE}")
+        raise InvalidArgument(f"{name!r} cannot be the name of a kernel: {NAME_RULE}")
     return name.lower()
 
 
 def _destination(user: bool, prefix: str | os.PathLike[str] | None) -> str:
-    """The directory of kernels to install in."""
+    """The ``kernels`` directory in which to install."""
     from jupyter_core import paths  # imported here, as in `search`
 
     if prefix is not None:
         if user:
-            raise InvalidArgument("a kernel spec is installed for the user or in a prefix, not both")
+            raise InvalidArgument("install a kernel spec for the user or in a prefix, not both")
         data = os.path.join(_check_path("prefix", prefix), "share", "jupyter")
     else:
         data = paths.jupyter_data_dir() if user else paths.SYSTEM_JUPYTER_PATH[0]
@@ -129,7 +137,7 @@ def _is_within(path: str, folder: str) -> bool:
 
 @contextmanager
 def _changing(what: str, path: str, hint: str = "") -> Iterator[None]:
-    """Make a KernelSpecError of an OSError; `hint` is what to do if it was not permitted."""
+    """Turn an OSError into a KernelSpecError. `hint` says what to do if permission was refused."""
     try:
         yield
     except OSError as exc:
@@ -143,7 +151,7 @@ def _changing(what: str, path: str, hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def _scratch_in(directory: str) -> Iterator[str]:
-    """A new directory beside the kernels, none itself, that is gone afterwards with all that is in it."""
+    """A new temporary directory beside the kernels, whose name is not valid for a kernel; deleted at the end."""
     scratch = os.path.join(directory, _hidden_name())
     try:
         os.mkdir(scratch, 0o700)
@@ -158,7 +166,7 @@ def _hidden_name() -> str:
 
 
 def _copy(source: str, target: str, above: list[str]) -> None:
-    """Copy a file, or a directory with all that is in it, and follow links; `above` are the directories it lies in."""
+    """Copy a file, or a directory with its content, and follow links. `above` are the directories that contain it."""
     with _reading(source):
         status = os.stat(source)
     mode = stat.S_IMODE(status.st_mode) & 0o777
@@ -167,7 +175,7 @@ def _copy(source: str, target: str, above: list[str]) -> None:
             raise InvalidArgument(f"{source!r} lies deeper than {MAX_DEPTH} directories")
         real = os.path.realpath(source)
         if real in above:
-            raise InvalidArgument(f"{source!r} leads back to {real!r}, in which it lies")
+            raise InvalidArgument(f"{source!r} is a link to {real!r}, the directory that contains it; remove the link")
         with _reading(source):
             entries = sorted(os.listdir(source))
         os.mkdir(target, mode | stat.S_IRWXU)
@@ -186,7 +194,7 @@ def _copy(source: str, target: str, above: list[str]) -> None:
 
 @contextmanager
 def _reading(source: str) -> Iterator[None]:
-    """Make an InvalidArgument of an OSError: the source is at fault, not the place to install in."""
+    """Turn an OSError into an InvalidArgument: the source cannot be read, which is not a failure to write."""
     try:
         yield
     except OSError as exc:
@@ -194,7 +202,10 @@ def _reading(source: str) -> Iterator[None]:
 
 
 def _put(draft: str, path: str, *, replace: bool) -> None:
-    """Give the draft its place; what was there, in any case of letters, is deleted then, or stays if that fails."""
+    """Move `draft` to `path`, and delete the kernel that was there. If the move fails, the old kernel is put back.
+
+    An old kernel is one whose name is the same in small letters.
+    """
     directory, name = os.path.split(path)
     old = [os.path.join(directory, entry) for entry in os.listdir(directory) if entry.lower() == name]
     if old and not replace:
@@ -207,16 +218,16 @@ def _put(draft: str, path: str, *, replace: bool) -> None:
     except BaseException as exc:
         for before, after in aside:
             _put_back(before, after)
-        if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another was faster
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another program was faster
             raise _exists(path) from exc
         raise
     for before, after in aside:
         if not _delete(after):
-            log.warning("%s, which was %s, cannot be deleted", after, before)
+            log.warning("%s, the replaced kernel %s, cannot be deleted", after, before)
 
 
 def _put_back(before: str, after: str) -> None:
-    """Undo the move of `before` to `after`, if there was one; what another program has put there meanwhile stays."""
+    """Undo the move of `before` to `after`, if it happened. A file of another program that is now at `before` stays."""
     try:
         os.rename(after, before)
     except OSError:
@@ -225,11 +236,11 @@ def _put_back(before: str, after: str) -> None:
 
 
 def _exists(path: str) -> KernelSpecExists:
-    return KernelSpecExists(f"a kernel spec is installed already in {path}; replace=True would replace it", path=path)
+    return KernelSpecExists(f"a kernel spec is already installed in {path}; pass replace=True to replace it", path=path)
 
 
 def _delete(path: str) -> bool:
-    """Delete what is there, of a link the link alone; True if all of it could be. One Ctrl-C does not stop it."""
+    """Delete a file, a directory, or a link (not its target). True if nothing is left. One Ctrl-C does not stop it."""
     try:
         _delete_now(path)
     except BaseException:
@@ -243,19 +254,19 @@ def _delete_now(path: str) -> None:
         with suppress(OSError):
             os.unlink(path)
     else:
-        with suppress(RecursionError):  # deeper than anything that was installed here
+        with suppress(RecursionError):  # deeper than anything that `install_kernel_spec` copies
             for inner, _, _ in os.walk(path):
-                with suppress(OSError):  # another user's
-                    os.chmod(inner, stat.S_IRWXU)  # it may be read-only, as the place was that it was copied from
+                with suppress(OSError):  # the directory of another user
+                    os.chmod(inner, stat.S_IRWXU)  # it may be read-only, like the source of the copy
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _warn_unless_found(name: str, path: str) -> None:
-    """Another program may remove it meanwhile, or what comes before it."""
+    """Log a warning if `find_kernel_spec(name)` would not find the spec at `path`."""
     places = places_of(name)
     if not any(_is_same(path, place) for place in places):
         data = os.path.dirname(os.path.dirname(path))
-        log.warning("%s is nowhere on the search path; it would be with JUPYTER_PATH=%s", path, data)
+        log.warning("%s is not on the search path; set JUPYTER_PATH=%s to have it there", path, data)
     elif not _is_same(path, places[0]):
         log.warning("the kernel %s is still found in %s, which comes before %s", name, places[0], path)
 
@@ -263,5 +274,5 @@ def _warn_unless_found(name: str, path: str) -> None:
 def _is_same(path: str, place: str) -> bool:
     try:
         return os.path.samefile(path, place)
-    except OSError:  # gone
+    except OSError:  # another program has removed one
         return False

@@ -1,4 +1,4 @@
-"""Which kernels are installed: the directories that Jupyter searches, and this environment's own Python kernel."""
+"""Find the installed kernels: those in the directories that Jupyter searches, and the Python kernel of this process."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from kclient.kernels.specs.spec import SPEC_FILE, KernelSpec, read_kernel_spec
 log = logging.getLogger(__name__)
 
 NATIVE_KERNEL: Final = "python3"
-"""The kernel of this interpreter, which needs no spec file if ipykernel is installed."""
+"""The kernel that runs this interpreter. It needs no spec file if ipykernel is installed."""
 
 ALLOWED_KERNELS: Final = "KCLIENT_ALLOWED_KERNELS"
-"""The environment variable that names, with commas between them, all kernels that may be used; empty, any may."""
+"""The environment variable with the names of all kernels that may be used, separated by commas. Empty: any kernel."""
 
 NAME_RULE: Final = "a kernel's name consists of ASCII letters, digits and the characters . _ -"
 
 _VALID_NAME = re.compile(r"(?!\.+$)[a-z0-9._-]+", re.IGNORECASE)
 
 _TELLS_PROTOCOL = (7, 2)
+"""The version of ipykernel since which its own spec has a kernel_protocol_version."""
+
 _ENCRYPTS = (7, 3)
-"""Versions of ipykernel since which its own spec says so."""
+"""The version of ipykernel since which its own spec declares encryption."""
 
 
 @attrs.frozen
 class Installed:
-    """A place on the search path where a kernel is installed, or seems to be: then `problem` says what is wrong."""
+    """A directory on the search path with a kernel. If the kernel cannot be used, `problem` says why."""
 
     name: str
     resource_dir: str
@@ -42,10 +44,11 @@ class Installed:
 
 
 def find_kernel_spec(name: str, *, allowed: Iterable[str] | None = None) -> KernelSpec:
-    """The spec of that name, in any case of letters; the first directory of the search path that has it wins.
+    """The spec of the kernel `name`. Large and small letters are the same.
 
-    With `allowed`, only kernels of these names are found; the same holds for the names in the environment variable
-    KCLIENT_ALLOWED_KERNELS. Raises NoSuchKernel, or InvalidArgument for a spec file that cannot be used.
+    If several directories of the search path have a kernel of that name, the first one counts. With `allowed`, only
+    kernels of these names are found. The environment variable KCLIENT_ALLOWED_KERNELS limits them in the same way.
+    Raises NoSuchKernel, or InvalidArgument for a spec file that cannot be used.
     """
     wanted = _check_name(name)
     allow_list = _allow_list(allowed)
@@ -59,7 +62,7 @@ def find_kernel_spec(name: str, *, allowed: Iterable[str] | None = None) -> Kern
 
 
 def list_kernel_specs(*, allowed: Iterable[str] | None = None) -> dict[str, KernelSpec]:
-    """Every kernel that `find_kernel_spec` finds, by name; what cannot be read is skipped with a line in the log."""
+    """Every kernel that `find_kernel_spec` finds, by name. A spec that cannot be read is skipped and logged."""
     allow_list = _allow_list(allowed)
     specs: dict[str, KernelSpec | None] = {}
     for found in look_through(_search_path()):
@@ -73,14 +76,17 @@ def list_kernel_specs(*, allowed: Iterable[str] | None = None) -> dict[str, Kern
 
 
 def places_of(name: str, *, broken: bool = False) -> list[str]:
-    """The directories in which the kernel `name` is installed, the one that counts first; or those with a problem."""
+    """The directories in which the kernel `name` is installed. The first is the one that `find_kernel_spec` uses.
+
+    With `broken`, only the directories in which the kernel has a problem; without, only the others.
+    """
     wanted = _check_name(name)
     places = look_through(_search_path())
     return [found.resource_dir for found in places if found.name == wanted and bool(found.problem) is broken]
 
 
 def no_such_kernel(name: str, allow_list: Iterable[str] | None = None) -> NoSuchKernel:
-    """The error for a name that was not found; it tells which there are, of those that are allowed."""
+    """The error for a name that was not found. It lists the kernels that exist and are allowed."""
     available = {found.name for found in look_through(_search_path()) if not found.problem}
     if _native_spec() is not None:
         available.add(NATIVE_KERNEL)
@@ -90,9 +96,9 @@ def no_such_kernel(name: str, allow_list: Iterable[str] | None = None) -> NoSuch
 
 
 def look_through(directories: Iterable[str]) -> Iterator[Installed]:
-    """What is installed in these directories, in their order.
+    """The kernels in these directories, in the order of the directories.
 
-    Names come from listing the directories, never from the caller, so no name can lead out of them.
+    A name is compared with the entries of the directories, and never used as a path. So no name leads out of them.
     """
     for directory in directories:
         try:
@@ -110,7 +116,7 @@ def look_through(directories: Iterable[str]) -> Iterator[Installed]:
 
 
 def is_valid_name(name: str) -> bool:
-    """True if a kernel can be called that."""
+    """True if `name` can be the name of a kernel, by NAME_RULE."""
     return _VALID_NAME.fullmatch(name) is not None
 
 
@@ -121,18 +127,18 @@ def _check_name(name: str) -> str:
 
 
 def _allow_list(allowed: Iterable[str] | None) -> frozenset[str] | None:
-    """The names that may be used, by the environment and by the caller; None if all may."""
+    """The names that both the environment and the caller allow; None if they allow all."""
     listed = {name.strip().lower() for name in os.environ.get(ALLOWED_KERNELS, "").split(",")} - {""}
     if allowed is None:
         return frozenset(listed) if listed else None
-    if isinstance(allowed, str) or not isinstance(allowed, Iterable):  # the letters of a str would be taken for names
+    if isinstance(allowed, str) or not isinstance(allowed, Iterable):  # a str would be iterated letter by letter
         raise InvalidArgument(f"allowed must be a collection of kernel names, not {allowed!r}")
     names = frozenset(_check_name(name) for name in allowed)
     return names & listed if listed else names
 
 
 def _problem(entry: str, resource_dir: str) -> str | None:
-    """Why the kernel there is not read, empty if it is; None if there is no sign of one."""
+    """Why the kernel in `resource_dir` cannot be used; empty if it can; None if there is no kernel."""
     path = os.path.join(resource_dir, SPEC_FILE)
     try:
         is_file = stat.S_ISREG(os.stat(path).st_mode)
@@ -152,8 +158,8 @@ def _search_path() -> list[str]:
     ipython = os.environ.get("IPYTHONDIR") or os.path.join("~", ".ipython")
     directories = [*jupyter_path("kernels"), os.path.join(os.path.expanduser(ipython), "kernels")]
     try:
-        return [os.path.abspath(directory) for directory in directories]  # a kernel may start in another one than ours
-    except FileNotFoundError:  # the current directory is deleted, and what is relative to it is nowhere
+        return [os.path.abspath(directory) for directory in directories]  # absolute, since a kernel may get another cwd
+    except FileNotFoundError:  # the current directory is deleted, so relative ones do not exist
         return [directory for directory in directories if os.path.isabs(directory)]
 
 
@@ -166,11 +172,11 @@ def _read_or_skip(found: Installed) -> KernelSpec | None:
 
 
 def _native_spec() -> KernelSpec | None:
-    """A spec for this interpreter if ipykernel can be imported in it; found without importing it."""
+    """A spec for this interpreter if it can import ipykernel, or None. ipykernel is not imported for that."""
     from importlib.util import find_spec
 
     found = find_spec("ipykernel")
-    if found is None or found.origin is None or not sys.executable:  # no origin: a folder of that name
+    if found is None or found.origin is None or not sys.executable:  # no origin: only a folder of that name
         return None
     version = _ipykernel_version()
     metadata: dict[str, Any] = {"debugger": True}
@@ -188,7 +194,7 @@ def _native_spec() -> KernelSpec | None:
 
 
 def _ipykernel_version() -> tuple[int, ...]:
-    """Its first two numbers; empty if they are not known."""
+    """The first two numbers of ipykernel's version; empty if they are not known."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

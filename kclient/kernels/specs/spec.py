@@ -1,4 +1,4 @@
-"""Kernel specs: what a kernel.json says, and the command and the environment that start its kernel.
+"""KernelSpec: the values of a kernel.json, and the command and the environment with which its kernel starts.
 
 The keys are those of the page "Making kernels for Jupyter" in jupyter_client's documentation.
 """
@@ -53,38 +53,41 @@ class KernelSpec:
         return version is not None and (int(version[1]), int(version[2] or 0)) >= HANDSHAKE
 
     def command(self, connection_file: str, extra_arguments: Iterable[str] = ()) -> list[str]:
-        """The command line: templates filled in, a bare ``python`` made this interpreter, the extra arguments last."""
+        """The command line of the kernel, with `extra_arguments` at the end.
+
+        The templates in `argv` are replaced by their values. A bare ``python`` becomes the path of this interpreter.
+        """
         values = {"connection_file": connection_file, "resource_dir": self.resource_dir, "prefix": sys.prefix}
-        # One pass, so that braces in a path are not taken for templates.
+        # One pass, so that braces in a value are not replaced again.
         argv = [_ARGV_TEMPLATE.sub(lambda match: values[match[1]], argument) for argument in self.argv]
         if argv[0] in _BARE_PYTHON and sys.executable:
             argv[0] = sys.executable
         return argv + _check_arguments(extra_arguments)
 
     def environment(self, base: Mapping[str, str], extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """`base` with the spec's variables over it, and `extra` over both.
+        """`base`, updated with the variables of the spec, then with `extra`.
 
-        ``${VAR}`` and ``$VAR`` in the spec are the value in `base`, and stay as they are if there is none; ``$$`` is
-        a dollar.
+        ``${VAR}`` and ``$VAR`` in a value of the spec are replaced by the variable in `base`, if it has one. ``$$``
+        stands for a dollar sign.
         """
         own = {name: Template(value).safe_substitute(base) for name, value in self.env.items()}
         return {**base, **own, **(extra or {})}
 
     @property
     def supports_curve(self) -> bool:
-        """True if the kernel says that it can encrypt, with CurveZMQ, what it sends."""
+        """True if the spec says that the kernel can encrypt its messages with CurveZMQ."""
         schemes = self.metadata.get("supported_encryption")
         if isinstance(schemes, str):
             schemes = [schemes]
         return isinstance(schemes, list) and "curve" in {str(scheme).strip().lower() for scheme in schemes}
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as a kernel.json has them."""
+        """The values in the form of a kernel.json."""
         return attrs.asdict(self, filter=lambda attribute, _: attribute.name not in ("name", "resource_dir"))
 
 
 def read_kernel_spec(name: str, resource_dir: str) -> KernelSpec:
-    """The spec in that directory; raises InvalidArgument, which names the file, for one that cannot be used."""
+    """Read the kernel.json in `resource_dir`. Raises InvalidArgument, which names the file, if it cannot be used."""
     path = os.path.join(resource_dir, SPEC_FILE)
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -125,7 +128,7 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
 
 
 def can_be_given(text: str) -> bool:
-    """True if the operating system can be given that text, as an argument or as a path."""
+    """True if the operating system accepts `text` as an argument or a path: no NUL, and it can be encoded."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -133,14 +136,14 @@ def can_be_given(text: str) -> bool:
 
 
 def _check_startable(argv: list[str], env: dict[str, str]) -> None:
-    """Refuse what no process can be given."""
+    """Raise InvalidArgument for an argument or variable that the operating system does not accept."""
     for what, texts in (("argv", argv), ("env", [*env, *env.values()])):
         for text in texts:
             if not can_be_given(text):
-                raise InvalidArgument(f"{what} has text that no process can be given: {text!r}")
+                raise InvalidArgument(f"{what} has a NUL or half of a surrogate pair in {text!r}; remove it")
     for name in env:
         if not name or "=" in name:
-            raise InvalidArgument(f"env has a name that no variable can have: {name!r}")
+            raise InvalidArgument(f"env has a variable named {name!r}; a name must not be empty or contain '='")
 
 
 def _value(values: dict[str, Any], key: str, kind: type) -> Any:
