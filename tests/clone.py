@@ -7,6 +7,8 @@ sets KCLIENT_TEST_INSTALLED.
 from __future__ import annotations
 
 import os
+import sys
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,13 +25,21 @@ def refusal(origin: str | None, *, allows_installed: bool) -> str:
     package = Path(origin).resolve().parent
     if allows_installed or package == ROOT / "kclient":
         return ""
-    return f"the tests would import kclient from {package}, and not from this clone: {remedy}"
+    return f"tests, or programs that they start, would import kclient from {package}, not from this clone: {remedy}"
+
+
+def origin_of_kclient() -> str | None:
+    """The `__init__.py` of another kclient on the path, if there is one, or of ours; None if there is none at all.
+
+    ``python -m pytest`` puts this clone in front of the path, but not for the programs that tests start.
+    """
+    others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    spec = PathFinder.find_spec("kclient", others) or find_spec("kclient")
+    return spec.origin if spec is not None else None
 
 
 def refuse_another() -> None:
-    spec = find_spec("kclient")
-    allows_installed = bool(os.environ.get("KCLIENT_TEST_INSTALLED"))
-    reason = refusal(spec.origin if spec is not None else None, allows_installed=allows_installed)
+    reason = refusal(origin_of_kclient(), allows_installed=bool(os.environ.get("KCLIENT_TEST_INSTALLED")))
     if reason:
         raise pytest.UsageError(reason)
 

@@ -6,17 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from clone import ROOT, refusal
 
+PYTEST = [str(Path(sys.executable).parent / "pytest")]
 
-def run_pytest(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+
+def run_pytest(folder: Path, command: Sequence[str] = PYTEST, **env: str) -> subprocess.CompletedProcess[str]:
     """Collect this file with the kclient that is in `folder`."""
     hidden = {"KCLIENT_TEST_INSTALLED", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"}
     ours = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
-        [str(Path(sys.executable).parent / "pytest"), "--collect-only", "-q", "-p", "no:cacheprovider", __file__],
+        [*command, "--collect-only", "-q", "-p", "no:cacheprovider", __file__],
         cwd=ROOT,
         env={**ours, "PYTHONPATH": str(folder), **env},
         capture_output=True,
@@ -26,14 +30,15 @@ def run_pytest(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_copy_of_kclient_is_refused_unless_tox_asks_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [PYTEST, [sys.executable, "-m", "pytest"]], ids=["pytest", "python -m pytest"])
+def test_copy_of_kclient_is_refused_unless_tox_asks_for_it(tmp_path: Path, command: list[str]) -> None:
     shutil.copytree(ROOT / "kclient", tmp_path / "kclient", ignore=shutil.ignore_patterns("__pycache__"))
-    refused = run_pytest(tmp_path)
+    refused = run_pytest(tmp_path, command)
     assert refused.returncode == 4
     assert refused.stdout == ""
     for words in (f"would import kclient from {tmp_path / 'kclient'}", "pip install -e '.[test]'", "tox"):
         assert words in refused.stderr
-    taken = run_pytest(tmp_path, KCLIENT_TEST_INSTALLED="1")
+    taken = run_pytest(tmp_path, command, KCLIENT_TEST_INSTALLED="1")
     assert taken.returncode == 0, taken.stdout + taken.stderr
 
 
