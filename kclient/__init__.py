@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from kclient.pool.pool import KernelPool
     from kclient.protocol.session import Session
 
+    __version__: str
+
 __all__ = [
     "AutoRestart",
     "BadMessage",
@@ -134,11 +136,25 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    if name == "__version__":
+        value: object = _installed_version()
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _installed_version() -> str:
+    """The version of the package that is installed; "unknown" for source files that nobody installed."""
+    from importlib.metadata import PackageNotFoundError, version  # imported here: few programs ask
+
+    try:
+        return version("kclient")
+    except PackageNotFoundError:
+        return "unknown"

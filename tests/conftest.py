@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import clone  # noqa: F401  # before all others: it raises if kclient is not that of this clone
+
+# isort: split
 import gc
 import shutil
 import signal

@@ -134,6 +134,8 @@ def check_command(words: list[str], tmp_path: Path) -> None:
     elif program == "kclient":
         done = run([str(Path(sys.executable).parent / "kclient"), *arguments], tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
+    elif program == "pytest":
+        check_pytest(arguments)
     elif program == "python3" and arguments and arguments[0].startswith(("examples/", "benchmarks/")):
         assert (ROOT / arguments[0]).is_file()
     elif program == "python" and arguments[0] == "-m" and arguments[1].startswith("benchmarks."):
@@ -153,6 +155,17 @@ def check_pip(arguments: list[str]) -> None:
         extras = set(match[2].split(",")) if match[2] else set()
         have = set(config("setup.cfg")["options.extras_require"])
         assert extras <= have, f"setup.cfg has no extra {extras - have}"
+
+
+def check_pytest(arguments: list[str]) -> None:
+    """What ``pytest`` is given is files, folders and tests that there are, or marks of setup.cfg."""
+    marks = arguments[arguments.index("-m") + 1].split() if "-m" in arguments else []
+    have = {line.partition(":")[0] for line in config("setup.cfg")["tool:pytest"]["markers"].split("\n")}
+    assert set(marks) <= have | {"not"}
+    for target in arguments if not marks else []:
+        path, _, test = target.partition("::")
+        assert (ROOT / path).exists(), f"there is no {path}"
+        assert f"def {test}(" in ((ROOT / path).read_text(encoding="utf-8") if test else f"def {test}("), target
 
 
 def tox_envs() -> set[str]:

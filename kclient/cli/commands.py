@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import click
 
+import kclient
 from kclient.cli.bench import BenchJob, run_bench
+from kclient.cli.doctor import run_doctor
 from kclient.cli.kernels import kernels
-from kclient.cli.run import ExitCode, Job, run_job
+from kclient.cli.run import START_TIMEOUT, ExitCode, Job, run_job
 from kclient.cli.say import complain, drop_unwritten
 from kclient.kernels.connection.encryption import MODES
 from kclient.kernels.specs.search import NATIVE_KERNEL
@@ -38,6 +39,15 @@ Exit codes:
   141  whoever read the output has gone
 """
 
+DOCTOR_EXIT_CODES: Final = """\b
+Exit codes:
+  0    nothing was found that stops kclient
+  1    something was: the report has a "problem" for each
+  2    a wrong option, or the report cannot be written
+  130  ended by Ctrl-C;  143  by SIGTERM
+  141  whoever read the output has gone
+"""
+
 
 def run_command_line() -> int:
     """Do what the command line says and return the exit code; what is wrong with it is told in one line."""
@@ -58,16 +68,8 @@ def run_command_line() -> int:
         return ExitCode.NOT_DONE
 
 
-def own_version() -> str:
-    """The version that is installed; a checkout that is not installed has none."""
-    try:
-        return version("kclient")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(own_version(), message="%(prog)s %(version)s")
+@click.version_option(kclient.__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Run code in Jupyter kernels."""
@@ -243,6 +245,28 @@ def bench(
             json=json_file,
         )
     )
+
+
+@main.command(epilog=DOCTOR_EXIT_CODES)
+@click.option("--start", "starts", is_flag=True, help="Start each kernel, one after the other, and shut it down.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=float,
+    callback=check_timeout,
+    help=f"How long each kernel may take to start.  [default: {START_TIMEOUT:g}]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def doctor(context: click.Context, starts: bool, timeout: float | None, as_json: bool) -> int:
+    """Report versions, limits and kernels, and what is wrong with them.
+
+    The report is for a bug report: no key, no name of a user or of a machine is in it. A home folder is shown as ~, a
+    login name as USER.
+    """
+    if timeout is not None and not starts:
+        raise click.UsageError("--timeout is for --start.", context)
+    return run_doctor(starts=starts, timeout=START_TIMEOUT if timeout is None else timeout, as_json=as_json)
 
 
 main.add_command(kernels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import click
@@ -34,15 +34,19 @@ def drop_unwritten() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-class _Complaints(logging.Handler):
+class _Warnings(logging.Handler):
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._show = show
+
     def emit(self, record: logging.LogRecord) -> None:
-        complain(printable(record.getMessage()))
+        self._show(printable(record.getMessage()))
 
 
 @contextmanager
-def warnings_shown() -> Iterator[None]:
-    """Let what the library logs be among our complaints."""
-    handler = _Complaints(logging.WARNING)
+def warnings_shown(show: Callable[[str], None] = complain) -> Iterator[None]:
+    """Pass on to `show` each warning that the library logs: by default it is among our complaints."""
+    handler = _Warnings(show)
     logger = logging.getLogger("kclient")
     logger.addHandler(handler)
     try:

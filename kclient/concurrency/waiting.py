@@ -22,10 +22,6 @@ TURN_S: Final = 0.001
 """Seconds for which a socket may be read before the loop must turn."""
 
 
-TURN_S: Final = 0.001
-"""Seconds for which a socket may be read before the loop must turn."""
-
-
 def weakly(method: Callable[..., object]) -> Callable[..., None]:
     """`method`, for a watcher of the loop. The watcher does not keep the method's object alive."""
     reference = weakref.WeakMethod(method)

@@ -19,7 +19,7 @@ VALID = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "lan
 def search_path(tmp_path, monkeypatch):
     """Two directories, the first of which wins, and nothing else; not even this interpreter's own kernel."""
     directories = [str(tmp_path / "first"), str(tmp_path / "second")]
-    monkeypatch.setattr(search, "_search_path", lambda: directories)
+    monkeypatch.setattr(search, "search_path", lambda: directories)
     monkeypatch.setattr(search, "_native_spec", lambda: None)
     monkeypatch.delenv("KCLIENT_ALLOWED_KERNELS", raising=False)
     return directories
@@ -300,14 +300,14 @@ def test_interrupt_mode_is_read_in_any_case_of_letters(search_path):
 
 
 def test_python3_needs_no_spec_file_where_ipykernel_is_installed(monkeypatch, tmp_path):
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path)])
     spec = find_kernel_spec("Python3")
     assert spec.command("c") == [sys.executable, "-m", "ipykernel_launcher", "-f", "c"]
     assert list_kernel_specs() == {"python3": spec}
 
 
 def test_spec_file_wins_over_the_built_in_python3(monkeypatch, tmp_path):
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path)])
     install(str(tmp_path), "python3", {**VALID, "language": "from the file"})
     assert find_kernel_spec("python3").language == "from the file"
     assert list_kernel_specs()["python3"].language == "from the file"
@@ -324,7 +324,7 @@ def test_spec_file_wins_over_the_built_in_python3(monkeypatch, tmp_path):
     ],
 )
 def test_built_in_python3_says_what_its_ipykernel_can_do(monkeypatch, tmp_path, version, encrypts, protocol):
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path)])
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     spec = find_kernel_spec("python3")
     assert (spec.supports_curve, spec.kernel_protocol_version) == (encrypts, protocol)
@@ -333,14 +333,14 @@ def test_built_in_python3_says_what_its_ipykernel_can_do(monkeypatch, tmp_path, 
 def test_built_in_python3_is_the_spec_that_ipykernel_would_install(monkeypatch, tmp_path):
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path)])
     ours, theirs = find_kernel_spec("python3"), KernelSpec("python3", resource_dir=RESOURCES, **get_kernel_dict())
     assert ours.supports_curve == theirs.supports_curve
     assert attrs.evolve(ours, metadata={}) == attrs.evolve(theirs, metadata={})
 
 
 def test_folder_that_is_called_ipykernel_is_no_kernel(monkeypatch, tmp_path):
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path / "kernels")])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path / "kernels")])
     (tmp_path / "ipykernel").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
@@ -353,7 +353,7 @@ def test_python3_is_not_found_without_ipykernel(search_path):
     assert caught.value.available == ()
 
 
-def test_search_path_is_that_of_jupyter_and_of_ipython(monkeypatch, tmp_path):
+def testsearch_path_is_that_of_jupyter_and_of_ipython(monkeypatch, tmp_path):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     install(str(tmp_path / "jupyter" / "kernels"), "one", VALID)
@@ -361,7 +361,7 @@ def test_search_path_is_that_of_jupyter_and_of_ipython(monkeypatch, tmp_path):
     assert {"one", "two"} <= list_kernel_specs().keys()
 
 
-def test_relative_directory_of_the_search_path_is_found_from_everywhere(monkeypatch, tmp_path):
+def test_relative_directory_of_thesearch_path_is_found_from_everywhere(monkeypatch, tmp_path):
     install(str(tmp_path / "jupyter" / "kernels"), "one", VALID)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PATH", "jupyter")
@@ -416,7 +416,7 @@ def test_kernel_that_is_not_allowed_is_not_started(monkeypatch, runtime_dir):
 
 
 def test_native_kernel_must_be_allowed_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(search, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.setattr(search, "search_path", lambda: [str(tmp_path)])
     assert list_kernel_specs(allowed=["x"]) == {}
     with pytest.raises(NoSuchKernel, match="not allowed"):
         find_kernel_spec("python3", allowed=["x"])

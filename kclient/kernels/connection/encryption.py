@@ -19,6 +19,11 @@ MODES: Final = ("auto", "required", "off")
 _NO_CURVE: Final = "this libzmq was built without CurveZMQ"
 
 
+def has_curve() -> bool:
+    """True if libzmq was built with CurveZMQ."""
+    return bool(zmq.has("curve"))
+
+
 def check_encryption(encryption: str) -> str:
     """Return `encryption` if it is one of `MODES`; raises InvalidArgument if not."""
     if encryption not in MODES:
@@ -30,7 +35,7 @@ def is_wanted(encryption: str, spec: KernelSpec) -> bool:
     """True if a kernel of that spec gets keys. Raises InvalidArgument if keys are required and it cannot use them."""
     if encryption == "off":
         return False
-    if spec.supports_curve and zmq.has("curve"):
+    if spec.supports_curve and has_curve():
         return True
     if encryption == "required":
         lack = _NO_CURVE if spec.supports_curve else "its spec has no 'curve' in metadata.supported_encryption"
@@ -45,6 +50,6 @@ def is_wanted(encryption: str, spec: KernelSpec) -> bool:
 
 def new_keys() -> tuple[bytes, bytes]:
     """A new key pair: public, secret. Raises InvalidState if libzmq has no CurveZMQ."""
-    if not zmq.has("curve"):
+    if not has_curve():
         raise InvalidState(f"cannot make encryption keys: {_NO_CURVE}; pass encryption='off'")
     return zmq.curve_keypair()

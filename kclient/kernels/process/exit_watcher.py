@@ -44,7 +44,7 @@ class ExitWatcher:
         self._owner = Owner()
         self._thread_is_done = False
         self._by_gevent = _watch_by_gevent(pid, self._owner.hub)
-        self._pidfd = _open_pidfd(pid)
+        self._pidfd = open_pidfd(pid)
         loop = self._owner.hub.loop
         self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, READABLE)
         self._watcher.start(self._on_exit)
@@ -207,7 +207,7 @@ def _has_foreign_sigchld_handler() -> bool:
     return False
 
 
-def _open_pidfd(pid: int) -> int | None:
+def open_pidfd(pid: int) -> int | None:
     """A pidfd that waitid accepts, or None if the system has none."""
     try:
         pidfd = os.pidfd_open(pid)

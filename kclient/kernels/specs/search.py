@@ -65,7 +65,7 @@ def list_kernel_specs(*, allowed: Iterable[str] | None = None) -> dict[str, Kern
     """Every kernel that `find_kernel_spec` finds, by name. A spec that cannot be read is skipped and logged."""
     allow_list = _allow_list(allowed)
     specs: dict[str, KernelSpec | None] = {}
-    for found in look_through(_search_path()):
+    for found in look_through(search_path()):
         if found.problem:
             log.warning("skipped: %s: %s", found.resource_dir, found.problem)
         elif found.name not in specs and (allow_list is None or found.name in allow_list):
@@ -81,18 +81,18 @@ def places_of(name: str, *, broken: bool = False) -> list[str]:
     With `broken`, only the directories in which the kernel has a problem; without, only the others.
     """
     wanted = _check_name(name)
-    places = look_through(_search_path())
+    places = look_through(search_path())
     return [found.resource_dir for found in places if found.name == wanted and bool(found.problem) is broken]
 
 
 def no_such_kernel(name: str, allow_list: Iterable[str] | None = None) -> NoSuchKernel:
     """The error for a name that was not found. It lists the kernels that exist and are allowed."""
-    available = {found.name for found in look_through(_search_path()) if not found.problem}
+    available = {found.name for found in look_through(search_path()) if not found.problem}
     if _native_spec() is not None:
         available.add(NATIVE_KERNEL)
     if allow_list is not None:
         available &= set(allow_list)
-    return NoSuchKernel(name, available=sorted(available), searched=_search_path(), allowed=allow_list)
+    return NoSuchKernel(name, available=sorted(available), searched=search_path(), allowed=allow_list)
 
 
 def look_through(directories: Iterable[str]) -> Iterator[Installed]:
@@ -152,7 +152,8 @@ def _problem(entry: str, resource_dir: str) -> str | None:
     return "" if is_valid_name(entry) else NAME_RULE
 
 
-def _search_path() -> list[str]:
+def search_path() -> list[str]:
+    """The directories that are searched for kernels; of two kernels with one name the earlier directory's counts."""
     from jupyter_core.paths import jupyter_path  # imported here: it costs more than the rest of this module
 
     ipython = os.environ.get("IPYTHONDIR") or os.path.join("~", ".ipython")
