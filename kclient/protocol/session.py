@@ -7,7 +7,6 @@ content, buffers...]``; the signature is the HMAC, in hex, of the four dicts ("T
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import orjson
 from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import CURVE_KEY, curve_key, digest_of
 from kclient.protocol.framing import DELIMITER
+from kclient.protocol.json_codec import dumps, loads_parts
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
 
 if TYPE_CHECKING:
@@ -27,21 +27,6 @@ if TYPE_CHECKING:
 
 REPLAY_HISTORY: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
-
-_PARTS: Final = ("header", "parent_header", "metadata", "content")
-
-_DICT: Final = frozenset([dict])
-_EXACT: Final = frozenset([str, int, bool, type(None)])
-
-_ZEROS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
-_LONG_NUMBER: Final = b"0" * 19
-"""As many digits as 2**63 has, in a text whose digits are all zeros."""
-
-SHORT: Final = 1000
-"""Bytes of JSON; in a longer text, a picture for one, there are fewer values to look at than bytes."""
-
-_BIGGEST_EXACT = 2.0**63
-"""orjson turns whole numbers beyond 64 bits into floats without a word; smaller ones are exact."""
 
 
 class Session:
@@ -118,10 +103,10 @@ class Session:
     def serialize(self, message: Message) -> list[Any]:
         """The frames of a message, from the delimiter on; raises InvalidArgument for what JSON can't hold."""
         parts = [
-            _dumps(message.header),
-            _dumps(message.parent_header) if message.parent_header else b"{}",
-            _dumps(message.metadata) if message.metadata else b"{}",
-            _dumps(message.content) if message.content else b"{}",
+            dumps(message.header),
+            dumps(message.parent_header) if message.parent_header else b"{}",
+            dumps(message.metadata) if message.metadata else b"{}",
+            dumps(message.content) if message.content else b"{}",
         ]
         frames = [DELIMITER, self.sign(parts), *parts]
         if message.buffers:
@@ -150,13 +135,7 @@ class Session:
             self._seen_in_order.append(signature)
             if len(self._seen_in_order) > self._replay_history:
                 self._seen.discard(self._seen_in_order.popleft())
-        try:
-            values = list(map(orjson.loads, parts))
-            if not (_DICT.issuperset(map(type, values)) and _EXACT.issuperset(map(type, values[3].values()))):
-                values = _with_care(values, parts)
-        except ValueError:
-            values = _parse_slowly(parts)
-        header, parent_header, metadata, content = values
+        header, parent_header, metadata, content = loads_parts(parts)
         if type(header.get("msg_id")) is not str or type(header.get("msg_type")) is not str:
             raise BadMessage("json", "the header lacks a msg_id or a msg_type")
         message = Message(header, parent_header, metadata, content, [], perf_counter(), len(parts[3]))
@@ -188,28 +167,6 @@ def _dict(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(value)
 
 
-_ORJSON = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-
-
-def _dumps(value: dict[str, Any]) -> bytes:
-    """JSON as the standard library writes it; orjson refuses some values, and would write NaN as null."""
-    try:
-        text = orjson.dumps(value, option=_ORJSON)
-        if b"null" not in text:
-            return text
-    except TypeError:
-        pass
-    try:
-        return json.dumps(value, separators=(",", ":"), default=_as_orjson_has_it).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"cannot be written as JSON: {exc}") from None
-
-
-def _as_orjson_has_it(value: object) -> Any:
-    """A UUID or the value of an Enum, which orjson writes and the standard library does not."""
-    return orjson.loads(orjson.dumps(value, option=_ORJSON))
-
-
 def _check_buffer(buffer: Any) -> Any:
     if isinstance(buffer, bytes):
         return buffer
@@ -222,44 +179,3 @@ def _check_buffer(buffer: Any) -> Any:
             f"a buffer must be C-contiguous, which this {type(buffer).__name__} is not; send a copy, bytes() of it say"
         )
     return buffer
-
-
-def _with_care(values: list[Any], parts: Sequence[bytes]) -> list[dict[str, Any]]:
-    """`values`, of which some may be no dicts, or numbers that orjson could not hold; raises BadMessage."""
-    text = parts[3]
-    try:
-        # To look through a short text for a long number takes a quarter of the time of looking at each value.
-        if (len(text) > SHORT or _LONG_NUMBER in text.translate(_ZEROS)) and _may_be_inexact(values[3]):
-            values[3] = json.loads(text)
-    except RecursionError:
-        return _parse_slowly(parts)
-    return _as_dicts(values)
-
-
-def _parse_slowly(parts: Sequence[bytes]) -> list[dict[str, Any]]:
-    """What orjson refuses: NaN, Infinity, lone surrogates; raises BadMessage."""
-    return _as_dicts([_loads_slowly(part, name) for part, name in zip(parts, _PARTS, strict=True)])
-
-
-def _as_dicts(values: list[Any]) -> list[dict[str, Any]]:
-    """`values`, with {} for a parent header or metadata that is null, as some kernels send it; raises BadMessage."""
-    values[1:3] = [{} if value is None else value for value in values[1:3]]
-    for value, name in zip(values, _PARTS, strict=True):
-        if not isinstance(value, dict):
-            raise BadMessage("json", f"the {name} is a {type(value).__name__}, not an object")
-    return values
-
-
-def _loads_slowly(text: bytes, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadMessage("json", f"the {name} is not JSON: {exc}") from None
-
-
-def _may_be_inexact(value: Any) -> bool:
-    """True if a float in `value` may have been a whole number that orjson could not hold exactly."""
-    if isinstance(value, float):
-        return not -_BIGGEST_EXACT < value < _BIGGEST_EXACT
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not _EXACT.issuperset(map(type, values)) and any(map(_may_be_inexact, values))
