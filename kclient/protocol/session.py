@@ -30,7 +30,7 @@ REPLAY_HISTORY: Final = 65_536
 
 
 class Session:
-    """One conversation with a kernel: who we are, the keys, and what was seen already.
+    """The messages of one client: it makes their ids, signs them, checks those of the kernel and refuses replays.
 
     `server_key` is the public key of a kernel that encrypts, `ConnectionInfo.curve_publickey`; empty for others.
     """
@@ -53,7 +53,7 @@ class Session:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
         self._signer: Signer | None = None
         if self.key:
-            from kclient.protocol.signing import Signer  # takes 3 ms, for OpenSSL
+            from kclient.protocol.signing import Signer  # the import takes 3 ms, for OpenSSL
 
             self._signer = Signer(self.key, digest)
         self._count = 0
@@ -66,7 +66,7 @@ class Session:
 
     @property
     def identity(self) -> bytes:
-        """The ROUTING_ID that shell and stdin share, so that input requests find the way back."""
+        """The ROUTING_ID that shell and stdin share, so that the kernel can send input requests to this client."""
         return self.session.encode()
 
     def msg(
@@ -76,7 +76,7 @@ class Session:
         parent: Message | Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Message:
-        """A new message, not sent; `parent` is the message it belongs to, or that one's header."""
+        """A new message, not sent. `parent` is the message that it answers, or the header of that message."""
         if not isinstance(msg_type, str) or not msg_type:
             raise InvalidArgument(f"msg_type must be a non-empty string, not {msg_type!r}")
         self._count += 1
@@ -101,7 +101,7 @@ class Session:
         return b"" if self._signer is None else self._signer.sign(parts)
 
     def serialize(self, message: Message) -> list[Any]:
-        """The frames of a message, from the delimiter on; raises InvalidArgument for what JSON can't hold."""
+        """The frames of a message, from the delimiter on; raises InvalidArgument for a value that JSON cannot hold."""
         parts = [
             dumps(message.header),
             dumps(message.parent_header) if message.parent_header else b"{}",
@@ -162,7 +162,7 @@ def _header_of(parent: Message | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dict(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(value, (dict, Mapping)):  # a dict first: to ask for a Mapping takes 0.3 us
+    if not isinstance(value, (dict, Mapping)):  # dict comes first: the check for Mapping takes 0.3 us
         raise InvalidArgument(f"{name} must be a dict, not {type(value).__name__}")
     return dict(value)
 
@@ -176,6 +176,6 @@ def _check_buffer(buffer: Any) -> Any:
         raise InvalidArgument(f"a buffer must be a bytes-like object, not {type(buffer).__name__}: {exc}") from None
     if not is_contiguous:
         raise InvalidArgument(
-            f"a buffer must be C-contiguous, which this {type(buffer).__name__} is not; send a copy, bytes() of it say"
+            f"a buffer must be C-contiguous, but this {type(buffer).__name__} is not; send a copy, say bytes(buffer)"
         )
     return buffer
