@@ -53,7 +53,7 @@ class Inbox:
     def take(self, is_wanted: Callable[[Message], bool], since: int = 0) -> Message | None:
         """Take out the oldest message that is wanted; None if there is none.
 
-        Only messages that came after the first `since` of those that `arrived` are looked at, so a waiting caller
+        `since` is an earlier value of `arrived`. Only messages that came after it are looked at, so a waiting caller
         need not look at all messages each time.
         """
         newest = list(islice(reversed(self._messages.values()), self.arrived - since))

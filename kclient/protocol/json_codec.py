@@ -62,7 +62,7 @@ def dumps(value: dict[str, Any]) -> bytes:
 def loads_parts(parts: Sequence[bytes]) -> list[dict[str, Any]]:
     """The header, parent header, metadata and content that four texts hold; raises BadMessage."""
     try:
-        values = [*map(orjson.loads, parts)]  # takes 30 ns less than list(), which is what this call costs
+        values = [*map(orjson.loads, parts)]  # 30 ns less than list(), as much as the call of loads_parts costs
         if _DICT.issuperset(map(type, values)) and _EXACT.issuperset(map(type, values[3].values())):
             return values
         return _with_care(values, parts)
