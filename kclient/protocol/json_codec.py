@@ -28,8 +28,9 @@ from kclient.errors import BadMessage, InvalidArgument
 
 _PARTS: Final = ("header", "parent_header", "metadata", "content")
 
-_DICT: Final = frozenset([dict])
-_EXACT: Final = frozenset([str, int, bool, type(None)])
+_are_dicts: Final = frozenset([dict]).issuperset
+_are_exact: Final = frozenset([str, int, bool, type(None)]).issuperset
+"""True for types whose values orjson reads exactly, and that hold no other values."""
 
 _ZEROS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
@@ -63,7 +64,7 @@ def loads_parts(parts: Sequence[bytes]) -> list[dict[str, Any]]:
     """The header, parent header, metadata and content that four texts hold; raises BadMessage."""
     try:
         values = [*map(orjson.loads, parts)]  # 30 ns less than list(), as much as the call of loads_parts costs
-        if _DICT.issuperset(map(type, values)) and _EXACT.issuperset(map(type, values[3].values())):
+        if _are_dicts(map(type, values)) and _are_exact(map(type, values[3].values())):
             return values
         return _with_care(values, parts)
     except ValueError:
@@ -113,4 +114,4 @@ def _may_be_inexact(value: Any) -> bool:
     if isinstance(value, float):
         return not -_BIGGEST_EXACT < value < _BIGGEST_EXACT
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not _EXACT.issuperset(map(type, values)) and any(map(_may_be_inexact, values))
+    return not _are_exact(map(type, values)) and any(map(_may_be_inexact, values))
