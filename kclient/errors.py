@@ -4,22 +4,22 @@
 
     KClientError
     |- ProtocolError
-    |   |- LocalProtocolError       what we were asked to do makes no sense
+    |   |- LocalProtocolError       the caller asked for something that is not possible
     |   |   |- InvalidArgument      (also ValueError)    a bad argument; nothing was sent
-    |   |   |- InvalidState         (also RuntimeError)  not now: not started, stopped, busy answering input
+    |   |   |- InvalidState         (also RuntimeError)  not possible now: not started, stopped, inside on_input
     |   |   |- UnsupportedFeature   the kernel is known not to have it  .feature
-    |   |- RemoteProtocolError      what the kernel sent makes no sense
+    |   |- RemoteProtocolError      the kernel sent something that is not valid
     |       |- BadMessage           frames that are no message; counted and dropped  .reason
     |       |- NoReply              no reply came, and none will  .msg_id .result
     |- ConnectionFileError          (also ValueError)    .path
     |- InvalidPortNumber            (also ValueError)
     |- NoSuchKernel                 (also KeyError)      .name .available .searched .allowed
-    |- KernelSpecError              it cannot be installed, or removed  .path
+    |- KernelSpecError              a kernel spec cannot be installed or removed  .path
     |   |- KernelSpecExists         (also FileExistsError)
     |- ChannelClosed                you closed it        .channel
-    |- CommClosed                   by either side        .comm_id .target_name .data
-    |- DeadKernelError              it died              .exit_code .stderr .result
-    |   |- LaunchError              it never came up     .argv .taken_ports
+    |- CommClosed                   the kernel or you closed it  .comm_id .target_name .data
+    |- DeadKernelError              the kernel died      .exit_code .stderr .result
+    |   |- LaunchError              it did not start     .argv .taken_ports
     |- KernelRestarted              .msg_id
     |- TooManyFiles                 (also OSError)       .needed .in_use .limit .hard_limit
     |- KernelTimeout                (also TimeoutError)  .waiting_for .timeout .msg_id .execution .result
@@ -43,7 +43,7 @@ STDERR_SHOWN = 2000
 
 
 class PartialResult(Protocol):
-    """What came of an execution that did not end as it should: a `Result`, whose `complete` is False."""
+    """The `Result` of an execution that did not end normally. Its `complete` is False."""
 
     @property
     def outputs(self) -> list[dict[str, Any]]: ...
@@ -53,7 +53,7 @@ class PartialResult(Protocol):
 
 
 class UnfinishedExecution(Protocol):
-    """An `Execution` that a call gave up. It may be asked again, or interrupted."""
+    """An `Execution` whose caller stopped waiting. The caller may wait again, or interrupt it."""
 
     def interrupt(self) -> None: ...
 
@@ -61,7 +61,7 @@ class UnfinishedExecution(Protocol):
 
 
 class KClientError(Exception):
-    """Base of everything that kclient raises on purpose. Each can be copied, and pickled."""
+    """Base of everything that kclient raises on purpose. Each can be copied and pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self._facts())
@@ -82,23 +82,23 @@ def _rebuild(kind: type[KClientError], args: tuple[Any, ...], facts: dict[str, A
 
 
 class ProtocolError(KClientError):
-    """A rule of the messaging protocol was broken, by us or by the kernel."""
+    """A rule of the messaging protocol was broken, by this program or by the kernel."""
 
 
 class LocalProtocolError(ProtocolError):
-    """We were asked for something that the protocol or the state of the channel does not allow."""
+    """The caller asked for something that the protocol or the state of the channel does not allow."""
 
 
 class InvalidArgument(LocalProtocolError, ValueError):
-    """An argument of the wrong type or out of range; it was found before anything was sent."""
+    """An argument has the wrong type or is out of range. Nothing was sent."""
 
 
 class InvalidState(LocalProtocolError, RuntimeError):
-    """The call does not fit the moment: nothing was started yet, or it was stopped already."""
+    """The call is not possible now, for example because the channels are not started, or are stopped already."""
 
 
 class UnsupportedFeature(LocalProtocolError):
-    """A request that the kernel, by what it says of itself, would not understand; nothing was sent.
+    """The kernel_info reply says that the kernel does not support the request. Nothing was sent.
 
     `feature` is an entry of supported_features, or the type of a request that is newer than the kernel's protocol.
     """
@@ -124,7 +124,7 @@ class BadMessage(RemoteProtocolError):
 
 
 class NoReply(RemoteProtocolError):
-    """The reply to a request was never sent, or it was lost, or the request was."""
+    """No reply will come: the request or the reply was lost, or the kernel sent no reply."""
 
     def __init__(self, message: str, *, msg_id: str | None = None, result: PartialResult | None = None) -> None:
         super().__init__(message)
@@ -145,7 +145,7 @@ class InvalidPortNumber(KClientError, ValueError):
 
 
 class NoSuchKernel(KClientError, KeyError):
-    """No kernel spec has that name, or it is not among the names that are `allowed`; None if all are."""
+    """No kernel spec has that name, or the name is not in `allowed` (None: every name is allowed)."""
 
     def __init__(
         self,
@@ -165,15 +165,15 @@ class NoSuchKernel(KClientError, KeyError):
         have = ", ".join(self.available) or "none"
         if self.allowed is not None and self.name.lower() not in self.allowed:
             return (
-                f"the kernel {self.name!r} is not allowed, by KCLIENT_ALLOWED_KERNELS or by allowed=; "
-                f"of those that are, there are: {have}"
+                f"the kernel {self.name!r} is not allowed by KCLIENT_ALLOWED_KERNELS or by allowed=; "
+                f"allowed and installed are: {have}"
             )
         looked = ", ".join(self.searched) or "nowhere"
         return f"no kernel named {self.name!r}; there are: {have}; looked in: {looked}"
 
 
 class KernelSpecError(KClientError):
-    """A kernel spec could not be installed, or removed; `path` is its directory."""
+    """A kernel spec could not be installed or removed; `path` is its directory."""
 
     def __init__(self, message: str, *, path: str | None = None) -> None:
         super().__init__(message)
@@ -181,11 +181,11 @@ class KernelSpecError(KClientError):
 
 
 class KernelSpecExists(KernelSpecError, FileExistsError):
-    """A kernel spec of that name is installed there already, and nobody said that it may be replaced."""
+    """A kernel spec of that name is installed there already; `replace=True` replaces it."""
 
 
 class ChannelClosed(KClientError):
-    """The channel was stopped, by this program, before or during the call."""
+    """This program stopped the channel, before or during the call."""
 
     def __init__(self, channel: str) -> None:
         super().__init__(f"the {channel} channel is closed; start_channels() opens new ones")
@@ -193,7 +193,7 @@ class ChannelClosed(KClientError):
 
 
 class CommClosed(KClientError):
-    """A comm was closed; `data` is what the kernel sent with its comm_close, None if it was closed here."""
+    """A comm was closed; `data` is that of the kernel's comm_close, None if this program closed the comm."""
 
     def __init__(self, message: str, *, comm_id: str, target_name: str, data: Any = None) -> None:
         super().__init__(message)
@@ -205,9 +205,9 @@ class CommClosed(KClientError):
 class DeadKernelError(KClientError):
     """The kernel's process has ended, or its address refuses connections.
 
-    `exit_code` is negative for a signal, as in `subprocess`, and None where nobody can know it.
-    `stderr` is the end of what the kernel printed. `result` is the partial `Result` of the
-    execution that was waited for, if there was one.
+    `exit_code` is negative for a signal, as in `subprocess`, and None if it is not known.
+    `stderr` is the end of the kernel's output. `result` is the partial `Result` of the
+    execution that the call waited for, None if it waited for something else.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class DeadKernelError(KClientError):
 
     @property
     def headline(self) -> str:
-        """The message and the exit code, without what the kernel printed."""
+        """The message and the exit code, without the kernel's output."""
         return self.message if self.exit_code is None else f"{self.message} ({describe_exit(self.exit_code)})"
 
     def __str__(self) -> str:
@@ -237,9 +237,9 @@ class DeadKernelError(KClientError):
 
 
 class LaunchError(DeadKernelError):
-    """The kernel never came up: it could not be executed, or it ended before it answered.
+    """The kernel did not start: its command could not be executed, or its process ended before it answered.
 
-    `taken_ports` are those of its ports that another program had.
+    `taken_ports` are the kernel's ports that another program was using.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class LaunchError(DeadKernelError):
 
 
 class KernelRestarted(KClientError):
-    """The kernel was restarted while the call waited; the new one does not run its request, the old one may have."""
+    """The kernel was restarted while the call waited. The old kernel may have run the request; the new one does not."""
 
     def __init__(self, msg_id: str | None = None) -> None:
         super().__init__("the kernel was restarted before it answered; send the request again")
@@ -265,7 +265,7 @@ class KernelRestarted(KClientError):
 
 
 class KernelTimeout(KClientError, TimeoutError):
-    """The budget of a blocking call ran out."""
+    """A blocking call did not end within its timeout."""
 
     def __init__(
         self,
@@ -286,14 +286,14 @@ class KernelTimeout(KClientError, TimeoutError):
         self.result = result
 
     def _facts(self) -> dict[str, Any]:
-        return super()._facts() | {"execution": None}  # it belongs to a hub
+        return super()._facts() | {"execution": None}  # an Execution works only in its own hub
 
 
 class TooManyFiles(KClientError, OSError):
-    """No room for a client or a kernel: it would take more file descriptors, or ZeroMQ sockets, than are allowed.
+    """A client or a kernel needs more file descriptors, or ZeroMQ sockets, than are allowed.
 
-    `in_use` of `limit` are, and `needed` more were wanted; `hard_limit` is what the limit can be raised to, None if
-    there is none.
+    `limit` are allowed, `in_use` of them are in use, and `needed` more are needed. The limit can be raised to
+    `hard_limit` (None: without bound).
     """
 
     errno = EMFILE
@@ -328,7 +328,7 @@ class ExecutionError(KClientError):
 
 
 class ExecutionAborted(ExecutionError):
-    """The kernel skipped the request, since one before it failed with stop_on_error."""
+    """The kernel skipped the request, because an earlier one failed with stop_on_error."""
 
 
 Failure = Callable[[str | None], Exception]

@@ -1,4 +1,4 @@
-"""Where a figure was measured: without that it says nothing."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from kclient.transport.zmq.context import libzmq_version
 
 PACKAGES: Final = ("kclient", "pyzmq", "gevent", "orjson", "jupyter_client", "ipykernel")
-"""What a call goes through, here or in the kernel."""
+"""Packages that a call goes through, in the client or in the kernel."""
 
 
 def describe_machine(packages: Iterable[str] = PACKAGES) -> dict[str, str | int]:

@@ -19,11 +19,11 @@ from kclient.bench.recorder import Recorder
 PALETTE: Final = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 """Colours that the colour-blind can tell apart (Okabe and Ito)."""
 
-PANEL: Final = (7.6, 4.0)
+PANEL_INCHES: Final = (7.6, 4.0)
 """Inches of one panel, with its labels."""
 
 CHARACTERS_AN_INCH: Final = 15
-"""Of the foot's small print."""
+"""Characters of the foot's small print in an inch of its line."""
 
 
 @attrs.frozen
@@ -47,17 +47,17 @@ class Panel:
 def write_plot(path: str | Path, panels: Sequence[Panel], *, columns: int, foot: str) -> None:
     """Draw the panels, `columns` side by side, above the small print; raises OSError.
 
-    The suffix of `path` says in what format, as `check_format` has found it.
+    The suffix of `path` is the format; `check_format` checks it.
     """
     rows = ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         draw(axes, panel)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    width = int(PANEL[0] * columns * CHARACTERS_AN_INCH)
+    width = int(PANEL_INCHES[0] * columns * CHARACTERS_AN_INCH)
     figure.supxlabel("\n".join(textwrap.wrap(foot, width)), fontsize=7, color="0.35")
     figure.savefig(path)
 
@@ -66,11 +66,11 @@ def check_format(path: str | Path) -> None:
     """Raise ValueError, with the formats there are, if the suffix of `path` is none of them."""
     formats = FigureCanvasAgg.get_supported_filetypes()
     if Path(path).suffix.lower().lstrip(".") not in formats:
-        raise ValueError(f"a plot's file name ends in .{', .'.join(sorted(formats))}")
+        raise ValueError(f"a plot's file name must end in .{', .'.join(sorted(formats))}")
 
 
 def draw(axes: Axes, panel: Panel) -> None:
-    """Latency over percentile, both logarithmic: each further nine takes as much room as the one before."""
+    """Latency over percentile, both logarithmic: 90 %, 99 %, 99.9 % and so on are equally far apart."""
     rarest = 10.0
     for index, line in enumerate(panel.lines):
         curve = line.recorder.curve()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 class ProgressLine:
     """One line that grows as `advance` is called, for use in a `with`; shows nothing where there is no terminal.
 
-    It is drawn between the calls that are timed, and by no thread, which would run during them.
+    It is drawn between the timed calls. A thread would also draw it during them.
     """
 
     def __init__(self, title: str, total: int) -> None:

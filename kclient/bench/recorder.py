@@ -1,4 +1,4 @@
-"""Recorder: the latencies of many calls, and what one reads off them."""
+"""Recorder: the latencies of many calls, their percentiles and their rate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 import attrs
 from hdrh.histogram import HdrHistogram
 
-LONGEST: Final = 3_600_000_000_000
-"""Nanoseconds, an hour: a longer call counts as one of this length."""
+LONGEST_NS: Final = 3_600_000_000_000
+"""An hour. A longer call counts as one of this length."""
 
 DIGITS: Final = 3
 """Significant digits that the histogram keeps: a figure is off by 0.1 % at most."""
 
 STEPS: Final = 20
-"""Points of a curve between 90 % and 99 %, and so on for each further nine."""
+"""Points of a curve between 90 % and 99 %, between 99 % and 99.9 %, and so on."""
 
 
 @attrs.frozen
@@ -36,13 +36,13 @@ class Recorder:
     """An HdrHistogram (Gil Tene) of nanoseconds: every call counts, and the memory does not grow with them."""
 
     def __init__(self) -> None:
-        self._histogram = HdrHistogram(1, LONGEST, DIGITS)
+        self._histogram = HdrHistogram(1, LONGEST_NS, DIGITS)
         self._total = 0
 
     def record(self, nanoseconds: Iterable[int]) -> None:
         """Add the latencies of some calls."""
         for value in nanoseconds:
-            self._histogram.record_value(min(max(value, 1), LONGEST))
+            self._histogram.record_value(min(max(value, 1), LONGEST_NS))
             self._total += value
 
     @property
@@ -56,7 +56,7 @@ class Recorder:
         return Figures(self.n, p50, p90, p99, p999, most, per_s=self.n / (self._total / 1e9))
 
     def curve(self) -> list[tuple[float, float]]:
-        """(1 / (1 - p), microseconds) at percentiles p from 0 up to the last that so many calls can tell.
+        """(1 / (1 - p), microseconds) at percentiles p from 0 up to the highest for which there are enough calls.
 
         Raises ValueError if there is no call.
         """

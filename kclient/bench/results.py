@@ -16,8 +16,8 @@ from kclient.bench.recorder import Figures, Recorder
 class Row:
     """One line of a table. Latencies in microseconds; None where a figure has no meaning.
 
-    `ratio_to_raw` is that of the medians or, for what has a rate alone, of the rates. `extra` holds what only some
-    rows have, and goes into the JSON beside the other keys.
+    `ratio_to_raw` is the ratio of the medians; for an operation that has only a rate, that of the rates. `extra` holds
+    values that only some rows have. They go into the JSON beside the other keys.
     """
 
     benchmark: str
@@ -45,7 +45,7 @@ class Row:
         return None if value is None else float(value)
 
     def with_extra(self, **extra: Any) -> Row:
-        """This row, with those values besides."""
+        """This row, with those values in its `extra` as well."""
         return attrs.evolve(self, extra={**self.extra, **extra})
 
 

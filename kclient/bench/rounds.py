@@ -1,4 +1,4 @@
-"""Interleaved rounds: A B C A B C ..., so that what disturbs the machine disturbs every client alike."""
+"""Interleaved rounds: A B C A B C ..., so that a disturbance of the machine affects every client alike."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from rich.table import Table
 from kclient.bench.results import Row
 
 WIDTH: Final = 100_000
-"""Columns of the page: no cell is to be cut, and a terminal can wrap what it has no room for."""
+"""Columns of the page: so many that no cell is cut. A terminal wraps long lines."""
 
 NOTHING: Final = "-"
 
 
 @attrs.frozen
 class Column:
-    """A column: what its cells hold for each row."""
+    """A column; `text` makes its cell of a row."""
 
     title: str
     text: Callable[[Row], str]
@@ -37,7 +37,7 @@ def figure(title: str, name: str, digits: int = 0) -> Column:
 
 
 def label(name: str) -> Column:
-    """A column of the row's own words."""
+    """A column of the row's attribute of that name, as text."""
     return Column(name, lambda row: str(getattr(row, name)), is_number=False)
 
 
@@ -50,7 +50,7 @@ LATENCY: Final = [
     figure("max us", "max_us", 1),
     figure("calls/s", "per_s"),
 ]
-"""What is known of calls that were timed one by one."""
+"""The columns for calls that were timed one by one."""
 
 
 def table_of(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ import attrs
 import gevent
 
 import kclient
-from kclient.cli.run import START_TIMEOUT, ExitCode, Signals, Stopped, code_of_end, started
+from kclient.cli.run import READY_TIMEOUT_S, ExitCode, Signals, Stopped, code_of_end, started
 from kclient.cli.terminal import OutputLost, Screen
 from kclient.client.interface import KernelInterface
 from kclient.concurrency.deadline import Deadline
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 BATCH: Final = 50
 """Calls of one kind before it is the turn of the next."""
 
-IPC_WAIT: Final = 10.0
-"""Seconds for a kernel that has started over tcp to start over ipc, too: one that cannot may say nothing."""
+IPC_WAIT_S: Final = 10.0
+"""The least time that a kernel has to start over ipc, after a start over tcp. A kernel without ipc may never answer."""
 
-IPC_TIMES: Final = 3.0
-"""If it is a slow one, so many times what it took over tcp."""
+IPC_FACTOR: Final = 3.0
+"""A slow kernel has this many times as long for its start over ipc as it took over tcp."""
 
 NEEDS: Final = {"hdrh": "hdrhistogram", "matplotlib": "matplotlib"}
-"""What the extra ``bench`` has and ``cli`` has not, by the name of the module."""
+"""Packages of the extra ``bench`` that ``cli`` lacks, by the name of their module."""
 
 
 @attrs.frozen
 class BenchJob:
-    """What to measure, and how often; `existing` is the connection file of a running kernel."""
+    """What to measure, and how often. `existing` is the connection file or the id of a running kernel."""
 
     kernel: str
     existing: str | None
@@ -52,7 +52,7 @@ class BenchJob:
 
 
 class CodeFailed(Exception):
-    """What was to be run again and again does not run."""
+    """The code to measure raises an error."""
 
 
 def run_bench(job: BenchJob) -> int:
@@ -78,19 +78,20 @@ def run_bench(job: BenchJob) -> int:
         screen.complain(str(exc))
         return ExitCode.FAILED
     except KernelTimeout as exc:
-        screen.complain(f"not all was measured within {job.timeout:g} s" if bench.is_ready else str(exc))
+        late = f"the calls did not end within {job.timeout:g} s; give a longer --timeout or fewer --calls"
+        screen.complain(late if bench.is_ready else str(exc))
         return ExitCode.TIMED_OUT
     except KClientError as exc:
         screen.complain(str(exc))
         return signals.failure if bench.is_ready else ExitCode.NOT_DONE
-    except OSError as exc:  # not a KernelTimeout, which is one as well
-        name = repr(exc.filename) if exc.filename is not None else "the figures"  # a full disk has no name
+    except OSError as exc:  # a KernelTimeout is an OSError too, so it comes before
+        name = repr(exc.filename) if exc.filename is not None else "the figures"  # no name: the disk is full
         screen.complain(f"cannot write {name}: {exc.strerror or exc}")
         return ExitCode.NOT_DONE
 
 
 def refuse_files(job: BenchJob) -> str:
-    """Why a file that was asked for cannot be written, before anything is measured; empty if all can."""
+    """Check, before anything is measured, that the files can be written; returns the reason if not, else ''."""
     from kclient.bench.plot import check_format
     from kclient.bench.results import check_writable
 
@@ -108,7 +109,7 @@ def refuse_files(job: BenchJob) -> str:
 
 
 class Bench:
-    """One measurement: kernels are started for it and end with it, an existing one is left as it is."""
+    """One measurement. Its kernels are started for it and end with it; an existing kernel is left running."""
 
     def __init__(self, job: BenchJob, screen: Screen) -> None:
         self.is_ready = False
@@ -138,8 +139,8 @@ class Bench:
         return {keys[name]: recorder for name, recorder in sorted(recorders.items())}
 
     def _open_all(self, stack: ExitStack) -> dict[str, KernelInterface]:
-        """The kernel on each transport; one that cannot do ipc is told of, if there is another."""
-        limit = START_TIMEOUT if self._job.timeout is None else self._job.timeout
+        """The kernel on each transport. If it starts only over tcp, a message says so and tcp alone is measured."""
+        limit = READY_TIMEOUT_S if self._job.timeout is None else self._job.timeout
         if self._job.existing is not None:
             client = kclient.connect(self._job.existing, timeout=limit, spin=self._job.spin)
             return {client.connection.transport: stack.enter_context(client)}
@@ -155,11 +156,11 @@ class Bench:
                     raise
                 reason = str(exc).splitlines()[0]
                 self._screen.complain(f"{self._job.kernel!r} does not start over {transport}: {reason}")
-            limit = max(IPC_WAIT, IPC_TIMES * (monotonic() - start))
+            limit = max(IPC_WAIT_S, IPC_FACTOR * (monotonic() - start))
         return kernels
 
     def _calls(self, kernel: KernelInterface) -> dict[str, Callable[[], object]]:
-        """What is measured of one kernel, by operation."""
+        """The calls to measure on one kernel, by operation."""
         code, left = self._job.code, self._deadline.left
         result = kernel.run(code, timeout=left())
         if not result.ok:
@@ -176,7 +177,7 @@ class Bench:
 
 
 def tidier(kernel: KernelInterface) -> Callable[[], None]:
-    """What to do between two batches: forget what nobody claims, and let a signal through."""
+    """A function to call between two batches: it drops unclaimed messages, and lets the hub handle a signal."""
 
     def tidy() -> None:
         kernel.iopub_channel.get_msgs()

@@ -20,12 +20,12 @@ from kclient.kernels.specs.search import NATIVE_KERNEL
 EXIT_CODES: Final = """\b
 Exit codes:
   0    the code ran to its end
-  1    it failed, and its traceback was shown; or its kernel died
+  1    the code failed and its traceback was shown, or the kernel died
   2    kclient could not do what was asked: a wrong option, no such
        file or kernel, a kernel that does not start or answer
   124  --timeout, or the 60 s that a kernel has to start, ran out
   130  ended by Ctrl-C;  143  by SIGTERM
-  141  whoever read the output has gone
+  141  the reader of the output has gone
 """
 
 BENCH_EXIT_CODES: Final = """\b
@@ -36,7 +36,7 @@ Exit codes:
        kernel, a file that cannot be written
   124  --timeout, or the 60 s that a kernel has to start, ran out
   130  ended by Ctrl-C;  143  by SIGTERM
-  141  whoever read the output has gone
+  141  the reader of the output has gone
 """
 
 DOCTOR_EXIT_CODES: Final = """\b
@@ -50,17 +50,17 @@ Exit codes:
 
 
 def run_command_line() -> int:
-    """Do what the command line says and return the exit code; what is wrong with it is told in one line."""
+    """Run the command line and return the exit code; a mistake in it is reported in one line."""
     try:
         return main.main(prog_name="kclient", standalone_mode=False) or ExitCode.OK
-    except SystemExit:  # click's way to say that nobody reads its output
+    except SystemExit:  # click raises it when the reader of its output has gone
         drop_unwritten()
         return ExitCode.UNREAD
     except OSError as exc:
         drop_unwritten()
         complain(f"cannot write: {exc.strerror or exc}")
         return ExitCode.NOT_DONE
-    except click.Abort:  # a Ctrl-C, before a kernel is asked for
+    except click.Abort:  # Ctrl-C before a kernel is started
         return ExitCode.INTERRUPTED
     except click.ClickException as exc:
         hint = f" (see {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
@@ -87,15 +87,15 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: flo
 encryption_option = click.option(
     "--encryption",
     type=click.Choice(MODES),
-    help="Whether to encrypt the connection; auto does where the kernel can.  [default: auto]",
+    help="Whether to encrypt the connection; auto: if the kernel can.  [default: auto]",
 )
 
 
 def check_existing(context: click.Context, existing: str | None, *choices: str | None) -> None:
-    """Refuse --existing beside an option, one of `choices`, of how to start a kernel."""
+    """Refuse --existing together with one of `choices`: options that say how to start a kernel."""
     if existing is not None and any(choice is not None for choice in choices):
         raise click.UsageError(
-            "--existing takes a kernel as it is, so --kernel, --transport and --encryption say nothing.", context
+            "--existing uses a running kernel; leave out --kernel, --transport and --encryption.", context
         )
 
 
@@ -134,9 +134,9 @@ def run(
 ) -> int:
     """Run FILE, or standard input if FILE is -, or CODE, in a kernel.
 
-    What the code prints appears as it is printed, results and displays by their plain text. The code may ask for
-    input if standard input is a terminal. Ctrl-C interrupts the code, which may catch that and go on; a second Ctrl-C
-    ends the kernel, or leaves the existing one.
+    Output appears as it is printed; results and displays appear as plain text. The code may ask for input if standard
+    input is a terminal. Ctrl-C interrupts the code, which may catch that and go on. A second Ctrl-C ends the command
+    and the kernel; a kernel given by --existing goes on.
     """
     if (file is None) == (code is None):
         raise click.UsageError("Give either a FILE (- is standard input) or -c CODE.", context)
@@ -172,7 +172,7 @@ def read_code(file: str) -> str:
 
 
 def check_code(code: str) -> str:
-    """`code`, if the command line gave it as UTF-8; raises CannotRead."""
+    """`code`, which must be UTF-8 on the command line; else raises CannotRead."""
     try:
         code.encode()
     except UnicodeEncodeError as exc:
@@ -187,18 +187,20 @@ def check_code(code: str) -> str:
     metavar="CONNECTION_FILE",
     help="Measure a kernel that runs, and leave it running: its connection file, or its id.",
 )
-@click.option("--transport", type=click.Choice(["tcp", "ipc", "both"]), help="What to start it on.  [default: both]")
+@click.option("--transport", type=click.Choice(["tcp", "ipc", "both"]), help="Start it on this.  [default: both]")
 @encryption_option
 @click.option("--calls", metavar="N", type=click.IntRange(1), default=2000, help="Calls of each kind.  [default: 2000]")
-@click.option("--warm-up", metavar="N", type=click.IntRange(0), default=100, help="Calls before these.  [default: 100]")
-@click.option("--code", metavar="CODE", default="", help="What `run` runs.  [default: nothing]")
+@click.option(
+    "--warm-up", metavar="N", type=click.IntRange(0), default=100, help="Untimed calls first.  [default: 100]"
+)
+@click.option("--code", metavar="CODE", default="", help="The code that `run` runs.  [default: nothing]")
 @click.option(
     "--spin",
     metavar="SECONDS",
     type=float,
     default=0.0,
     callback=check_timeout,
-    help="Busy polling before a call waits.  [default: 0]",
+    help="How long a call polls before it waits.  [default: 0]",
 )
 @click.option(
     "--timeout",
@@ -226,8 +228,8 @@ def bench(
 ) -> int:
     """Measure the round trips of a kernel.
 
-    kernel_info is a question and its answer; run is code, until its reply and all of its output are in. Batches of
-    both, over tcp and over ipc, take turns, so that what disturbs the machine disturbs all alike.
+    kernel_info is a request and its reply; run is the code, until its reply and all of its output have come. Batches
+    of both, over tcp and over ipc, take turns, so that a disturbance of the machine affects all alike.
     """
     check_existing(context, existing, kernel, transport, encryption)
     return run_bench(

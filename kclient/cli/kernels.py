@@ -18,7 +18,7 @@ from kclient.kernels.specs.search import ALLOWED_KERNELS, list_kernel_specs, pla
 from kclient.kernels.specs.spec import KernelSpec
 
 UNLIMITED: Final = 100_000
-"""Columns of a table, none of whose cells is to be cut."""
+"""Columns of a table: so many that no cell is cut."""
 
 
 @click.group(invoke_without_command=True)
@@ -33,8 +33,8 @@ def kernels(context: click.Context) -> int:
 def list_command(as_json: bool) -> int:
     """List the kernels that can be started.
 
-    Of two with the same name, the one is listed that would be started. The environment variable KCLIENT_ALLOWED_KERNELS
-    names those that may be, with commas between them.
+    If several kernels have one name, the list shows the one that `kclient run` starts. The environment variable
+    KCLIENT_ALLOWED_KERNELS, names separated by commas, limits which kernels may be started.
     """
     return list_kernels(as_json=as_json)
 
@@ -55,18 +55,18 @@ def list_kernels(*, as_json: bool) -> int:
 
 
 def _finite(values: Any) -> Any:
-    """`values` with null for NaN and infinities, which Python reads in a kernel.json and JSON has no sign for."""
+    """`values` with null for NaN and infinities: Python reads them from a kernel.json, but they are not JSON."""
     return json.loads(json.dumps(values), parse_constant=lambda sign: None)
 
 
 def table_of(specs: Iterable[KernelSpec]) -> str:
-    """A table as wide as it needs to be: a terminal wraps what a name or a path must not lose."""
+    """A table as wide as its cells, so that no name or path is cut; a terminal wraps long lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=UNLIMITED, markup=False, highlight=False, emoji=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="none")  # it would style the spaces, too
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="none")  # a header style would apply to spaces too
     for title in ("name", "display name", "language", "encrypted", "where"):
         table.add_column(Text.assemble((title, "bold")))
     for spec in specs:
@@ -80,7 +80,7 @@ def table_of(specs: Iterable[KernelSpec]) -> str:
 
 @kernels.command("install", short_help="Install the kernel in a directory.")
 @click.argument("directory", metavar="DIRECTORY")
-@click.option("--name", metavar="NAME", help="What to call the kernel.  [default: as the directory]")
+@click.option("--name", metavar="NAME", help="The kernel's name.  [default: the directory's name]")
 @click.option("--user", is_flag=True, help="Install it for this user.")
 @click.option("--sys-prefix", is_flag=True, help="Install it in the environment of this Python.")
 @click.option("--prefix", metavar="PREFIX", help="Install it in this environment: in PREFIX/share/jupyter/kernels.")
@@ -107,7 +107,7 @@ def install_command(
                 directory, name, user=user, prefix=sys.prefix if sys_prefix else prefix, replace=replace
             )
     except KernelSpecExists as exc:
-        complain(printable(f"a kernel is installed already in {exc.path}: --replace puts this one in its place"))
+        complain(printable(f"a kernel is installed already in {exc.path}; --replace replaces it"))
         return ExitCode.NOT_DONE
     except KClientError as exc:
         complain(printable(str(exc)))
@@ -122,13 +122,13 @@ def install_command(
 def remove_command(names: tuple[str, ...], yes: bool) -> int:
     """Remove kernels, after asking whether to.
 
-    Of two with the same name, the one is removed that would be started.
+    If several kernels have one name, the one that `kclient run` starts is removed.
     """
     try:
         places = {name: place_to_remove(name) for name in sorted({name.lower() for name in names})}
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
-                complain("nothing is removed without --yes where nobody can be asked")
+                complain("nothing was removed: there is no terminal to ask for confirmation; give --yes")
                 return ExitCode.NOT_DONE
             if not confirmed(places):
                 return ExitCode.OK
@@ -144,7 +144,7 @@ def remove_command(names: tuple[str, ...], yes: bool) -> int:
 
 
 def confirmed(places: dict[str, str]) -> bool:
-    """Ask whether these kernels, by name, are to go from these directories."""
+    """Ask whether to remove the kernels; `places` holds the directory of each, by name."""
     width = max(map(len, places))
     for name, path in places.items():
         say(f"  {name:{width}}  {printable(path)}")

@@ -1,4 +1,4 @@
-"""The `kclient` command's way in, which says what is missing where the extra ``cli`` is not installed."""
+"""The entry point of the `kclient` command. It names the missing packages if the extra ``cli`` is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kclient run``: code runs in a kernel, its output is shown as it comes, and the exit code tells how it went."""
+"""``kclient run``: run code in a kernel, show its output as it comes, and return an exit code."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from kclient.errors import KClientError, KernelTimeout
 from kclient.manager.kernel_manager import KernelManager
 from kclient.protocol.result import Result
 
-START_TIMEOUT: Final = 60.0
-"""Seconds for a kernel to be ready, where --timeout says nothing."""
+READY_TIMEOUT_S: Final = 60.0
+"""The time that a kernel has to get ready, if --timeout is not given."""
 
-LAST_WORDS: Final = 5.0
-"""Seconds for a kernel to end by itself; what it passes on meanwhile is shown."""
+SHUTDOWN_WAIT_S: Final = 5.0
+"""The time that a kernel has to end by itself; output that it sends meanwhile is shown."""
 
-LATE_OUTPUT: Final = 0.1
-"""Seconds for what a kernel that goes on passes on after the end of the code: ipykernel 7 took up to 0.02 for the
-output of a child process."""
+LATE_OUTPUT_S: Final = 0.1
+"""How long output is still awaited after the end of the code, from a kernel that goes on. ipykernel 7 took up to 0.02 s
+for the output of a child process."""
 
-LEAVE_WAIT: Final = 1.0
-"""Seconds for code that we leave behind in a running kernel to heed its interrupt."""
+INTERRUPT_WAIT_S: Final = 1.0
+"""The time that interrupted code in an existing kernel has to end."""
 
 
 class ExitCode(IntEnum):
-    """How it went; the help of ``kclient run`` explains them."""
+    """The exit codes of the commands; the help of ``kclient run`` explains them."""
 
     OK = 0
     FAILED = 1
@@ -50,7 +50,11 @@ class ExitCode(IntEnum):
 
 @attrs.frozen
 class Job:
-    """What to run, and where; `existing` is the connection file of a running kernel, `may_ask` at our terminal."""
+    """The code to run, and its kernel.
+
+    `existing` is the connection file or the id of a running kernel. `may_ask`: the code may ask for input at the
+    terminal.
+    """
 
     code: str
     kernel: str
@@ -81,12 +85,12 @@ def run_job(job: Job) -> int:
 
 
 def code_of_end(exc: Stopped | OutputLost, screen: Screen) -> int:
-    """The exit code of a command that was told to end, or that nobody can read any more; says why."""
+    """The exit code after a signal, or after a failed write of the output; reports the reason."""
     if isinstance(exc, Stopped):
         screen.note_typing(at_line_start=False)  # ^C
         screen.complain(f"ended by {signal.Signals(exc.signum).name}")
         return ExitCode.SIGNAL + exc.signum
-    if exc.errno == errno.EPIPE:  # `| head`: it has seen enough
+    if exc.errno == errno.EPIPE:  # the reader of a pipe has gone, `| head` say
         return ExitCode.UNREAD
     screen.complain(str(exc))
     return ExitCode.NOT_DONE
@@ -95,7 +99,7 @@ def code_of_end(exc: Stopped | OutputLost, screen: Screen) -> int:
 @contextmanager
 def opened(job: Job) -> Iterator[KernelInterface]:
     """A kernel that is ready: a new one, which ends with the block, or the existing one, which goes on."""
-    timeout = START_TIMEOUT if job.timeout is None else job.timeout
+    timeout = READY_TIMEOUT_S if job.timeout is None else job.timeout
     if job.existing is not None:
         with kclient.connect(job.existing, timeout=timeout) as client:
             yield client
@@ -108,7 +112,7 @@ def opened(job: Job) -> Iterator[KernelInterface]:
 def started(
     name: str, transport: str, encryption: str, timeout: float | None, spin: float = 0.0
 ) -> Iterator[KernelInterface]:
-    """A new kernel that is ready, and ends with the block: at once, if that fails."""
+    """A new kernel that is ready. It is shut down after the block; if the block raises, it is killed at once."""
     kernel = kclient.start_kernel(name, timeout=timeout, transport=transport, encryption=encryption, spin=spin)
     try:
         yield kernel
@@ -118,7 +122,7 @@ def started(
 
 
 class Stopped(BaseException):
-    """A signal told us to end now."""
+    """A signal ends the command."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -126,11 +130,11 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """What signals do from now on to the end of the process.
+    """Handles signals, from now on to the end of the process.
 
-    SIGINT interrupts the code; a second one, or one while no code runs, ends the command, as SIGTERM and SIGHUP do.
-    None raises where it happens to strike: Stopped is thrown into a wait of this greenlet, so that no output is torn
-    and no kernel left behind.
+    SIGINT interrupts the code. A second SIGINT, or one while no code runs, ends the command, as SIGTERM and SIGHUP do.
+    No handler raises where the signal arrives. Stopped is thrown into a wait of this greenlet, so that output is
+    written whole and the kernel is shut down.
     """
 
     def __init__(self) -> None:
@@ -140,12 +144,12 @@ class Signals:
         self._loop = gevent.get_hub().loop
         self._is_stopping = False
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup, and the & of a script, set it
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup and the & of a script set SIG_IGN
                 signal.signal(signum, self._on_signal)
 
     @property
     def failure(self) -> int:
-        """The exit code for code that failed, perhaps since it was interrupted."""
+        """The exit code for code that failed: INTERRUPTED after a SIGINT, else FAILED."""
         return ExitCode.INTERRUPTED if self._has_interrupted else ExitCode.FAILED
 
     @contextmanager
@@ -183,7 +187,7 @@ class Run:
             prompter = None
             if self._job.may_ask:
                 prompter = stack.enter_context(Prompter(self._kernel.stdin_channel, self._screen))
-            # Without a bound, since all of it is to be shown, and nothing of it is to be kept.
+            # No bound: all output is shown, and none of it is kept.
             execution = self._kernel.submit(self._job.code, max_output_bytes=None, keep_outputs=False)
 
             def interrupt() -> None:
@@ -207,7 +211,7 @@ class Run:
             self._show(execution)
         if not execution.done():
             raise KernelTimeout("end of the code", self._job.timeout)
-        self._show(execution)  # what came just before the timeout
+        self._show(execution)  # outputs that came just before the timeout
         return execution.result(timeout=0)
 
     def _show(self, execution: Execution) -> None:
@@ -215,19 +219,20 @@ class Run:
             self._screen.show(message)
 
     def _leave(self, execution: Execution) -> None:
-        """Don't let code that nobody follows any more run on in somebody's kernel."""
+        """Interrupt the code in an existing kernel, because this command stops following it."""
         if self._job.existing is not None:
             execution.interrupt()
             with suppress(KClientError):
-                execution.result(timeout=LEAVE_WAIT)  # the interrupt may be a message, which closing would drop
+                # The interrupt may be a message, and closing the channels now would drop it.
+                execution.result(timeout=INTERRUPT_WAIT_S)
 
     def _show_late_output(self, execution: Execution) -> None:
-        """Show what the code has printed and the kernel passes on after its end, from child processes for one."""
+        """Show output of the code that the kernel sends after its end, that of child processes for example."""
         with suppress(KClientError):  # a KernelTimeout, or the end of the kernel
-            deadline = Deadline(LATE_OUTPUT)
+            deadline = Deadline(LATE_OUTPUT_S)
             if isinstance(self._kernel, KernelManager):
-                deadline = Deadline(LAST_WORDS)
-                self._kernel.shutdown_wait_time = 0.0  # this is the wait
+                deadline = Deadline(SHUTDOWN_WAIT_S)
+                self._kernel.shutdown_wait_time = 0.0  # the loop below waits instead
                 self._kernel.shutdown(timeout=deadline.left())
             while not deadline.is_over:  # a thread of the code may print for ever
                 message = self._kernel.iopub_channel.get_msg(timeout=deadline.left())
@@ -240,6 +245,6 @@ class Run:
             return ExitCode.OK
         if error is None:
             self._screen.complain(f"the kernel did not run the code: its reply is {result.status!r}")
-        elif not self._screen.has_shown_error:  # some kernels put it into the reply alone
+        elif not self._screen.has_shown_error:  # some kernels put it only into the reply
             self._screen.show_error(error)
         return self._signals.failure

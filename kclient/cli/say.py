@@ -1,4 +1,4 @@
-"""What a command that runs no kernel has to say, and why it was not done."""
+"""Output and error messages of commands that run no kernel."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import click
 
 
 def say(text: str) -> None:
-    """Print it; what our output's encoding has no sign for is escaped."""
+    """Print `text`; characters that the encoding of standard output lacks are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # None: closed, or no file of text
     click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def complain(text: str) -> None:
-    """Say, on standard error, why it was not done; nobody may be there to read it."""
+    """Print an error message on standard error, if that can be written."""
     with suppress(OSError):
         click.echo(f"kclient: {text}", err=True)
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without what would move the cursor or change a colour."""
+    """`text` on one line, with control characters replaced: they would move the cursor or change a colour."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def drop_unwritten() -> None:
-    """Let Python not try again, at its exit, to write what could not be written."""
+    """Discard unwritten output, so that Python does not try at its exit to write it again."""
     with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -45,7 +45,7 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def warnings_shown(show: Callable[[str], None] = complain) -> Iterator[None]:
-    """Pass on to `show` each warning that the library logs: by default it is among our complaints."""
+    """Pass each warning that the library logs on to `show`, during the block. By default it is printed as an error."""
     handler = _Warnings(show)
     logger = logging.getLogger("kclient")
     logger.addHandler(handler)

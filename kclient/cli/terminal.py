@@ -1,7 +1,7 @@
-"""What the `kclient` command shows, and what it asks: outputs as plain text, prompts at the terminal.
+"""The terminal of the `kclient` command: outputs as plain text, and prompts for input.
 
-Nothing here blocks the hub. A reader that is slow, or paused, and a person who thinks about an answer hold up neither
-a signal nor a timeout, nor the news that the kernel has died.
+Nothing here blocks the hub. A slow reader of the output, or a slow answer to a prompt, delays neither a signal, nor a
+timeout, nor the report of the kernel's death.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 CLEAR_LINE: Final = "\r\x1b[2K"
 
 END_OF_FILE: Final = "\x04"
-"""The answer for which ipykernel's input() raises EOFError; that of jupyter_console, too."""
+"""The answer for which ipykernel's input() raises EOFError; jupyter_console sends the same."""
 
-OUTPUT_FIRST: Final = 0.01
-"""Seconds that a prompt leaves to output printed before it, which comes over another socket."""
+PROMPT_DELAY_S: Final = 0.01
+"""A prompt waits so long for output that was printed before it: that comes over another socket."""
 
 
 class OutputLost(Exception):
-    """Our output cannot be written; `errno` is EPIPE if its reader has gone."""
+    """The output cannot be written; `errno` is EPIPE if its reader has gone."""
 
     def __init__(self, exc: OSError) -> None:
         super().__init__(f"cannot write the output: {exc.strerror or exc}")
@@ -47,7 +47,7 @@ class OutputLost(Exception):
 
 
 class Stream:
-    """Our standard output or standard error; None, if it was closed before we started, takes anything."""
+    """Standard output or standard error. `file` is None if it was closed before the start; then writes do nothing."""
 
     def __init__(self, file: TextIO | None) -> None:
         self._fd = None if file is None else file.fileno()
@@ -85,8 +85,8 @@ class Stream:
     def _write_some(self, fd: int) -> None:
         if self._waits:
             wait_write(fd)
-        with suppress(BlockingIOError):  # whoever shares the file made it non-blocking
-            # A pipe that is writable takes that much at once.
+        with suppress(BlockingIOError):  # another process that shares the file made it non-blocking
+            # A writable pipe takes PIPE_BUF bytes at once.
             del self._pending[: os.write(fd, self._pending[: select.PIPE_BUF])]
 
     def _is_pipe(self) -> bool:
@@ -103,13 +103,13 @@ class Screen:
         self.out = Stream(sys.stdout)
         self.err = Stream(sys.stderr)
         if self.out.is_same_file(self.err):
-            self.err = self.out  # one cursor
+            self.err = self.out  # both share one cursor
         self.shows_colours = self.err.is_terminal and not os.environ.get("NO_COLOR")
         self.has_shown_error = False
         self._clears_next = False
 
     def show(self, message: Message) -> None:
-        """Write what `message` brings, at once; raises OutputLost."""
+        """Write the content of `message` at once; raises OutputLost."""
         content = message.content
         if message.msg_type == "clear_output":
             self._clears_next = True
@@ -136,16 +136,16 @@ class Screen:
         self.err.write_lines(text if self.shows_colours else ANSI.sub("", text))
 
     def complain(self, text: str) -> None:
-        """Say, on standard error, why kclient cannot go on."""
+        """Write an error message to standard error, if that can be written."""
         with suppress(OutputLost):
             self.err.write_lines(f"kclient: {text}")
 
     def prompt(self, text: str) -> None:
-        """Write the prompt where the person who is to answer can see it."""
+        """Write the prompt to the terminal."""
         self._terminal.write(text)
 
     def note_typing(self, *, at_line_start: bool) -> None:
-        """The terminal has echoed what was typed: the end of a line, or ``^C``."""
+        """Note that the terminal has echoed typed characters: the end of a line, or ``^C``."""
         if self._terminal.is_terminal:
             self._terminal.at_line_start = at_line_start
 
@@ -154,7 +154,7 @@ class Screen:
         return self.out if self.out.is_terminal else self.err
 
     def _clear(self) -> None:
-        """Clear the line that is being written, or leave it: what stands above it cannot be taken back."""
+        """Clear the current line of a terminal; in a file, begin a new line. Earlier lines cannot be taken back."""
         self._clears_next = False
         if not self.out.at_line_start:
             self.out.write(CLEAR_LINE if self.out.is_terminal else "\n")
@@ -162,7 +162,7 @@ class Screen:
 
 
 def is_success(error: ErrorInfo) -> bool:
-    """True for the SystemExit of ``sys.exit(0)``, with which many a Python script ends."""
+    """True for the SystemExit of ``sys.exit(0)``, with which many Python scripts end."""
     return error.ename == "SystemExit" and error.evalue in ("", "0", "None")
 
 
@@ -186,28 +186,28 @@ class Prompter:
 
     def __enter__(self) -> Prompter:
         self._server.start()
-        gevent.sleep(0)  # it must wait for requests before the code is sent: then the code may ask
+        gevent.sleep(0)  # start waiting before the code is sent: only then may the code ask
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Who asks for a password gives the terminal its echo back.
+        # A killed greenlet that asks for a password turns the terminal's echo on again.
         gevent.killall([greenlet for greenlet in (self._server, self._asking) if greenlet is not None])
 
     def cancel(self) -> None:
-        """Leave the question that is being asked, since the code is interrupted."""
+        """Stop asking, because the code is interrupted."""
         if self._asking is not None:
             self._asking.kill(block=False)
 
     def _serve(self) -> None:
-        with suppress(KClientError):  # closed or dead, as whoever waits for the code learns, too
+        with suppress(KClientError):  # closed or dead: the wait for the code raises it too
             while True:
                 self._asking = gevent.spawn(self._ask, self._channel.get_msg())
                 self._asking.join()
 
     def _ask(self, request: Message) -> None:
-        gevent.sleep(OUTPUT_FIRST)
+        gevent.sleep(PROMPT_DELAY_S)
         prompt = str(request.content.get("prompt", ""))
         if request.content.get("password"):
             with self._no_echo():

@@ -1,7 +1,7 @@
-"""Comms: who gets a comm message of the kernel, and the content of those that we send.
+"""Comms: the receiver of each comm message from the kernel, and the content of those that a client sends.
 
-Source: "Custom Messages" in "Messaging in Jupyter". A kernel publishes its comm messages over iopub, to every client
-alike: what is of no comm and no target that is known here is left alone, since it may be for another client.
+Source: "Custom Messages" in "Messaging in Jupyter". A kernel publishes its comm messages over iopub, so every client
+gets all of them. A message for an unknown comm or target is left alone, because it may be for another client.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Data = Mapping[str, Any]
 
 
 class Taker(Protocol):
-    """Who gets a message of iopub."""
+    """A receiver of iopub messages: an execution, a comm, or the opener of comms."""
 
     def feed(self, message: Message) -> None: ...
 
@@ -33,9 +33,9 @@ _Comm = TypeVar("_Comm", bound=OpenComm)
 
 
 class CommRoutes(Generic[_Comm]):
-    """The comms that are open, by id, and the targets that the kernel may open others to, by name.
+    """The open comms by id, and by name the targets that the kernel may open comms to.
 
-    `session` is the one that our own requests bear; `opener` gets every comm_open that is for us.
+    `session` is the session id of this client's requests. `opener` gets every comm_open that is for this client.
     """
 
     def __init__(self, session: str, opener: Taker) -> None:
@@ -45,10 +45,10 @@ class CommRoutes(Generic[_Comm]):
         self._opener = opener
 
     def route(self, message: Message) -> Taker | None:
-        """Who gets `message`; None if it is no comm message, or nobody's here.
+        """The receiver of `message`; None if it is no comm message, or may be for another client.
 
-        A comm_open to a target that is unknown is for us, to be refused, if a request of ours led to it and if we
-        have targets at all; else another client may have the target.
+        A comm_open to an unknown target also goes to the opener, which refuses it, if this client has targets and
+        one of its requests led to the comm_open. Else another client may have the target.
         """
         msg_type, content = message.header["msg_type"], message.content
         comm_id = content.get("comm_id")
@@ -76,13 +76,13 @@ class CommRoutes(Generic[_Comm]):
         del self.targets[target_name]
 
     def add(self, comm_id: str, comm: _Comm) -> None:
-        """Route what comes for that id to `comm`; raises InvalidArgument if it is the id of another."""
+        """Route the messages of that id to `comm`; raises InvalidArgument if another open comm has the id."""
         if comm_id in self.comms:
-            raise InvalidArgument(f"comm_id {comm_id!r} is that of an open comm: {self.comms[comm_id]!r}")
+            raise InvalidArgument(f"an open comm has the comm_id {comm_id!r}: {self.comms[comm_id]!r}; choose another")
         self.comms[comm_id] = comm
 
     def fail(self, failure: Callable[[str | None], Exception], comm_ids: Iterable[str] | None = None) -> None:
-        """End every comm, or those: the kernel that they were opened with is gone. The targets stay."""
+        """End all comms, or those of `comm_ids`, because their kernel is gone. The targets stay."""
         for comm_id in list(self.comms) if comm_ids is None else comm_ids:
             comm = self.comms.pop(comm_id, None)
             if comm is not None:
@@ -114,14 +114,14 @@ def comms_of(comm_info: Content) -> dict[str, str]:
 
 
 def check_name(name: object, what: str) -> str:
-    """`name`, if it is a string and not empty."""
+    """`name`, which must be a non-empty string; else raises InvalidArgument."""
     if not check_code(name, what):
         raise InvalidArgument(f"{what} must not be empty")
     return str(name)
 
 
 def check_data(data: Data | None) -> dict[str, Any]:
-    """`data` as JSON has it, if it is a dict; None stands for an empty one."""
+    """`data` as a dict, {} for None; raises InvalidArgument for anything but a mapping."""
     if data is None:
         return {}
     if not isinstance(data, Mapping):

@@ -124,7 +124,7 @@ class ConnectionInfo:
         return cls.from_dict(values, path=path)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a connection file holds; keys as strings, those of the curve only if there are any."""
+        """The content of a connection file, its keys as strings; the curve keys only if there are any."""
         values: dict[str, Any] = {f"{channel}_port": self.port(channel) for channel in CHANNELS}
         values |= {
             "transport": self.transport,
@@ -159,7 +159,7 @@ class ConnectionInfo:
 
 
 def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFileError]) -> tuple[bytes, bytes]:
-    """The public and the secret key, empty where there are none; one alone is a mistake (enhancement proposal 145)."""
+    """The public and the secret key, or two empty ones. One key alone is an error (enhancement proposal 145)."""
     given = {name: values[name] for name in CURVE_KEYS if values.get(name) not in (None, "", b"")}
     missing = [name for name in CURVE_KEYS if name not in given]
     if given and missing:
@@ -175,7 +175,7 @@ def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFile
 
 
 def curve_key(key: object) -> bytes | None:
-    """`key`, text or bytes, as bytes; None if it is no key."""
+    """`key`, text or bytes, as bytes; None if it is not a CurveZMQ key."""
     text = key.decode("latin-1") if isinstance(key, bytes) else key
     return text.encode() if isinstance(text, str) and _is_z85_key(text) else None
 
@@ -191,10 +191,10 @@ def _is_z85_key(text: str) -> bool:
 
 
 def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> str:
-    """A ZeroMQ address to connect to, of a URL or of an (ip, port) pair.
+    """The ZeroMQ address to connect to, from a URL or an (ip, port) pair.
 
     Raises InvalidPortNumber for a port of 0 and ConnectionFileError for an ipc path that is too long.
-    The ip ``"*"`` or ``"0.0.0.0"`` is where a kernel binds; one connects to 127.0.0.1.
+    A kernel that binds to the ip ``"*"`` or ``"0.0.0.0"`` is reached at 127.0.0.1.
     """
     if isinstance(address, str):
         return _check_url(address)
@@ -214,7 +214,7 @@ def make_address(address: str | tuple[str, int], *, transport: str = "tcp") -> s
 
 
 def check_host(host: str) -> None:
-    """Raise ConnectionFileError for a host or path that no system call would take."""
+    """Raise ConnectionFileError for a host or path that no system call accepts."""
     try:
         host.encode()
     except UnicodeEncodeError:
@@ -248,7 +248,7 @@ def _check_ipc_path(path: str) -> str:
 
 
 def digest_of(scheme: object) -> str | None:
-    """``"sha256"`` for the signature_scheme ``"hmac-sha256"``; None for what is no scheme."""
+    """``"sha256"`` for the signature_scheme ``"hmac-sha256"``; None for a value that is no such scheme."""
     if not isinstance(scheme, str) or not scheme.startswith("hmac-"):
         return None
     import hmac
@@ -256,6 +256,6 @@ def digest_of(scheme: object) -> str | None:
     digest = scheme.removeprefix("hmac-").replace("-", "_")
     try:
         hmac.new(b"", digestmod=digest)
-    except (ValueError, TypeError):  # TypeError: no name at all
+    except (ValueError, TypeError):  # TypeError: the name is empty
         return None
     return digest

@@ -10,11 +10,14 @@ from typing import Final
 from kclient.protocol.messages import Message
 
 MESSAGE_NBYTES: Final = 2048
-"""Bytes that a message takes in memory besides its content: the dicts of its headers, mostly."""
+"""Memory that a message takes besides its content: mostly the dicts of its headers."""
 
 
 class Inbox:
-    """What nobody claimed, in order of arrival: the newest `max_messages` of at most `max_bytes` together."""
+    """Unclaimed messages in order of arrival: the newest `max_messages`, of at most `max_bytes` together.
+
+    The newest message is kept even if it alone is larger.
+    """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.max_messages = max_messages
@@ -31,7 +34,7 @@ class Inbox:
         return id(message) in self._messages
 
     def append(self, message: Message) -> list[Message]:
-        """Keep `message`; returns what had to go for it."""
+        """Keep `message`; returns the oldest messages, which were dropped to make room."""
         self._messages[id(message)] = message
         self.arrived += 1
         self.nbytes += message.nbytes
@@ -48,9 +51,10 @@ class Inbox:
         return message
 
     def take(self, is_wanted: Callable[[Message], bool], since: int = 0) -> Message | None:
-        """The oldest message that is wanted, taken out; None if there is none.
+        """Take out the oldest message that is wanted; None if there is none.
 
-        Only those are looked at that came when `since` had `arrived`: who waits need not look at all with each.
+        `since` is an earlier value of `arrived`. Only messages that came after it are looked at, so a waiting caller
+        need not look at all messages each time.
         """
         newest = list(islice(reversed(self._messages.values()), self.arrived - since))
         message = next(filter(is_wanted, reversed(newest)), None)
@@ -64,7 +68,7 @@ class Inbox:
             self.nbytes -= message.nbytes
 
     def pop_all(self) -> list[Message]:
-        """Everything, in order of arrival."""
+        """Take out all messages, in order of arrival."""
         messages = list(self._messages.values())
         self._messages.clear()
         self.nbytes = 0
@@ -72,7 +76,10 @@ class Inbox:
 
 
 class Backlog:
-    """What one reader has not read yet: at most `max_bytes` (None: no bound) of messages, of which each takes 2 KiB."""
+    """Messages that one reader has not read yet, of at most `max_bytes` together (None: no bound).
+
+    Each message counts MESSAGE_NBYTES besides its content.
+    """
 
     def __init__(self, max_bytes: int | None) -> None:
         self._max_bytes = max_bytes

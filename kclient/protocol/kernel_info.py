@@ -1,4 +1,4 @@
-"""What a kernel says of itself in its kernel_info reply, in whatever shape a foreign kernel says it.
+"""The facts of a kernel_info reply, read from every shape that kernels give it.
 
 Source: "Kernel info" in "Messaging in Jupyter", protocol 5.5, and the same chapter of protocol 4.1.
 """
@@ -21,10 +21,10 @@ _NUMBER: Final = re.compile("[0-9]{1,9}")
 
 @attrs.frozen
 class KernelInfo:
-    """What the kernel said of itself; text that it left out is empty. `content` is its reply as it came.
+    """The facts of a kernel_info reply. A text that the kernel left out is empty. `content` is the reply as it came.
 
-    `protocol_version_info` is its protocol_version as numbers, to compare: ``(5, 3)``, and ``()`` if it told none.
-    `supported_features` holds ``"debugger"`` also for kernels that say so by the older flag of that name.
+    `protocol_version_info` is protocol_version as numbers, to compare: ``(5, 3)``, or ``()`` if the kernel gave none.
+    `supported_features` also holds ``"debugger"`` if the kernel sets the older flag of that name.
     """
 
     protocol_version: str
@@ -42,14 +42,14 @@ class KernelInfo:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> KernelInfo:
-        """What `content`, that of a kernel_info_reply of protocol 4 or 5, says; it never raises."""
+        """The facts in `content`, that of a kernel_info_reply of protocol 4 or 5; never raises."""
         language_info = content.get("language_info")
         language = dict(language_info) if isinstance(language_info, dict) else {}
         language["name"] = _text(language.get("name")) or _text(content.get("language"))
         language["version"] = _version(language.get("version")) or _version(content.get("language_version"))
         implementation = _text(content.get("implementation"))
         implementation_version = _version(content.get("implementation_version"))
-        if not implementation and "ipython_version" in content:  # protocol 4, which IPython alone spoke at first
+        if not implementation and "ipython_version" in content:  # protocol 4: at first only IPython spoke it
             implementation, implementation_version = "ipython", _version(content["ipython_version"])
         features = {name for name in _list(content.get("supported_features")) if isinstance(name, str)}
         if content.get("debugger") is True:
@@ -72,18 +72,18 @@ class KernelInfo:
 
     def __str__(self) -> str:
         """The implementation and its version, for people to read."""
-        return " ".join(filter(None, (self.implementation or "of unknown make", self.implementation_version)))
+        return " ".join(filter(None, (self.implementation or "unknown implementation", self.implementation_version)))
 
     @property
     def speaks_version_4(self) -> bool:
-        """True if messages to and from the kernel are those of protocol 4, or older."""
+        """True if the kernel speaks protocol 4 or older."""
         return bool(self.protocol_version_info) and 0 < self.protocol_version_info[0] < 5
 
     def lacks(self, feature: str) -> bool:
-        """True if the kernel does not have an optional feature: one that has it says so in its supported_features."""
+        """True if the kernel lacks an optional feature: a kernel that has it lists it in its supported_features."""
         if feature in self.supported_features:
             return False
-        # ipykernel 6 up to 6.29 has a debugger, and says so in its kernel spec only.
+        # ipykernel 6 up to 6.29 has a debugger, but only its kernel spec says so.
         says_nothing = self.implementation == "ipython" and "supported_features" not in self.content
         return not (feature == DEBUGGER and says_nothing and not self.speaks_version_4)
 

@@ -1,6 +1,6 @@
 """A message, and the content of each request, checked before anything is sent.
 
-Source: "Messaging in Jupyter", protocol 5.5. Every function here raises InvalidArgument for what the
+Source: "Messaging in Jupyter", protocol 5.5. Every function here raises InvalidArgument for arguments that the
 kernel could not understand.
 """
 
@@ -23,11 +23,11 @@ _KEYS: Final = ("header", "msg_id", "msg_type", "parent_header", "metadata", "co
 
 @attrs.define(eq=False, repr=False)
 class Message:
-    """One message of the protocol. Its parts can be had as attributes and, as in a dict, by name.
+    """One message of the protocol. Its parts are attributes; they can also be read by name, as from a dict.
 
     `received` is the `time.perf_counter()` of its arrival, 0 for a message built here; `nbytes` is the
     size of its content and buffers as they came over the wire. A buffer that arrived is bytes or, from 64 KiB on, a
-    read-only memoryview of ZeroMQ's own memory, which is freed when nobody holds the message or the view.
+    read-only memoryview of ZeroMQ's own memory. That is freed when neither the message nor the view is in use.
     """
 
     header: dict[str, Any]
@@ -43,7 +43,7 @@ class Message:
         return f"<Message {self.header.get('msg_type')} {text if len(text) <= 200 else text[:200] + '...'}>"
 
     def __reduce__(self) -> tuple[type[Message], tuple[Any, ...]]:
-        """For pickle and copy, which no memoryview can go through."""
+        """For pickle and copy: they cannot handle a memoryview, so a buffer becomes bytes."""
         buffers = [bytes(buffer) for buffer in self.buffers]
         parts = (self.header, self.parent_header, self.metadata, self.content, buffers, self.received, self.nbytes)
         return type(self), parts
@@ -78,7 +78,7 @@ class Message:
 
 
 def check_message(message: Message) -> Message:
-    """`message`, which the user may have changed since `session.msg` made it."""
+    """`message`, checked: the caller may have changed it since `session.msg` made it."""
     header = message.header
     if not isinstance(header, dict) or not all(isinstance(header.get(name), str) for name in ("msg_id", "msg_type")):
         raise InvalidArgument(f"the header of a message must hold a msg_id and a msg_type, two strings; not {header!r}")
@@ -96,17 +96,17 @@ def check_buffers(buffers: Any) -> list[Any]:
 
 
 GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
-"""Messages on shell that the spec answers with nothing."""
+"""Messages on shell that get no reply, by the spec."""
 
 
 DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
-"""Messages on iopub that may bear a display_id, and then change what is displayed under it, as frontends have it."""
+"""Messages on iopub that may bear a display_id, and then change earlier displays of that id too, as in frontends."""
 
 
 @lru_cache(maxsize=256)
 def reply_type(msg_type: str) -> str | None:
-    """The type of the reply to a request as the spec names it; None where the name does not tell."""
-    if msg_type.endswith("_request") and msg_type != "object_info_request":  # of protocol 4: the reply is adapted
+    """The type of the reply to a request, by the spec's rule for names; None if the rule does not apply."""
+    if msg_type.endswith("_request") and msg_type != "object_info_request":  # protocol 4; its reply is renamed
         return msg_type[: -len("_request")] + "_reply"
     return None
 

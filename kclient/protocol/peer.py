@@ -1,4 +1,4 @@
-"""The kernel at the other end, as far as it has told: what it can, and how to talk to it."""
+"""What a client knows of its kernel: which requests it supports, and which protocol it speaks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEATURE_OF: Final = {
     "delete_subshell_request": SUBSHELLS,
     "list_subshell_request": SUBSHELLS,
 }
-"""What a kernel must have to answer a request; without it some are silent for ever."""
+"""The feature that a kernel needs to answer a request. Some kernels without it never reply."""
 
 _UNKNOWN_TO_4: Final = {"is_complete_request": "5.0", "comm_info_request": "5.1", "interrupt_request": "5.3"}
 """Requests that kernels of protocol 4 do not know, and the version that brought them."""
@@ -31,10 +31,10 @@ _ABORTED: Final = frozenset(["aborted", "abort"])
 
 
 class Peer:
-    """What is known of the kernel, by its latest kernel_info reply; the channels of a client share one.
+    """The kernel as its latest kernel_info reply describes it. The channels of a client share one Peer.
 
-    `version_4` adapts messages, if the kernel speaks protocol 4. `subshells` are the ids of those that the kernel is
-    known to have. `observers` are shown the replies of their type.
+    `version_4` adapts messages if the kernel speaks protocol 4; else it is None. `subshells` are the ids of those that
+    the kernel is known to have. Each of `observers` is called with every reply of its message type.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Peer:
         }
 
     def meet(self, reply: Message) -> None:
-        """Take in a kernel_info_reply, and give it the shape of protocol 5; an error tells nothing new."""
+        """Take in a kernel_info_reply, and give it the shape of protocol 5. A failed one replaces no known `info`."""
         if reply.content == self._told:
             return
         info = KernelInfo.of(reply.content)
@@ -60,7 +60,7 @@ class Peer:
         if not info.speaks_version_4:
             self.version_4, self._told = None, reply.content
             return
-        from kclient.protocol.version4 import Version4  # which few kernels need
+        from kclient.protocol.version4 import Version4  # imported late: few kernels need it
 
         self.version_4 = self.version_4 or Version4()
         reply.content = {
@@ -75,7 +75,7 @@ class Peer:
         }
 
     def forget(self) -> None:
-        """Another kernel takes its place."""
+        """Forget the kernel, because another one takes its place."""
         self.info = self.version_4 = self._told = None
         self.forget_subshells()
 
@@ -94,9 +94,9 @@ class Peer:
             self.subshells = listed
 
     def known(self) -> KernelInfo:
-        """What the kernel said of itself; raises InvalidState before its first kernel_info reply."""
+        """The facts of the kernel; raises InvalidState before its first kernel_info reply."""
         if self.info is None:
-            raise InvalidState("the kernel has not told what it is; wait_for_ready() and kernel_info() ask it")
+            raise InvalidState("no kernel_info reply has come yet; call wait_for_ready() or kernel_info() first")
         return self.info
 
     def check(self, header: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class Peer:
         if info.speaks_version_4 and msg_type in _UNKNOWN_TO_4:
             raise UnsupportedFeature(
                 f"the kernel ({info}) speaks protocol {info.protocol_version}; "
-                f"{msg_type} came with {_UNKNOWN_TO_4[msg_type]}",
+                f"{msg_type} needs protocol {_UNKNOWN_TO_4[msg_type]}",
                 feature=msg_type,
             )
 

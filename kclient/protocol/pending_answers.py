@@ -1,4 +1,4 @@
-"""What a kernel still owes: the other half of an answer."""
+"""Half-answered requests: the kernel has sent the reply or the idle status, but not both."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections import OrderedDict
 from typing import Final
 
 MAX_OWED: Final = 10_000
-"""Halves of answers, of each kind, that are noted."""
+"""At most so many missing idle statuses are remembered, and so many missing replies."""
 
 
 class PendingAnswers:
-    """Requests half answered: their reply has come but not their idle status, or the other way round.
+    """Two tables of requests, by msg_id, with the `perf_counter()` time at which the first half of the answer came.
 
-    Shared by the channels of a client; `tracking` is on while iopub runs. Idle statuses of what others have sent, and
-    of messages that get no reply, are none of its business.
+    `owed_idle`: the reply has come, the idle status has not. `owed_reply`: the idle status has come, the reply has not.
+    The channels of a client share one PendingAnswers. `tracking` is True while iopub runs. Idle statuses of other
+    clients' requests, and of messages that get no reply, are ignored.
     """
 
     def __init__(self) -> None:
@@ -25,11 +26,11 @@ class PendingAnswers:
 
     @property
     def awaits_idle(self) -> bool:
-        """True if an idle status is owed that was not waived."""
+        """True if an idle status is missing that was not waived."""
         return not self._waived.issuperset(self.owed_idle)
 
     def waive(self) -> None:
-        """Await none of the idle statuses that are owed now, which may have been lost."""
+        """Stop awaiting the idle statuses that are missing now: they may be lost."""
         self._waived = frozenset(self.owed_idle)
 
     def note_reply(self, msg_id: str, now: float) -> None:
@@ -42,7 +43,7 @@ class PendingAnswers:
             _remember(self.owed_reply, msg_id, now)
 
     def note_no_reply(self, msg_id: str) -> None:
-        """No reply will come, or none is wanted."""
+        """Note that no reply will come, or that none is wanted."""
         self.unanswered.discard(msg_id)
         self.owed_reply.pop(msg_id, None)
 

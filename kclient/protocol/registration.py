@@ -1,7 +1,7 @@
 """The handshake of protocol 5.6: a kernel chooses its ports itself, reports them and gets a receipt.
 
-Either message is one signed dict or word, ``[identities..., <IDS|MSG>, signature, content]``, and no full message
-("Kernel startup handshake" in "Messaging in Jupyter", and JEP 66).
+Both messages are shorter than a full message: ``[identities..., <IDS|MSG>, signature, content]``, where the content is
+one dict or one word ("Kernel startup handshake" in "Messaging in Jupyter", and JEP 66).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from kclient.protocol.framing import DELIMITER
 from kclient.protocol.signing import Signer
 
 RECEIPT: Final = b"ACK"
-"""What it says is up to the launcher; this is what xeus says."""
+"""The content of a receipt. The launcher may choose it; this is the one of xeus."""
 
 
 @attrs.frozen
 class Registration:
     """The registration file of one start of a kernel, and the messages that go with it, for both sides.
 
-    `info` says where and how the kernel is to listen; its ports do not count. `host` and `port` are of the socket that
-    the kernel reports to. `kernel_id` is of this start alone: who has it from an earlier one is not listened to.
+    `info` says where and how the kernel is to listen; its ports are not used. `host` and `port` are those of the socket
+    that the kernel reports to. `kernel_id` is new for each start, so that the report of an earlier start is ignored.
     """
 
     info: ConnectionInfo
@@ -48,8 +48,8 @@ class Registration:
         return cls(ConnectionInfo.from_dict(_without_ports(others) | _NO_PORTS), kernel_id, host, number)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the registration file holds: a connection file without ports, and who is to be told of them."""
-        # The port is a text: the documentation shows a number, xeus (6.0.5) takes nothing but a text.
+        """The content of the registration file: a connection file without ports, and the address to report them to."""
+        # The port is a string: xeus (6.0.5) accepts only a string, though the documentation shows a number.
         own = dict(zip(_OWN, (self.kernel_id, self.host, str(self.port)), strict=True))
         return _without_ports(self.info.to_dict()) | own
 
@@ -61,8 +61,8 @@ class Registration:
     def read_report(self, frames: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
         """The identities of the kernel that sent `frames`, and its ports in the order of CHANNELS.
 
-        Raises BadMessage for what is to be ignored, and RemoteProtocolError if it is the kernel's own report, but with
-        ports that nobody can connect to.
+        Raises BadMessage for frames that are to be ignored, and RemoteProtocolError for a report of this kernel with
+        ports that no client can connect to.
         """
         identities, content = self._read(frames)
         try:
@@ -80,12 +80,12 @@ class Registration:
         return [*identities, *self._signed(RECEIPT)]
 
     def report(self, info: ConnectionInfo) -> list[bytes]:
-        """The frames by which a kernel registers that it listens as `info` says."""
+        """The frames by which a kernel reports the ports of `info`."""
         ports = {f"{channel}_port": str(info.port(channel)) for channel in CHANNELS}
         return self._signed(orjson.dumps({"kernel_id": self.kernel_id, **ports}))
 
     def read_receipt(self, frames: Sequence[bytes]) -> None:
-        """Raises BadMessage unless `frames` are a receipt."""
+        """Check that `frames` are a receipt; raises BadMessage."""
         self._read(frames)
 
     def _signer(self) -> Signer:
@@ -113,7 +113,7 @@ def _without_ports(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ports(values: Mapping[str, Any]) -> list[int]:
-    """The five ports, which come as texts or as numbers; raises RemoteProtocolError."""
+    """The five ports, from strings or numbers; raises RemoteProtocolError."""
     ports: list[int] = []
     for name in _NO_PORTS:
         value = values.get(name)
@@ -122,7 +122,7 @@ def _ports(values: Mapping[str, Any]) -> list[int]:
             what = f"{name} is {value!r}" if name in values else f"{name} is missing"
             raise RemoteProtocolError(f"registered ports that cannot be used: {what}, not a number from 1 to 65535")
         if number in ports:
-            raise RemoteProtocolError(f"registered ports that cannot be used: {number} is that of two channels")
+            raise RemoteProtocolError(f"registered ports that cannot be used: two channels have {number}")
         ports.append(number)
     return ports
 

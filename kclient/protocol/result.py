@@ -1,4 +1,4 @@
-"""What came of one execution, as a value."""
+"""The outcome of one execution, as a value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kclient.protocol.transcript import Transcript, error_fields
 
 @attrs.frozen
 class ErrorInfo:
-    """An error in user code, as the kernel tells it; `traceback` is a list of lines that may hold ANSI colours."""
+    """An error in user code, as the kernel reports it; `traceback` is a list of lines that may hold ANSI colours."""
 
     ename: str
     evalue: str
@@ -26,7 +26,7 @@ class Result:
     """The outcome of `run`; it never changes.
 
     `outputs` are in notebook format (nbformat 4); `reply` is the execute_reply, None in a partial result.
-    `complete` is False if outputs may be missing, since the kernel's idle status was lost; `truncated` is True if
+    `complete` is False if outputs may be missing, because the kernel's idle status was lost. `truncated` is True if
     outputs beyond max_output_bytes were dropped.
     """
 
@@ -37,7 +37,7 @@ class Result:
     truncated: bool = False
 
     def __repr__(self) -> str:
-        """How it went, and the beginning and the end of what was shown."""
+        """The status, and the beginning and the end of each output and error."""
         error = self.error
         problem = f"{error.ename}: {error.evalue}" if error is not None else ""
         shown = {"text": self.text, "stdout": self.stdout, "stderr": self.stderr, "error": problem}
@@ -60,7 +60,7 @@ class Result:
     def status(self) -> str:
         """``"ok"``, ``"error"`` or ``"aborted"``, as the kernel replied; ``"unknown"`` without a reply."""
         status = self.reply.content.get("status") if self.reply is not None else None
-        if status == "abort":  # what kernels of protocol 5.0 say
+        if status == "abort":  # from kernels of protocol 5.0
             return "aborted"
         return status if isinstance(status, str) else "unknown"
 
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def error(self) -> ErrorInfo | None:
-        """The error that the code raised, from the reply or, for kernels that put it only there, the outputs."""
+        """The error that the code raised: from the reply, or from the outputs if the kernel put it only there."""
         if self.reply is not None and self.status == "error":
             return ErrorInfo(**error_fields(self.reply.content))
         for output in reversed(self.outputs):
@@ -105,9 +105,9 @@ class Result:
 
     @property
     def payload(self) -> list[dict[str, Any]]:
-        """What the kernel asks a frontend to do: dicts whose `source` is page, set_next_input, edit_magic or ask_exit.
+        """Requests to the frontend: dicts whose `source` is page, set_next_input, edit_magic or ask_exit.
 
-        Deprecated in the messaging spec, and still what IPython's `?`, `%load`, `%edit` and `exit` send.
+        The messaging spec deprecates them, but IPython's `?`, `%load`, `%edit` and `exit` still send them.
         """
         payload = self._replied("payload", list)
         return [entry for entry in payload if isinstance(entry, dict)]
@@ -129,7 +129,7 @@ class Result:
             raise ExecutionError("Error", f"the kernel replied with status {self.status!r}", result=self)
 
     def _replied(self, name: str, kind: type) -> Any:
-        """That part of the reply; an empty one if the kernel has left it out, or sent something else."""
+        """That part of the reply; an empty one if the kernel left it out or sent another type."""
         value = self.reply.content.get(name) if self.reply is not None else None
         return value if isinstance(value, kind) else kind()
 

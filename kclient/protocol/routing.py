@@ -1,6 +1,6 @@
-"""Who gets a message: which waiter a reply, which execution an output.
+"""Routing: which waiter gets a reply, and which execution gets an output.
 
-Nothing here waits or wakes anybody. A channel feeds messages in, and does what comes back.
+Nothing here waits, or wakes a waiter. A channel passes each message in, and acts on the answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, rep
 from kclient.protocol.pending_answers import PendingAnswers
 
 MAX_UNCOLLECTED: Final = 10_000
-"""Replies kept for a get_reply that may still come, and abandoned requests remembered."""
+"""At most so many replies are kept for a later get_reply, and so many abandoned requests are remembered."""
 
 MAX_UNCOLLECTED_BYTES: Final = 256 * 2**20
 
@@ -29,14 +29,15 @@ _OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
 
 
 KEPT_SESSION: Final = 3
-"""Messages in a row after the first, in more than one request, that show that a kernel keeps its session."""
+"""A kernel keeps its session id if so many messages in a row after the first have the same one. One request causes
+only two status messages, so these are of more than one request."""
 
 
 OnSettled = Callable[["Slot"], None]
 
 
 class Slot:
-    """The place of one reply: who awaits it, and then the reply or the reason why there is none."""
+    """The place of one reply: the callback of its waiter, and then the reply or the error in its place."""
 
     __slots__ = ("abandoned", "error", "msg_id", "on_settled", "reply", "reply_type", "sent", "subshell_id")
 
@@ -62,7 +63,7 @@ class Requests:
     """The requests of one channel and the slots of their replies.
 
     A slot is open from the sending of its request until its reply is taken, once, by `claim` or out of
-    the inbox. `abandon` says that nobody will: the reply is then discarded when it comes.
+    the inbox. After `abandon` the reply is discarded when it comes.
     """
 
     def __init__(self, pending: PendingAnswers) -> None:
@@ -106,7 +107,7 @@ class Requests:
         return slot
 
     def take(self, slot: Slot) -> Message:
-        """The reply in a settled slot, which is closed by that; raises its error if it has one."""
+        """The reply in a settled slot, which this call closes; raises the error of the slot if it has one."""
         if slot.msg_id in self._slots:
             if slot.is_pending():
                 raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
@@ -116,7 +117,7 @@ class Requests:
         return cast(Message, slot.reply)
 
     def release(self, slot: Slot) -> None:
-        """Who awaited `slot` gave up; its reply, if it just came, can be asked for again."""
+        """The waiter of `slot` gave up. If the reply has just come, it can be asked for again."""
         slot.on_settled = None
         if slot.is_settled:
             self._slots[slot.msg_id] = slot
@@ -124,7 +125,7 @@ class Requests:
             self._keep(slot.reply)
 
     def abandon(self, slot: Slot) -> None:
-        """Nobody will take the reply of `slot`: discard it, now or when it comes."""
+        """Discard the reply of `slot`, now or when it comes: no caller will take it."""
         if slot.is_settled:
             self.discard(slot)
             return
@@ -144,7 +145,7 @@ class Requests:
             self.inbox.remove(slot.reply)
 
     def route(self, message: Message) -> Slot | None:
-        """The slot that awaits `message`, now settled; None if the message is for the inbox or for nobody.
+        """The slot that awaits `message`, now settled; None if the message went to the inbox or was discarded.
 
         A reply of another type than the request's does not count as its reply.
         """
@@ -169,13 +170,13 @@ class Requests:
         return slot
 
     def next_unclaimed(self) -> Message:
-        """The oldest message of the inbox; its slot, if it has one, is closed by that. Raises KeyError."""
+        """Take the oldest message out of the inbox, and close its slot if it has one. Raises KeyError."""
         message = self.inbox.pop_oldest()
         self._close_slot_of(message)
         return message
 
     def fail(self, slots: Iterable[Slot], error: Callable[[str | None], Exception]) -> list[Slot]:
-        """Settle those of `slots` that are unanswered with `error(msg_id)`; returns those that somebody awaits.
+        """Settle those of `slots` that are unanswered with `error(msg_id)`; returns those that have a waiter.
 
         The others keep their error for a get_reply that may still come, up to MAX_UNCOLLECTED of them.
         """
@@ -248,7 +249,7 @@ class OwnQuestion:
 
 
 class Outputs:
-    """Which execution an iopub message belongs to, and what the kernel says of its own state."""
+    """Finds the execution or comm of each iopub message, and notes the state that the kernel reports."""
 
     def __init__(self, max_messages: int, max_bytes: int, pending: PendingAnswers, comms: CommRoutes[OpenComm]) -> None:
         self.pending = pending
@@ -265,12 +266,12 @@ class Outputs:
         self._kept_session = 0
 
     def adopt(self, former: Outputs) -> None:
-        """Take the connection over from `former`, with what it knows of the kernel."""
+        """Take over the connection of `former`, and what it knows of the kernel."""
         self.subscribed = former.subscribed
         self.execution_state, self.state_since = former.execution_state, former.state_since
 
     def forget_kernel(self) -> None:
-        """Another connection, to the same kernel or another."""
+        """Forget the state of the kernel: a new connection follows, to the same kernel or another."""
         self.subscribed = False
         self.executing.clear()
         self._kernel_session = None
@@ -301,9 +302,9 @@ class Outputs:
         return None
 
     def _note_session(self, message: Message) -> None:
-        """Count the kernels whose place others have taken: a kernel that is started again has a session of its own.
+        """Count the kernels that another kernel has replaced: a restarted kernel has a new session id.
 
-        Not every kernel keeps one: some return that of the request, or make one for each.
+        Not every kernel keeps a session id of its own: some send that of the request, some a new one each time.
         """
         session = message.header.get("session")
         if session == self._kernel_session:
@@ -328,9 +329,9 @@ class Outputs:
             self.pending.note_idle(parent_id, message.received)
 
     def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
-        """Which code each shell is at: by the latest busy, since an idle may have been lost.
+        """Note which code each shell runs: that of the latest busy, because an idle may have been lost.
 
-        What control does meanwhile, an interrupt_request say, changes nothing of that; it may delete a subshell.
+        Requests on control, an interrupt_request say, do not change this. One of them may delete a subshell.
         """
         subshell_id = parent.get("subshell_id")
         if not isinstance(subshell_id, str):
@@ -343,7 +344,7 @@ class Outputs:
             self.has_deleted_subshell = True
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
-        """A display_id may be that of what another execution displayed."""
+        """Pass `message` to the other executions: one of them may have displayed its display_id."""
         for msg_id, sink in self.executions.items():
             if msg_id != parent_id:
                 sink.update_display(message)

@@ -7,7 +7,6 @@ content, buffers...]``; the signature is the HMAC, in hex, of the four dicts ("T
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import orjson
 from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import CURVE_KEY, curve_key, digest_of
 from kclient.protocol.framing import DELIMITER
+from kclient.protocol.json_codec import dumps, loads_parts
 from kclient.protocol.messages import PROTOCOL_VERSION, Message
 
 if TYPE_CHECKING:
@@ -28,24 +28,9 @@ if TYPE_CHECKING:
 REPLAY_HISTORY: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
 
-_PARTS: Final = ("header", "parent_header", "metadata", "content")
-
-_DICT: Final = frozenset([dict])
-_EXACT: Final = frozenset([str, int, bool, type(None)])
-
-_ZEROS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
-_LONG_NUMBER: Final = b"0" * 19
-"""As many digits as 2**63 has, in a text whose digits are all zeros."""
-
-SHORT: Final = 1000
-"""Bytes of JSON; in a longer text, a picture for one, there are fewer values to look at than bytes."""
-
-_BIGGEST_EXACT = 2.0**63
-"""orjson turns whole numbers beyond 64 bits into floats without a word; smaller ones are exact."""
-
 
 class Session:
-    """One conversation with a kernel: who we are, the keys, and what was seen already.
+    """The messages of one client: it makes their ids, signs them, checks those of the kernel and refuses replays.
 
     `server_key` is the public key of a kernel that encrypts, `ConnectionInfo.curve_publickey`; empty for others.
     """
@@ -68,7 +53,7 @@ class Session:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
         self._signer: Signer | None = None
         if self.key:
-            from kclient.protocol.signing import Signer  # takes 3 ms, for OpenSSL
+            from kclient.protocol.signing import Signer  # the import takes 3 ms, for OpenSSL
 
             self._signer = Signer(self.key, digest)
         self._count = 0
@@ -81,7 +66,7 @@ class Session:
 
     @property
     def identity(self) -> bytes:
-        """The ROUTING_ID that shell and stdin share, so that input requests find the way back."""
+        """The ROUTING_ID that shell and stdin share, so that the kernel can send input requests to this client."""
         return self.session.encode()
 
     def msg(
@@ -91,7 +76,7 @@ class Session:
         parent: Message | Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Message:
-        """A new message, not sent; `parent` is the message it belongs to, or that one's header."""
+        """A new message, not sent. `parent` is the message that it answers, or the header of that message."""
         if not isinstance(msg_type, str) or not msg_type:
             raise InvalidArgument(f"msg_type must be a non-empty string, not {msg_type!r}")
         self._count += 1
@@ -116,12 +101,12 @@ class Session:
         return b"" if self._signer is None else self._signer.sign(parts)
 
     def serialize(self, message: Message) -> list[Any]:
-        """The frames of a message, from the delimiter on; raises InvalidArgument for what JSON can't hold."""
+        """The frames of a message, from the delimiter on; raises InvalidArgument for a value that JSON cannot hold."""
         parts = [
-            _dumps(message.header),
-            _dumps(message.parent_header) if message.parent_header else b"{}",
-            _dumps(message.metadata) if message.metadata else b"{}",
-            _dumps(message.content) if message.content else b"{}",
+            dumps(message.header),
+            dumps(message.parent_header) if message.parent_header else b"{}",
+            dumps(message.metadata) if message.metadata else b"{}",
+            dumps(message.content) if message.content else b"{}",
         ]
         frames = [DELIMITER, self.sign(parts), *parts]
         if message.buffers:
@@ -150,13 +135,7 @@ class Session:
             self._seen_in_order.append(signature)
             if len(self._seen_in_order) > self._replay_history:
                 self._seen.discard(self._seen_in_order.popleft())
-        try:
-            values = list(map(orjson.loads, parts))
-            if not (_DICT.issuperset(map(type, values)) and _EXACT.issuperset(map(type, values[3].values()))):
-                values = _with_care(values, parts)
-        except ValueError:
-            values = _parse_slowly(parts)
-        header, parent_header, metadata, content = values
+        header, parent_header, metadata, content = loads_parts(parts)
         if type(header.get("msg_id")) is not str or type(header.get("msg_type")) is not str:
             raise BadMessage("json", "the header lacks a msg_id or a msg_type")
         message = Message(header, parent_header, metadata, content, [], perf_counter(), len(parts[3]))
@@ -183,31 +162,9 @@ def _header_of(parent: Message | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dict(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(value, (dict, Mapping)):  # a dict first: to ask for a Mapping takes 0.3 us
+    if not isinstance(value, (dict, Mapping)):  # dict comes first: the check for Mapping takes 0.3 us
         raise InvalidArgument(f"{name} must be a dict, not {type(value).__name__}")
     return dict(value)
-
-
-_ORJSON = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-
-
-def _dumps(value: dict[str, Any]) -> bytes:
-    """JSON as the standard library writes it; orjson refuses some values, and would write NaN as null."""
-    try:
-        text = orjson.dumps(value, option=_ORJSON)
-        if b"null" not in text:
-            return text
-    except TypeError:
-        pass
-    try:
-        return json.dumps(value, separators=(",", ":"), default=_as_orjson_has_it).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"cannot be written as JSON: {exc}") from None
-
-
-def _as_orjson_has_it(value: object) -> Any:
-    """A UUID or the value of an Enum, which orjson writes and the standard library does not."""
-    return orjson.loads(orjson.dumps(value, option=_ORJSON))
 
 
 def _check_buffer(buffer: Any) -> Any:
@@ -219,47 +176,6 @@ def _check_buffer(buffer: Any) -> Any:
         raise InvalidArgument(f"a buffer must be a bytes-like object, not {type(buffer).__name__}: {exc}") from None
     if not is_contiguous:
         raise InvalidArgument(
-            f"a buffer must be C-contiguous, which this {type(buffer).__name__} is not; send a copy, bytes() of it say"
+            f"a buffer must be C-contiguous, but this {type(buffer).__name__} is not; send a copy, say bytes(buffer)"
         )
     return buffer
-
-
-def _with_care(values: list[Any], parts: Sequence[bytes]) -> list[dict[str, Any]]:
-    """`values`, of which some may be no dicts, or numbers that orjson could not hold; raises BadMessage."""
-    text = parts[3]
-    try:
-        # To look through a short text for a long number takes a quarter of the time of looking at each value.
-        if (len(text) > SHORT or _LONG_NUMBER in text.translate(_ZEROS)) and _may_be_inexact(values[3]):
-            values[3] = json.loads(text)
-    except RecursionError:
-        return _parse_slowly(parts)
-    return _as_dicts(values)
-
-
-def _parse_slowly(parts: Sequence[bytes]) -> list[dict[str, Any]]:
-    """What orjson refuses: NaN, Infinity, lone surrogates; raises BadMessage."""
-    return _as_dicts([_loads_slowly(part, name) for part, name in zip(parts, _PARTS, strict=True)])
-
-
-def _as_dicts(values: list[Any]) -> list[dict[str, Any]]:
-    """`values`, with {} for a parent header or metadata that is null, as some kernels send it; raises BadMessage."""
-    values[1:3] = [{} if value is None else value for value in values[1:3]]
-    for value, name in zip(values, _PARTS, strict=True):
-        if not isinstance(value, dict):
-            raise BadMessage("json", f"the {name} is a {type(value).__name__}, not an object")
-    return values
-
-
-def _loads_slowly(text: bytes, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadMessage("json", f"the {name} is not JSON: {exc}") from None
-
-
-def _may_be_inexact(value: Any) -> bool:
-    """True if a float in `value` may have been a whole number that orjson could not hold exactly."""
-    if isinstance(value, float):
-        return not -_BIGGEST_EXACT < value < _BIGGEST_EXACT
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not _EXACT.issuperset(map(type, values)) and any(map(_may_be_inexact, values))

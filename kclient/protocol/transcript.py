@@ -1,8 +1,8 @@
-"""What one execution has brought so far: its outputs in notebook format, its reply, its states.
+"""The record of one execution so far: its outputs in notebook format, its reply, its states.
 
-Outputs follow nbformat 4: streams of one name that come in a row are one output; clear_output and
-update_display_data are applied and are not outputs themselves. A display whose display_id was there before changes
-those before it, as in JupyterLab and nbclient.
+Outputs follow nbformat 4. Streams of one name that come in a row are one output. clear_output and
+update_display_data are applied and are not outputs themselves. A display whose display_id was used before also changes
+the earlier displays of that id, as in JupyterLab and nbclient.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from kclient.protocol.routing import OUTPUT_TYPES
 MAX_OUTPUT_BYTES: Final = 256 * 2**20
 
 _DISPLAY: Final = "display"
-"""Where an output keeps its _Display, which it shares with all of its display_id, so that they change at once."""
+"""The key of an output's _Display. All outputs of one display_id share one _Display, so that they change together."""
 
 
 @attrs.define
 class Times:
-    """When an execution was sent, and the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
+    """When the request was sent, and when busy, reply and idle came: seconds of `time.perf_counter()`; 0: not yet."""
 
     sent: float = 0.0
     busy: float = 0.0
@@ -33,7 +33,7 @@ class Times:
 
 @attrs.define(eq=False)
 class _Display:
-    """What is shown under one display_id by all the outputs, `count` of them, that bear it; its size on the wire."""
+    """The content that all `count` outputs of one display_id show, and its size on the wire."""
 
     shown: dict[str, Any]
     nbytes: int
@@ -43,7 +43,7 @@ class _Display:
 class Transcript:
     """The record of one execution; `is_done` once its reply and its idle status are both in.
 
-    `version` counts the outputs that came, and `has_input` tells that the kernel has begun with the code.
+    `version` counts the outputs that came. `has_input` is True once the kernel has begun to run the code.
     """
 
     def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES, *, keep_outputs: bool = True) -> None:
@@ -87,7 +87,7 @@ class Transcript:
         return False
 
     def update_display(self, message: Message) -> bool:
-        """Apply an update_display_data, or another display, to those of its display_id; False if it has no room."""
+        """Let all outputs of the display_id of `message` show its content; False if there is no room for it."""
         if not self._has_room(self._nbytes + self._growth(message)):
             return False
         self._update_display(message)
@@ -119,7 +119,7 @@ class Transcript:
         if not self._has_room(message.nbytes + (0 if self._clear_next else self._nbytes + growth)):
             self._is_cut = True
             return False
-        if msg_type == "stream" and self._is_cut and not self._clear_next:  # a text ends where it was cut
+        if msg_type == "stream" and self._is_cut and not self._clear_next:  # no text after a gap
             self.dropped += 1
             return False
         if self._clear_next:
@@ -129,12 +129,12 @@ class Transcript:
         return True
 
     def _growth(self, message: Message) -> int:
-        """Bytes by which the displays grow that `message` changes."""
+        """Bytes by which `message` makes the displays of its display_id grow."""
         display = self._displays.get(_display_id(message.content))
         return 0 if display is None else display.count * (message.nbytes - display.nbytes)
 
     def _update_display(self, message: Message) -> _Display | None:
-        """Let all outputs that bear the display_id of `message` show what it holds; None if none has borne it yet."""
+        """Let all outputs of the display_id of `message` show its content; None if there is no such output yet."""
         display = self._displays.get(_display_id(message.content))
         if display is not None:
             self._nbytes += self._growth(message)
@@ -206,7 +206,7 @@ def _check_size(size: int | None) -> int | None:
 
 
 def error_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """ename, evalue and traceback of an error; some kernels leave out one or the other."""
+    """ename, evalue and traceback of an error. Some kernels leave some of them out."""
     traceback = content.get("traceback")
     return {
         "ename": str(content.get("ename") or "Error"),

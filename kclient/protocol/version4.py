@@ -1,7 +1,6 @@
-"""Protocol 4, which kernels of the time of IPython 1 and 2 speak: their messages as protocol 5 has them, and back.
+"""Messages of protocol 4 to protocol 5, and back. Kernels of the time of IPython 1 and 2 speak protocol 4.
 
-Source: "Messaging in IPython", protocol 4.1. What a kernel sends beyond that, or in the shape of protocol 5, passes
-as it is.
+Source: "Messaging in IPython", protocol 4.1. Other messages, and messages in the shape of protocol 5, pass unchanged.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import attrs
 from kclient.protocol.messages import Content, Message
 
 MAX_CURSORS: Final = 10_000
-"""Completions whose cursor is remembered: as many as there may be replies that nobody has collected."""
+"""Completions whose cursor is remembered: as many as there may be uncollected replies (routing.MAX_UNCOLLECTED)."""
 
 _NEW_NAMES: Final = {
     "pyin": "execute_input",
     "pyout": "execute_result",
     "pyerr": "error",
     "object_info_reply": "inspect_reply",
-    # Of requests that were aborted: IPython took the first word of the type.
+    # Replies to aborted requests: IPython names them after the first word of the request's type.
     "object_reply": "inspect_reply",
     "kernel_reply": "kernel_info_reply",
 }
@@ -37,19 +36,19 @@ _PARTS_OF_INFO: Final = (
     ("Docstring", ("docstring", "init_docstring", "call_docstring")),
     ("Source", ("source",)),
 )
-"""What an object_info_reply holds, in the order and by the names of IPython's own inspection."""
+"""The fields of an object_info_reply, in the order and with the titles of IPython's own inspection."""
 
 _NAME: Final = re.compile(r"(?<!\w)[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 class Version4:
-    """Adapts the messages of one kernel; it remembers what a reply of protocol 4 does not tell."""
+    """Adapts the messages of one kernel. It remembers facts of a request that a reply of protocol 4 lacks."""
 
     def __init__(self) -> None:
         self._cursors: OrderedDict[str, int] = OrderedDict()
 
     def outgoing(self, message: Message) -> Message:
-        """What to send for `message`, which stays as it is."""
+        """The message to send in place of `message`, which is not changed."""
         msg_type, content = message.msg_type, message.content
         if msg_type == "complete_request":
             self._remember_cursor(message)
@@ -83,7 +82,7 @@ class Version4:
             self._cursors.popitem(last=False)
 
     def _add_cursors(self, message: Message) -> None:
-        """The matches replace `matched_text`, which ends at the cursor."""
+        """Add cursor_start and cursor_end: the matches replace `matched_text`, which ends at the cursor."""
         content = message.content
         cursor = self._cursors.pop(message.parent_id or "", None)
         matched = content.pop("matched_text", None)
@@ -95,7 +94,10 @@ class Version4:
 
 
 def name_at(code: str, cursor_pos: int) -> str:
-    """The dotted name at the cursor, up to the part that the cursor is in, or else that of the call it is in; or ''."""
+    """The dotted name at the cursor, up to the part that the cursor is in.
+
+    If there is none, the name of the function whose call the cursor is in; else ''.
+    """
     names = list(_NAME.finditer(code))
     at_cursor = next((name for name in names if name.start() <= cursor_pos <= name.end()), None)
     if at_cursor is not None:
@@ -106,7 +108,7 @@ def name_at(code: str, cursor_pos: int) -> str:
 
 
 def _open_bracket(code: str, cursor_pos: int) -> int:
-    """Where the innermost bracket stands that is still open at the cursor; -1 if there is none."""
+    """The position of the innermost bracket that is open at the cursor; -1 if there is none."""
     depth = 0
     for position in range(cursor_pos - 1, -1, -1):
         if code[position] == ")":
@@ -170,14 +172,14 @@ def _stream(content: Content) -> None:
 
 
 def _display_data(content: Content) -> None:
-    """JSON comes as a string."""
+    """Parse application/json, which protocol 4 sends as a string."""
     content.pop("source", None)
     data: Any = content.get("data")
     text = data.get("application/json") if isinstance(data, dict) else None
     if isinstance(text, str):
         try:
             data["application/json"] = json.loads(text)
-        except (ValueError, RecursionError):  # a string after all
+        except (ValueError, RecursionError):  # a plain string
             return
 
 

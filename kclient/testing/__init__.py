@@ -5,7 +5,7 @@
     with FakeKernel(script={"6 * 7": [result("42")]}) as fake, kclient.connect(fake.connection_info) as client:
         assert client.run("6 * 7").text == "42"
 
-Its sockets, frames and order of messages are those of a real kernel: busy, what a request publishes, reply, idle.
+Its sockets, frames and order of messages are those of a real kernel: busy, output, reply, idle.
 """
 
 from kclient.testing.kernel import FakeKernel

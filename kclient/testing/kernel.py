@@ -1,4 +1,4 @@
-"""The fake kernel itself: five sockets, and a greenlet each for shell and control."""
+"""The fake kernel: five sockets, and one greenlet each for shell and control."""
 
 from __future__ import annotations
 
@@ -44,20 +44,21 @@ _Self = TypeVar("_Self", bound="FakeKernel")
 class FakeKernel:
     """A kernel without a language, bound to free ports or a private ipc path while its `with` block runs.
 
-    `script` maps code to what it publishes: steps made by `stream`, `result`, `display` and `error`, or a function that
-    gets the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request;
-    a handler may block on `Request.ask`; what it raises is the error of its reply. `lose(channel, message)`, if set,
-    returns True for messages that get lost. With `curve=True` it encrypts.
+    `script` maps code to its output: steps made by `stream`, `result`, `display` and `error`, or a function that gets
+    the Request. Other code publishes nothing and succeeds. `on(msg_type, handler)` answers any kind of request. A
+    handler may block on `Request.ask`; an exception that it raises becomes its reply. `lose(channel, message)`, if set,
+    returns True for messages that are to be lost. With `curve=True` the kernel encrypts. `requests` holds the messages
+    that it received, in order.
 
-    `protocol_version` and `supported_features` are what kernel_info tells; one of protocol ``"4.1"`` has the messages
-    of that on its wire, in `requests` too, and handlers those of protocol 5.
+    `protocol_version` and `supported_features` go into its kernel_info reply. With protocol ``"4.1"`` its sockets and
+    `requests` have messages of protocol 4.1, and its handlers have those of protocol 5.
 
-    It runs in the hub of its `with` block or, with `thread=True`, in a thread of its own, so that a client that blocks
-    its whole thread can talk to it; handlers then run in that thread. `requests` is what was received, in order.
+    It runs in the hub of its `with` block. With `thread=True` it runs, and its handlers run, in a thread of its own, so
+    that a client that blocks its whole thread can talk to it.
 
-    In a process of its own it can be a kernel of protocol 5.6, which is started with a `registration_file`: its key is
-    from there, it registers its ports as soon as it listens, and `serve` waits for the end. Raises InvalidArgument for
-    another file, and KernelTimeout if nobody takes note of the registration.
+    With a `registration_file` it can be a kernel of protocol 5.6 in a process of its own: it takes its key from the
+    file, registers its ports as soon as it listens, and `serve` waits for the shutdown. Raises InvalidArgument if the
+    file is not a registration file, and KernelTimeout if the launcher sends no receipt.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class FakeKernel:
 
     @property
     def connection_info(self) -> ConnectionInfo:
-        """Where it listens."""
+        """The addresses and keys of the kernel; raises InvalidState outside of the `with` block."""
         if self._info is None:
             raise InvalidState("a FakeKernel listens only in its `with` block")
         return self._info
@@ -151,7 +152,7 @@ class FakeKernel:
             self.send_frames(channel, [*identities, *self.session.serialize(sent)])
 
     def send_frames(self, channel: str, frames: Sequence[bytes]) -> None:
-        """Send just these frames, whatever they are; from any thread."""
+        """Send these frames, well formed or not. May be called from any thread."""
         if self._owner is None:
             raise InvalidState("a FakeKernel sends only in its `with` block")
         self._owner.run_here(lambda: self._ports[channel].wire.send(list(frames)))
@@ -166,7 +167,7 @@ class FakeKernel:
         return answer.get()  # type: ignore[return-value]
 
     def open(self) -> None:
-        """Bind, in this hub."""
+        """Bind the sockets, in this hub."""
         self._owner = owner = Owner()
         self._folder = new_ipc_folder() if self._transport == "ipc" else None
         self._ports = {name: _Port(self, name, owner, self._unbound) for name in CHANNELS}
@@ -191,7 +192,7 @@ class FakeKernel:
         return self._shut_down.is_set()
 
     def serve(self) -> None:
-        """Return after a shutdown_request: what a process does that is nothing but this kernel."""
+        """Wait for a shutdown_request, for a process that does nothing else."""
         self._shut_down.wait()
 
     def close(self) -> None:
@@ -205,7 +206,7 @@ class FakeKernel:
         self._info = None
 
     def take(self, port: _Port, frames: list[bytes]) -> None:
-        """Take in what arrived on a socket; never blocks."""
+        """Take in the frames of a message that arrived on a socket; never blocks."""
         if port.name == "hb":
             port.wire.send(frames)
         elif port.name == "iopub":
@@ -234,7 +235,7 @@ class FakeKernel:
             request.publish("status", {"execution_state": "idle"})
 
     def _answer(self, request: Request, handler: Handler) -> None:
-        """Call the handler; what it raises is logged and, if it has not replied yet, is the reply."""
+        """Call the handler. An exception is logged; if there is no reply yet, it becomes the reply."""
         error = {}
         try:
             handler(request)
@@ -276,4 +277,4 @@ class _Port:
             log().info("the fake kernel dropped a message on %s: %s", self.name, exc)
 
     def lost(self) -> None:
-        """Other code closed the context; the kernel is gone with it."""
+        """The context was closed, and the sockets of the kernel with it."""

@@ -1,4 +1,4 @@
-"""The kernel's side of the handshake: read a registration file, and report one's ports."""
+"""The kernel's side of the handshake: read a registration file, and report the ports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kclient.transport.zmq.context import context
 from kclient.transport.zmq.stream import ZmqStream
 
 RECEIPT_WAIT: Final = 5.0
-"""Seconds for the launcher to take note of the kernel; without that a kernel should end, says JEP 66."""
+"""Seconds for the launcher's receipt. A kernel that gets none should end (JEP 66)."""
 
 
 def read_registration(path: str | os.PathLike[str]) -> Registration:
-    """What a registration file says; raises InvalidArgument."""
+    """The content of a registration file; raises InvalidArgument."""
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
@@ -46,7 +46,7 @@ def register(owner: Owner, registration: Registration, info: ConnectionInfo) -> 
 
 
 class _Receipts:
-    """What comes back."""
+    """Waits for the launcher's receipt."""
 
     def __init__(self, owner: Owner, registration: Registration) -> None:
         self._registration = registration
@@ -63,7 +63,7 @@ class _Receipts:
         self._came.wake()
 
     def lost(self) -> None:
-        """Other code closed the context."""
+        """The context was closed."""
 
     def wait(self, deadline: Deadline) -> None:
         while not self._is_in:

@@ -1,4 +1,4 @@
-"""What a fake kernel answers: the steps of a script, and the answers to what no script mentions."""
+"""The answers of a fake kernel: the steps of a script, and the default handlers of requests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from kclient.testing.kernel import FakeKernel
 
 Step = tuple[str, dict[str, Any]]
-"""Something that code publishes: a message type of iopub and its content."""
+"""One message that code publishes: its type on iopub and its content."""
 
 Handler = Callable[["Request"], object]
 
 
 def stream(text: str, name: str = "stdout") -> Step:
-    """What `print` publishes."""
+    """Text on a stream, as `print` publishes it."""
     return "stream", {"name": name, "text": text}
 
 
@@ -41,7 +41,7 @@ def error(ename: str, evalue: str = "", traceback: Sequence[str] = ()) -> Step:
 
 @attrs.define(eq=False)
 class Request:
-    """A request that the fake kernel has received, and what its handler can answer."""
+    """A request that the fake kernel has received, with methods to answer it."""
 
     kernel: FakeKernel
     channel: str
@@ -58,7 +58,7 @@ class Request:
         self.kernel.publish(msg_type, content, parent=self.message, buffers=buffers)
 
     def reply(self, content: Mapping[str, Any] | None = None, msg_type: str | None = None) -> None:
-        """Answer; the status is "ok" unless `content` has another. May be called twice, as a broken kernel would."""
+        """Answer; the status is "ok" unless `content` has another. A second call sends a second reply."""
         self.is_answered = True
         kind = msg_type or reply_type(self.message.msg_type) or "reply"
         message = self.kernel.session.msg(kind, {"status": "ok", **(content or {})}, parent=self.message)

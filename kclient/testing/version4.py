@@ -1,4 +1,4 @@
-"""The wire of a fake kernel that speaks protocol 4.1; its handlers and scripts are those of protocol 5."""
+"""Messages of protocol 4.1 for a fake kernel, whose handlers and scripts are those of protocol 5."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KNOWN: Final = {
 
 
 def understood(message: Message) -> Message | None:
-    """A request as handlers expect it, whatever it lacks; None for one that a kernel of protocol 4 ignores."""
+    """`message` as a request of protocol 5, for a handler; None for one that a kernel of protocol 4 ignores."""
     msg_type, content = message.msg_type, message.content
     if msg_type not in _KNOWN:
         return None
@@ -38,7 +38,7 @@ def understood(message: Message) -> Message | None:
 
 
 def spoken(message: Message) -> Message | None:
-    """What goes over the wire for `message`; None if nothing does: statuses are for executions only."""
+    """The message to send in place of `message`; None if none is sent: only executions have status messages."""
     header, parent = message.header, message.parent_header
     msg_type = header["msg_type"]
     if msg_type == "iopub_welcome" or (msg_type == "status" and parent.get("msg_type") != "execute_request"):

@@ -196,9 +196,9 @@ def test_what_cannot_be_sent_is_refused_and_changes_nothing(
 
 
 def test_names_and_callbacks_are_checked(client: Client, comm: kclient.Comm) -> None:
-    with pytest.raises(kclient.InvalidArgument, match="is that of an open comm"):
+    with pytest.raises(kclient.InvalidArgument, match="an open comm has the comm_id"):
         client.comms.open("echo", comm_id=comm.comm_id)
-    with pytest.raises(kclient.InvalidArgument, match="is that of an open comm"):
+    with pytest.raises(kclient.InvalidArgument, match="an open comm has the comm_id"):
         client.comms.attach(comm.comm_id)
     for bad in ("", 5):
         with pytest.raises(kclient.InvalidArgument, match="comm_id"):

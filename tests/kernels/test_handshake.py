@@ -241,7 +241,7 @@ def test_registration_of_an_earlier_start_does_not_count_for_a_later_one(
         ({"shell_port": 0}, "shell_port is 0"),
         ({"hb_port": "70000"}, "hb_port is '70000'"),
         ({"stdin_port": None}, "stdin_port is None"),
-        ({"iopub_port": PORTS["hb_port"]}, f"{PORTS['hb_port']} is that of two channels"),
+        ({"iopub_port": PORTS["hb_port"]}, f"two channels have {PORTS['hb_port']}"),
     ],
 )
 def test_kernel_that_registers_ports_that_cannot_be_used_is_killed_with_a_clear_error(

@@ -161,7 +161,7 @@ def test_end_of_a_kernel_that_is_known_late_ends_its_own_comms_only(routes):
 
 def test_id_of_an_open_comm_cannot_be_taken(routes):
     routes.add("a", Taker())
-    with pytest.raises(InvalidArgument, match="'a' is that of an open comm"):
+    with pytest.raises(InvalidArgument, match="an open comm has the comm_id 'a'"):
         routes.add("a", Taker())
 
 

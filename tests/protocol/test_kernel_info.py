@@ -80,7 +80,7 @@ def test_error_reply_leaves_all_but_the_status_empty():
     info = KernelInfo.of({"status": "error", "ename": "NotImplementedError", "evalue": ""})
     assert info.status == "error"
     assert (info.implementation, info.language, info.banner, info.supported_features) == ("", "", "", frozenset())
-    assert str(info) == "of unknown make"
+    assert str(info) == "unknown implementation"
 
 
 def test_older_debugger_flag_counts_as_the_feature():

@@ -102,7 +102,7 @@ def test_port_that_is_missing_is_an_error(channel: str) -> None:
 
 
 def test_one_port_for_two_channels_is_an_error() -> None:
-    with pytest.raises(RemoteProtocolError, match="50005 is that of two channels"):
+    with pytest.raises(RemoteProtocolError, match="two channels have 50005"):
         read(REPORT | {"shell_port": "50005"})
 
 
