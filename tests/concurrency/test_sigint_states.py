@@ -74,8 +74,8 @@ def outcome_of(function: Callable[[], Any]) -> Any:
         return exc
 
 
-class Stage:
-    """The greenlets of a test, and what they do to the SIGINT of this process."""
+class Process:
+    """This process: some greenlets of it, and its SIGINT."""
 
     def __init__(self) -> None:
         self.hub = gevent.get_hub()
@@ -139,10 +139,10 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    stage = Stage()
-    yield stage
-    stage.end()
+def process() -> Iterator[Process]:
+    process = Process()
+    yield process
+    process.end()
     assert (sigint._holders, sigint._noted_for) == (set(), None)
 
 
@@ -166,13 +166,13 @@ ACTS: dict[Event, Callable[[gevent.hub.Hub], Any]] = {
 }
 
 
-def check(stage: Stage, event: Event, reaction: Reaction, outcome: Any, waited: Any) -> None:
+def check(process: Process, event: Event, reaction: Reaction, outcome: Any, waited: Any) -> None:
     """Assert that the reaction has happened: what the act returned or raised, what the wait did, and what is kept."""
-    is_holder = stage.actor.do(sigint.holds)
+    is_holder = process.actor.do(sigint.holds)
     raised = isinstance(outcome, KeyboardInterrupt)
     assert raised == (reaction is Reaction.RAISE), outcome
     assert isinstance(waited, KeyboardInterrupt) == (reaction is Reaction.END_WAIT), waited
-    assert stage.foreign_calls == ([signal.SIGINT] if reaction is Reaction.CALL_FOREIGN else [])
+    assert process.foreign_calls == ([signal.SIGINT] if reaction is Reaction.CALL_FOREIGN else [])
     if reaction is Reaction.ADD:
         assert (outcome, is_holder) == (True, True)
     elif reaction is Reaction.REMOVE:
@@ -185,57 +185,57 @@ def check(stage: Stage, event: Event, reaction: Reaction, outcome: Any, waited: 
         assert is_holder == ("actor" in HOLDERS.get(event, []))
     if reaction is Reaction.NOTE:
         noted = sigint._noted_for
-        assert noted is (stage.other if stage.actor is stage.other else getcurrent())
+        assert noted is (process.other if process.actor is process.other else getcurrent())
         sigint._noted_for = None
     else:
         assert sigint._noted_for is None
 
 
 @pytest.mark.parametrize(("state", "event", "actor"), ROWS, ids=lambda value: getattr(value, "name", value))
-def test_row_of_the_handler_is_true(stage: Stage, state: State, event: Event, actor: str) -> None:
-    stage.actor = stage.main if actor == "main" else stage.other
+def test_row_of_the_handler_is_true(process: Process, state: State, event: Event, actor: str) -> None:
+    process.actor = process.main if actor == "main" else process.other
     expected, reaction = HANDLER_TABLE[state][event]
-    stage.hold(HOLDERS.get(event, []))
+    process.hold(HOLDERS.get(event, []))
     seen: dict[str, Any] = {"outcome": None, "waited": None}
 
     def set_state() -> None:
-        stage.set_handler(state)
-        assert stage.state() is state
+        process.set_handler(state)
+        assert process.state() is state
 
     def act() -> None:
-        seen["outcome"] = stage.actor.do(ACTS[event], stage.hub)
-        seen["state"] = stage.state()
+        seen["outcome"] = process.actor.do(ACTS[event], process.hub)
+        seen["state"] = process.state()
 
     if event is Event.WAIT_BEGINS:
         set_state()
-        seen["waited"] = stage.wait(lambda: seen.update(state=stage.state()))
+        seen["waited"] = process.wait(lambda: seen.update(state=process.state()))
     elif event in WAITS:
-        seen["waited"] = stage.wait(set_state)
-        seen["state"] = stage.state()
+        seen["waited"] = process.wait(set_state)
+        seen["state"] = process.state()
     elif state is State.AWAITED:
-        seen["waited"] = stage.wait(lambda: (set_state(), act()))
+        seen["waited"] = process.wait(lambda: (set_state(), act()))
     else:
         set_state()
         act()
     assert seen["state"] is expected
-    check(stage, event, reaction, seen["outcome"], seen["waited"])
+    check(process, event, reaction, seen["outcome"], seen["waited"])
 
 
 @pytest.mark.parametrize("event", [Event.HOLD, Event.WAIT_BEGINS, Event.SIGNAL_ELSEWHERE], ids=lambda event: event.name)
-def test_handler_of_gevent_is_a_foreign_one(stage: Stage, event: Event) -> None:
+def test_handler_of_gevent_is_a_foreign_one(process: Process, event: Event) -> None:
     came = []
     handler = gevent.signal_handler(signal.SIGINT, came.append, True)
     try:
-        assert stage.state() is State.FOREIGN
+        assert process.state() is State.FOREIGN
         if event is Event.WAIT_BEGINS:
-            assert stage.wait(lambda: came.append(stage.state())) is True
+            assert process.wait(lambda: came.append(process.state())) is True
             assert came == [State.FOREIGN]
         else:
-            outcome = stage.other.do(ACTS[event], stage.hub)
+            outcome = process.other.do(ACTS[event], process.hub)
             gevent.sleep(0.001)  # it is called in a greenlet of its own
             assert outcome in (False, None)
             assert came == ([True] if event is Event.SIGNAL_ELSEWHERE else [])
-        assert stage.state() is State.FOREIGN
+        assert process.state() is State.FOREIGN
     finally:
         handler.cancel()
 
@@ -246,12 +246,12 @@ def test_handler_of_gevent_is_a_foreign_one(stage: Stage, event: Event) -> None:
     [(state, event) for state, row in NOTE_TABLE.items() for event in row],
     ids=lambda value: value.name,
 )
-def test_row_of_the_note_is_true(stage: Stage, state: NoteState, event: NoteEvent, stop: str) -> None:
+def test_row_of_the_note_is_true(process: Process, state: NoteState, event: NoteEvent, stop: str) -> None:
     expected, reaction = NOTE_TABLE[state][event]
-    noted = stage.main if event is NoteEvent.MAIN_STOPS else stage.other
-    actor = stage.second if event in (NoteEvent.ANOTHER_STOPS, NoteEvent.SIGNAL) else noted
+    noted = process.main if event is NoteEvent.MAIN_STOPS else process.other
+    actor = process.second if event in (NoteEvent.ANOTHER_STOPS, NoteEvent.SIGNAL) else noted
     for one in {noted, actor}:
-        assert one.do(sigint.hold, stage.hub)
+        assert one.do(sigint.hold, process.hub)
     if state is NoteState.NOTED:
         assert noted.do(signal.raise_signal, signal.SIGINT) is None
         assert sigint._noted_for is not None
@@ -259,9 +259,9 @@ def test_row_of_the_note_is_true(stage: Stage, state: NoteState, event: NoteEven
         outcome = actor.do(signal.raise_signal, signal.SIGINT)
         assert sigint._noted_for is actor
     elif stop == "release":
-        outcome = actor.do(sigint.release, stage.hub)
+        outcome = actor.do(sigint.release, process.hub)
     else:
-        outcome = actor.do(stage.wait_elsewhere)
+        outcome = actor.do(process.wait_elsewhere)
     assert isinstance(outcome, KeyboardInterrupt) == (reaction is NoteReaction.RAISE), outcome
     assert (sigint._noted_for is None) == (expected is NoteState.EMPTY)
     in_main = outcome_of(lambda: gevent.sleep(0.001))
@@ -269,20 +269,20 @@ def test_row_of_the_note_is_true(stage: Stage, state: NoteState, event: NoteEven
     sigint._noted_for = None
 
 
-def test_wait_of_another_greenlet_is_a_release_and_then_a_hold(stage: Stage) -> None:
-    waiter: gevent.hub.Waiter[bool] = gevent.hub.Waiter(stage.hub)
+def test_wait_of_another_greenlet_is_a_release_and_then_a_hold(process: Process) -> None:
+    waiter: gevent.hub.Waiter[bool] = gevent.hub.Waiter(process.hub)
     states = []
 
     def look() -> None:
-        states.append(stage.state())
+        states.append(process.state())
         waiter.switch(True)
 
     def call() -> None:
-        sigint.hold(stage.hub)
-        stage.hub.loop.run_callback(look)
-        sigint.wait(waiter, stage.hub)
-        states.append(stage.state())
-        sigint.release(stage.hub)
+        sigint.hold(process.hub)
+        process.hub.loop.run_callback(look)
+        sigint.wait(waiter, process.hub)
+        states.append(process.state())
+        sigint.release(process.hub)
 
     gevent.spawn(call).join()
     assert states == [State.PYTHONS, State.HELD]
