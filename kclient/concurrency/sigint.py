@@ -26,7 +26,7 @@ from _signal import signal as set_handler
 from collections.abc import Callable
 from enum import Enum
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final
 
 from gevent import getcurrent
 from gevent.hub import Hub, Waiter
@@ -69,9 +69,7 @@ class Reaction(Enum):
     CALL_FOREIGN = "Python or gevent calls the foreign handler"
 
 
-HandlerTable: TypeAlias = "dict[State, dict[Event, tuple[State, Reaction]]]"
-
-HANDLER_TABLE: Final[HandlerTable] = {
+HANDLER_TABLE: Final[dict[State, dict[Event, tuple[State, Reaction]]]] = {
     State.PYTHONS: {
         Event.HOLD: (State.HELD, Reaction.ADD),
         Event.HOLD_AGAIN: (State.PYTHONS, Reaction.NOTHING),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from errno import EINVAL
 from select import POLLHUP, POLLIN
 from signal import SIGKILL, pidfd_send_signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from gevent.event import Event
 
@@ -15,9 +15,6 @@ from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import close, new_poll
 from kclient.concurrency.waiting import READABLE
 from kclient.kernels.process.exit_watcher import code_kept_by_linux, kill_group_of_reaped
-
-if TYPE_CHECKING:
-    from kclient.kernels.forkserver.server import ServerProcess
 
 _TO_GROUP: Final = 1 << 2
 """PIDFD_SIGNAL_PROCESS_GROUP, of Linux 6.9 and later."""
@@ -29,6 +26,13 @@ NO_PIPE: Final = -1
 """In place of the keep-alive pipe's descriptor once the pipe is closed, or has another owner."""
 
 
+class Reaper(Protocol):
+    """The parent of a forked kernel, as `ServerProcess` is one."""
+
+    def reap(self, watcher: ForkedExitWatcher, *, at_once: bool = False) -> None:
+        """The kernel has ended: settle its watcher, before this returns if `at_once` and the parent answers soon."""
+
+
 class ForkedExitWatcher:
     """Watches a kernel that is a child of the process of `server`, as ExitWatcher watches a child of this process.
 
@@ -36,7 +40,7 @@ class ForkedExitWatcher:
     process. `exit_code` stays None if the server has ended, too, and Linux does not keep it (it does from 6.15 on).
     """
 
-    def __init__(self, server: ServerProcess, pid: int, pidfd: int, keep_alive_pipe: int) -> None:
+    def __init__(self, server: Reaper, pid: int, pidfd: int, keep_alive_pipe: int) -> None:
         self.pid = pid
         self.exited = Event()
         self.exit_code: int | None = None

@@ -136,6 +136,7 @@ class ForkServer:
         key = command, frozenset(pair for pair in environment.items() if _is_read_early(pair[0]))
         server = self._servers.pop(key, None)
         if server is None or server.look() is ServerState.ENDED:
+            # Those that have not been asked for a kernel, or have ended, are of no use.
             for other in [other for other in self._servers if not self._servers[other].is_used]:
                 self._servers.pop(other).retire()
             while len(self._servers) >= SERVERS:
