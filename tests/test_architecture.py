@@ -75,7 +75,10 @@ IMPURE = {
 }
 """What `protocol`, and other modules that do no I/O and never wait, do not import."""
 
-PURE = {"kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff"}
+PURE = {
+    *("kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff"),
+    "kclient.kernels.forkserver.states",
+}
 """Modules outside `protocol` that decide and do nothing else."""
 
 NEVER = {"asyncio", "tornado"}

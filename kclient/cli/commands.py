@@ -12,7 +12,7 @@ import kclient
 from kclient.cli.bench import BenchJob, run_bench
 from kclient.cli.doctor import run_doctor
 from kclient.cli.kernels import kernels
-from kclient.cli.run import START_TIMEOUT, ExitCode, Job, run_job
+from kclient.cli.run import READY_TIMEOUT_S, ExitCode, Job, run_job
 from kclient.cli.say import complain, drop_unwritten
 from kclient.kernels.connection.encryption import MODES
 from kclient.kernels.specs.search import NATIVE_KERNEL
@@ -256,7 +256,7 @@ def bench(
     metavar="SECONDS",
     type=float,
     callback=check_timeout,
-    help=f"How long each kernel may take to start.  [default: {START_TIMEOUT:g}]",
+    help=f"How long each kernel may take to start.  [default: {READY_TIMEOUT_S:g}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -268,7 +268,7 @@ def doctor(context: click.Context, starts: bool, timeout: float | None, as_json:
     """
     if timeout is not None and not starts:
         raise click.UsageError("--timeout is for --start.", context)
-    return run_doctor(starts=starts, timeout=START_TIMEOUT if timeout is None else timeout, as_json=as_json)
+    return run_doctor(starts=starts, timeout=READY_TIMEOUT_S if timeout is None else timeout, as_json=as_json)
 
 
 main.add_command(kernels)

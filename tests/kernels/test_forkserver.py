@@ -221,7 +221,7 @@ def test_process_has_no_other_files_than_its_own(launch):
     code = "import os\nwith os.scandir('/proc/self/fd') as all: print([os.readlink(file)[:5] for file in all])"
     text = text_of(launch(code, stdout=subprocess.PIPE))
     assert text.count("/dev/") == 1
-    assert text.count("pipe:") == 2, "its output, and its leash"
+    assert text.count("pipe:") == 2, "its output, and its keep-alive pipe"
     assert "socke" not in text
 
 
@@ -358,8 +358,8 @@ def test_start_that_is_given_up_leaves_no_process(server, launch, background):
 
 
 def test_stuck_server_keeps_nobody_waiting(own_server, launch, monkeypatch):
-    monkeypatch.setattr(server_module, "HOLD", 0)
-    monkeypatch.setattr(server_module, "STUCK", 0.01)
+    monkeypatch.setattr(server_module, "HUB_WAIT_S", 0)
+    monkeypatch.setattr(server_module, "REAP_WAIT_S", 0.01)
     process = launch(RUN_ON, launcher=own_server)
     os.kill(server_of(process), signal.SIGSTOP)
     process.kill()
@@ -380,13 +380,13 @@ def silent(own_server, launch):
 
 
 def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(server_module, "ANSWER_WAIT_S", 0.05)
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     assert gevent.select.select([silent], [], [], WAIT)[0]
 
 
 def test_silent_server_is_named_as_the_reason(own_server, silent, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(server_module, "ANSWER_WAIT_S", 0.05)
     with pytest.raises(LaunchError, match=r"has not answered within 0\.05 s"):
         own_server.start([*BARE, "-c", ""])
 
@@ -398,7 +398,7 @@ def test_closed_server_waits_for_no_start_that_was_given_up(own_server, silent, 
 
 
 def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
-    for _ in range(server_module.AT_ONCE + 1):
+    for _ in range(server_module.STARTS_AT_ONCE + 1):
         with pytest.raises(LaunchError, match="Bad file descriptor"):
             own_server.start([*BARE, "-c", ""], stdout=999)
 

@@ -116,7 +116,7 @@ def check_that_it_works(client: kclient.KernelClient, where: str) -> None:
     assert not client.iopub_channel.outputs.executions, where
     assert not client.kernel_connection.channels.pending.unanswered, where
     assert not in_callback(), where
-    assert (sigint._holders, sigint._came) == (set(), None), where
+    assert (sigint._holders, sigint._noted_for) == (set(), None), where
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, where
 
 

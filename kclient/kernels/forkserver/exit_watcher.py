@@ -1,4 +1,4 @@
-"""The end of a forked kernel as an event in a gevent hub; the fork server, its parent, tells of its exit code."""
+"""The end of a forked kernel as an event in a gevent hub. The exit code comes from its parent, the fork server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from errno import EINVAL
 from select import POLLHUP, POLLIN
 from signal import SIGKILL, pidfd_send_signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from gevent.event import Event
 
@@ -16,30 +16,37 @@ from kclient.concurrency.unpatched import close, new_poll
 from kclient.concurrency.waiting import READABLE
 from kclient.kernels.process.exit_watcher import code_kept_by_linux, kill_group_of_reaped
 
-if TYPE_CHECKING:
-    from kclient.kernels.forkserver.server import ServerProcess
-
 _TO_GROUP: Final = 1 << 2
 """PIDFD_SIGNAL_PROCESS_GROUP, of Linux 6.9 and later."""
 
-_REAPED: Final = 0.05
-"""Seconds for the system to reap a kernel that has no fork server any more."""
+_REAP_WAIT_S: Final = 0.05
+"""Seconds for the system to reap a kernel whose fork server has ended."""
+
+NO_PIPE: Final = -1
+"""In place of the keep-alive pipe's descriptor once the pipe is closed, or has another owner."""
+
+
+class Reaper(Protocol):
+    """The parent of a forked kernel, as `ServerProcess` is one."""
+
+    def reap(self, watcher: ForkedExitWatcher, *, at_once: bool = False) -> None:
+        """The kernel has ended: settle its watcher, before this returns if `at_once` and the parent answers soon."""
 
 
 class ForkedExitWatcher:
-    """What ExitWatcher is for a child, for a kernel that is a child of the fork server at the end of `line`.
+    """Watches a kernel that is a child of the process of `server`, as ExitWatcher watches a child of this process.
 
-    `leash` is the pipe that ends the kernel when it is closed, here or by the end of this process. `exit_code` stays
-    None if the server has ended, too, and Linux does not keep it (it does from 6.15 on).
+    `keep_alive_pipe` is the write end of a pipe. The kernel is killed when it is closed, here or by the end of this
+    process. `exit_code` stays None if the server has ended, too, and Linux does not keep it (it does from 6.15 on).
     """
 
-    def __init__(self, line: ServerProcess, pid: int, pidfd: int, leash: int) -> None:
+    def __init__(self, server: Reaper, pid: int, pidfd: int, keep_alive_pipe: int) -> None:
         self.pid = pid
         self.exited = Event()
         self.exit_code: int | None = None
-        self._line = line
+        self._server = server
         self._pidfd = pidfd
-        self._leash = leash
+        self._keep_alive_pipe = keep_alive_pipe
         self._owner = Owner()
         self._watcher: Any = self._owner.hub.loop.io(pidfd, READABLE)
         self._watcher.start(self._on_exit)
@@ -51,13 +58,13 @@ class ForkedExitWatcher:
         ended = has_event(self._pidfd, POLLIN)
         if ended and self._owner.is_here:
             self._watcher.stop()
-            self._line.reap(self, at_once=True)
+            self._server.reap(self, at_once=True)
         return ended
 
     def signal_group(self, signum: int) -> None:
-        """Signal the process group that the kernel leads; not once it has ended, and not from a forked process.
+        """Signal the process group that the kernel leads; not after its end, and not from a forked process.
 
-        So no other process can have its pid: the server keeps that until it is asked to reap.
+        No other process can have the kernel's pid then: it stays the kernel's own until the server is asked to reap.
         """
         if not self._owner.forked and not self.has_ended():
             with suppress(ProcessLookupError):
@@ -65,36 +72,36 @@ class ForkedExitWatcher:
                     os.killpg(self.pid, signum)
 
     def settle(self, exit_code: int | None) -> None:
-        """The process has been reaped, with that exit code; None if only the system may know it."""
+        """The process has been reaped, with that exit code. If it is None, the server does not know; ask the system."""
         if self.exited.is_set():
             return
         if exit_code is None:
             with suppress(ProcessLookupError, PermissionError):
                 if not _signal_group(self._pidfd, SIGKILL):
                     kill_group_of_reaped(self.pid)
-            has_event(self._pidfd, POLLHUP, _REAPED)
+            has_event(self._pidfd, POLLHUP, _REAP_WAIT_S)
             exit_code = code_kept_by_linux(self._pidfd)
         self.exit_code = exit_code
         self._watcher.stop()
         self._watcher.close()
         close(self._pidfd)
-        self.let_go()
+        self.close_pipe()
         self.exited.set()
 
-    def let_go(self) -> None:
-        """Close the leash: after the end, or in a forked child, which is nobody to hold it."""
-        leash, self._leash = self._leash, -1
-        if leash >= 0:
-            close(leash)
+    def close_pipe(self) -> None:
+        """Close the keep-alive pipe: after the kernel's end, to bring that about, or a forked child's copy of it."""
+        pipe, self._keep_alive_pipe = self._keep_alive_pipe, NO_PIPE
+        if pipe != NO_PIPE:
+            close(pipe)
 
     def _on_exit(self) -> None:
         self._watcher.stop()
         if not self._owner.forked:
-            self._line.reap(self)
+            self._server.reap(self)
 
 
 def _signal_group(pidfd: int, signum: int) -> bool:
-    """Signal the group of that leader, also of one that has ended; False where Linux is too old for it."""
+    """Signal the group of that leader, also of one that has ended. Returns False where Linux is too old for that."""
     try:
         pidfd_send_signal(pidfd, signum, None, _TO_GROUP)
     except OSError as exc:
@@ -104,8 +111,8 @@ def _signal_group(pidfd: int, signum: int) -> bool:
     return True
 
 
-def has_event(pidfd: int, event: int, wait: float = 0.0) -> bool:
-    """True if the pidfd tells of an end (POLLIN), or that the process has been reaped as well (POLLHUP)."""
+def has_event(descriptor: int, event: int, seconds: float = 0.0) -> bool:
+    """True if the event has come by then. Of a pidfd, POLLIN is the end, POLLHUP that the process has been reaped."""
     poll = new_poll()
-    poll.register(pidfd, event)
-    return bool(poll.poll(wait * 1000))
+    poll.register(descriptor, event)
+    return bool(poll.poll(seconds * 1000))

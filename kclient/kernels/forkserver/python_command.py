@@ -1,4 +1,4 @@
-"""What a command line of Python says: which interpreter, with which options, is to run what; see python(1)."""
+"""A command line of Python, taken apart: the interpreter, its options, and the program. See python(1)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from kclient.errors import InvalidArgument
 _INTERPRETER: Final = re.compile(r"python[\d.]*[td]?")
 
 _FLAGS: Final = frozenset("bBdEIOPqRsSuvx")
-"""Options without a value that a forked process has of the one that it is forked from."""
+"""Options without a value. A forked process inherits their effect."""
 
 _VALUED: Final = frozenset("WX")
+"""Options with a value. A forked process inherits their effect, too."""
 
 
 @attrs.frozen
@@ -58,6 +59,6 @@ def read_python_command(argv: Sequence[str]) -> PythonCommand:
                     words[0], tuple(options), "module" if letter == "m" else "code", value, tuple(rest)
                 )
     raise InvalidArgument(
-        f"a ForkServer starts what python runs as -m module, -c code or script.py, not {list(argv)!r}; "
+        f"a ForkServer runs python with -m module, -c code or script.py, not {list(argv)!r}; "
         "leave out launcher= for this kernel"
     )

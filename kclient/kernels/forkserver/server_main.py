@@ -1,24 +1,30 @@
-"""The program of a fork server: it imports what kernels need, then forks one for each request of its client.
+"""The program of a fork server: it imports what kernels need, then forks a kernel for each request of its client.
 
 `server` runs this file by its path, in the interpreter of the kernels and with their options. So it imports neither
-kclient nor what that stands on.
+kclient nor the packages that kclient needs.
 
-Its standard input is a SOCK_SEQPACKET line to the client, for JSON objects. It says ``ready``, with the `threads` that
-the imports have left running, or ``failed``, with the `module` and the `reason`, and ends. Then it answers:
+Its standard input is a SOCK_SEQPACKET socket to the client, for JSON objects. After the imports it sends one of two:
 
-    start   with the files of Job: `pid` and a pidfd, once the kernel leads a session of its own; or an `error`
-    reap    with the pids of kernels that have ended: their exit `codes`, after what is left of their groups is killed
+    ready    with the names of the `threads` that the imports have started and that still run
+    failed   with the reason, the name of the `module` and the `traceback`; then it ends
 
-It ends with the line; its kernels go on for as long as the client holds their leash.
+Then it answers two kinds of requests:
+
+    start    comes with the files of Job. The answer is `pid` and a pidfd, once the kernel leads a session of its own;
+             or an `error` number
+    reap     has the pids of kernels that have ended. The answer is their exit `codes`. What is left of their process
+             groups is killed before
+
+It ends when the client closes the socket. Its kernels go on as long as the client keeps their keep-alive pipes open.
 """
 
 import sys
 
 IS_PATH_SAFE = getattr(sys.flags, "safe_path", False) or bool(sys.flags.isolated)
-"""True if the interpreter was told to find nothing where it happens to be."""
+"""True if the interpreter was told to search neither the working directory nor the program's."""
 
 if __name__ == "__main__" and not IS_PATH_SAFE:
-    del sys.path[0]  # the folder of this file, whose modules have names that others have, too
+    del sys.path[0]  # the folder of this file: its modules may have the names of other modules
 
 # ruff: noqa: E402
 import array
@@ -39,7 +45,7 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-BASE = (
+IPYKERNEL_IMPORTS = (
     *("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "ipykernel.subshell_manager"),
     *("IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect"),
     *("IPython.extensions.storemagic", "debugpy.server", "psutil", "tornado.platform.asyncio", "tornado.queues"),
@@ -47,23 +53,23 @@ BASE = (
     # for the first completion and the first traceback
     *("IPython.core.guarded_eval", "jedi", "pygments.formatters.terminal256", "pygments.lexers.python", "stack_data"),
 )
-"""What ipykernel imports until it is ready, and soon after, mostly from inside of functions."""
+"""Modules that ipykernel imports before it is ready, or soon after; most of them inside functions."""
 
-MADE: "dict[str, tuple[str | None, str]]" = {}
-"""Variables that the user's modules have set as they were imported: the value before, and that."""
+SET_BY_IMPORTS: "dict[str, tuple[str | None, str]]" = {}
+"""Environment variables that the user's modules set when they were imported: the value before, and the new one."""
 
 SET_SIGNAL = 10
-"""F_SETSIG of fcntl(2): another signal than SIGIO is to tell of an event."""
+"""F_SETSIG of fcntl(2): the signal that the system sends for an event, in place of SIGIO."""
 
-TOLD = 4000
-"""Characters of a traceback that the client is told."""
+MAX_CHARACTERS = 4000
+"""Of a traceback, or a reason, that is sent to the client: the last ones."""
 
 
 class Job:
-    """A kernel to be: what to run, and the files that came with the request."""
+    """A kernel that is to be forked: what it runs, and the files that came with the request."""
 
     def __init__(self, files: list[int]) -> None:
-        request, self.cwd, self.stdout, self.stderr, self.leash = self.files = files
+        request, self.cwd, self.stdout, self.stderr, self.keep_alive_pipe = self.files = files
         with open(request, "rb", closefd=False) as file:
             file.seek(0)
             wanted = json.load(file)
@@ -75,27 +81,27 @@ class Job:
             os.close(file)
 
     def enter(self) -> None:
-        """Make the forked process one that could have been started by itself, with a leash."""
+        """Turn the forked process into a session of its own, which is killed when the keep-alive pipe is closed."""
         os.setsid()
-        fcntl.fcntl(self.leash, fcntl.F_SETOWN, -os.getpid())
-        fcntl.fcntl(self.leash, SET_SIGNAL, signal.SIGKILL)
-        # nobody ever writes into it, so what the system tells of, by killing the group, is that nobody holds it
-        fcntl.fcntl(self.leash, fcntl.F_SETFL, os.O_ASYNC)
+        fcntl.fcntl(self.keep_alive_pipe, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(self.keep_alive_pipe, SET_SIGNAL, signal.SIGKILL)
+        # Nothing is ever written into the pipe. So its only event is that its last write end was closed.
+        fcntl.fcntl(self.keep_alive_pipe, fcntl.F_SETFL, os.O_ASYNC)
         hung_up = select.poll()
-        hung_up.register(self.leash, 0)
-        if hung_up.poll(0):  # just before
+        hung_up.register(self.keep_alive_pipe, 0)
+        if hung_up.poll(0):  # it was closed before the line above
             os._exit(1)
         os.dup2(self.stdout, 1)
         os.dup2(self.stderr, 2)
         for file in self.files:
-            if file != self.leash:
+            if file != self.keep_alive_pipe:
                 os.close(file)
 
     def run(self) -> None:
-        """Be what the interpreter is for `argv`."""
+        """Do what the interpreter does for `argv`."""
         set_environment(self.env)
         renew_secrets()
-        vars(threading.main_thread())["_native_id"] = threading.get_native_id()  # before 3.13 nobody does
+        vars(threading.main_thread())["_native_id"] = threading.get_native_id()  # Python does it itself from 3.13 on
         sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
         sys.orig_argv = self.argv
         sys.argv[:] = ["-m" if self.kind == "module" else "-c" if self.kind == "code" else self.target, *self.arguments]
@@ -107,7 +113,7 @@ class Job:
             runpy._run_module_as_main(self.target)  # type: ignore[attr-defined]
         elif self.kind == "code":
             extend_path("")
-            exec(self.target, vars(main))  # noqa: S102 - as the interpreter does
+            exec(self.target, vars(main))  # noqa: S102 - the interpreter does the same
         else:
             self.run_script(vars(main))
 
@@ -121,20 +127,21 @@ class Job:
         except OSError as exc:
             os.write(2, f"{sys.executable}: can't open file {path!r}: [Errno {exc.errno}] {exc.strerror}\n".encode())
             sys.exit(2)
-        exec(compile(source, path, "exec"), names)  # noqa: S102 - as the interpreter does
+        exec(compile(source, path, "exec"), names)  # noqa: S102 - the interpreter does the same
 
 
 def extend_path(first: str) -> None:
-    """Where Python finds what lies beside the program."""
+    """Put the program's folder first in sys.path, as the interpreter does."""
     if not IS_PATH_SAFE:
         sys.path.insert(0, first)
 
 
 def set_environment(environment: dict[str, str]) -> None:
-    for name, (before, made) in MADE.items():
-        if environment.get(name) == before:  # else it was given to this kernel
+    """Let the environment be that of the kernel, with what the imports have set and the kernel was not given."""
+    for name, (before, made) in SET_BY_IMPORTS.items():
+        if environment.get(name) == before:  # otherwise this kernel was given a value of its own
             environment[name] = made
-    for name in os.environ.keys() - environment.keys() - {"LC_CTYPE"}:  # which Python may have set as it started
+    for name in os.environ.keys() - environment.keys() - {"LC_CTYPE"}:  # Python may set LC_CTYPE as it starts
         del os.environ[name]
     for name, value in environment.items():
         if os.environ.get(name) != value:
@@ -143,111 +150,115 @@ def set_environment(environment: dict[str, str]) -> None:
 
 
 def renew_secrets() -> None:
-    """Let forks differ in what processes differ in; `random` sees to it itself, and so do uuid and secrets."""
+    """Make random numbers and temporary files differ in each fork. `random`, `uuid` and `secrets` do it themselves."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "tempfile" in sys.modules:
-        vars(sys.modules["tempfile"])["tempdir"] = None  # of the environment before
+        vars(sys.modules["tempfile"])["tempdir"] = None  # it was made of the environment of the server
     if "multiprocessing" in sys.modules:
         sys.modules["multiprocessing"].current_process().authkey = os.urandom(32)
 
 
 def main() -> None:
-    line = socket.socket(fileno=os.dup(0))
+    client = socket.socket(fileno=os.dup(0))
     replace(0, os.devnull)
     preload, sys.argv[1:] = sys.argv[1:], []
-    if load(line, preload):
-        job = serve(line)
+    if load(client, preload):
+        job = serve(client)
         if job is not None:
-            line.close()
+            client.close()
             job.run()
 
 
-def load(line: socket.socket, preload: list[str]) -> bool:
-    """Import the modules; returns False, and says why, if one of the user's cannot be imported."""
-    for name in BASE:
-        with suppress(Exception):  # not installed, or broken: a kernel that needs it will say so
+def load(client: socket.socket, preload: list[str]) -> bool:
+    """Import the modules. Returns False if one of the user's cannot be imported, and tells the client why."""
+    for name in IPYKERNEL_IMPORTS:
+        with suppress(Exception):  # not installed, or broken: a kernel that needs it raises the error
             importlib.import_module(name)
     place = position_of_cwd()
     sys.path[place:place] = [] if IS_PATH_SAFE else [""]
-    # As ipykernel does, which comes too late for a matplotlib that is imported here.
+    # ipykernel sets it, too, but too late for a matplotlib that is imported here.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     before = dict(os.environ)
     for name in preload:
         try:
             importlib.import_module(name)
-        except BaseException as exc:  # noqa: BLE001 - whatever a module raises, SystemExit, too
+        except BaseException as exc:  # noqa: BLE001 - a module may raise anything, SystemExit, too
             reason = traceback.format_exception_only(type(exc), exc)[-1].strip()
-            tell(line, failed=reason[-TOLD:], module=name, traceback=traceback.format_exc()[-TOLD:])
+            send(
+                client, failed=reason[-MAX_CHARACTERS:], module=name, traceback=traceback.format_exc()[-MAX_CHARACTERS:]
+            )
             return False
-    MADE.update({name: (before.get(name), value) for name, value in os.environ.items() - before.items()})
+    SET_BY_IMPORTS.update({name: (before.get(name), value) for name, value in os.environ.items() - before.items()})
     with suppress(ValueError):
         sys.path.remove("")
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()  # each kernel would print it again
+        stream.flush()  # otherwise each kernel would print what is left
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    tell(line, ready=True, threads=others)
+    send(client, ready=True, threads=others)
     gc.collect()
-    gc.freeze()  # a collection in a kernel would write to, and so copy, the memory that all of them share
+    gc.freeze()  # a collection in a kernel would write to shared memory, and so copy it
     return True
 
 
 def position_of_cwd() -> int:
-    """Where IPython puts the working directory into sys.path: behind the standard library."""
+    """The place in sys.path where IPython puts the working directory: behind the standard library."""
     for number, path in enumerate(sys.path):
         if path.endswith(("site-packages", "dist-packages")):
             return number
     return len(sys.path)
 
 
-def serve(line: socket.socket) -> "Job | None":
-    """Answer until the client ends, and return None; in a process that was forked for it, return a job."""
+def serve(client: socket.socket) -> "Job | None":
+    """Answer requests until the client ends; returns None then. In a process that was forked, returns its job."""
     while True:
-        request, files = take(line)
+        request, files = receive(client)
         if request is None:
             return None
         if "reap" in request:
-            tell(line, codes=[[pid, reap(pid)] for pid in request["reap"]])
+            send(client, codes=[[pid, reap(pid)] for pid in request["reap"]])
         else:
             job = Job(files)
-            if start(line, request["start"], job):
+            if start(client, request["start"], job):
                 return job
             job.close()
 
 
-def start(line: socket.socket, number: int, job: Job) -> bool:
-    """Fork, and answer; returns True in the child, which leads a session and is on its leash then."""
-    hears, told = os.pipe()
+def start(client: socket.socket, number: int, job: Job) -> bool:
+    """Fork, and answer. Returns True in the child, which leads a session then and ends with its keep-alive pipe."""
+    read_end, write_end = os.pipe()
     try:
         os.fchdir(job.cwd)
         pid = fork()
     except OSError as exc:
         pid = None
-        tell(line, start=number, error=exc.errno)
+        send(client, start=number, error=exc.errno)
     if pid == 0:
-        os.close(hears)
+        os.close(read_end)
         job.enter()
-        os.write(told, b"!")
-        os.close(told)
+        os.write(write_end, b"!")
+        os.close(write_end)
         return True
-    os.close(told)
+    os.close(write_end)
     if pid is not None:
-        os.read(hears, 1)
+        os.read(read_end, 1)  # until the child has entered its session, or has ended
         pidfd = os.pidfd_open(pid)
-        tell(line, pidfd, start=number, pid=pid)
+        send(client, pidfd, start=number, pid=pid)
         os.close(pidfd)
-    os.close(hears)
+    os.close(read_end)
     return False
 
 
 def fork() -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later, of threads; the client is told of them
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12 and later warn of threads; the client is told of them
         return os.fork()
 
 
 def reap(pid: int) -> "int | None":
-    """The exit code of a kernel that has ended, None if nobody knows; what is left of its group ends before."""
+    """The exit code of a kernel that has ended, None if it is unknown. First kills what is left of its group."""
     try:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
@@ -258,9 +269,9 @@ def reap(pid: int) -> "int | None":
         return None
 
 
-def take(line: socket.socket) -> "tuple[Any, list[int]]":
-    """The next request and its files; None when the client is gone."""
-    data, ancillary, _, _ = line.recvmsg(1 << 16, socket.CMSG_SPACE(5 * 4), socket.MSG_CMSG_CLOEXEC)
+def receive(client: socket.socket) -> "tuple[Any, list[int]]":
+    """The next request and its files. The request is None when the client has closed the socket."""
+    data, ancillary, _, _ = client.recvmsg(1 << 16, socket.CMSG_SPACE(5 * 4), socket.MSG_CMSG_CLOEXEC)
     files = array.array("i")
     for level, kind, numbers in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -268,14 +279,15 @@ def take(line: socket.socket) -> "tuple[Any, list[int]]":
     return json.loads(data) if data else None, list(files)
 
 
-def tell(line: socket.socket, *files: int, **what: object) -> None:
+def send(client: socket.socket, *files: int, **message: object) -> None:
+    """Send a message, with copies of the files."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
-    with suppress(BrokenPipeError, ConnectionError):  # the client is gone, as the next request will tell
-        line.sendmsg([json.dumps(what).encode()], rights, socket.MSG_NOSIGNAL)
+    with suppress(BrokenPipeError, ConnectionError):  # the client has closed the socket: `receive` finds that out
+        client.sendmsg([json.dumps(message).encode()], rights, socket.MSG_NOSIGNAL)
 
 
 def replace(number: int, path: str) -> None:
-    """Let a standard stream be that file."""
+    """Make a standard stream that file."""
     file = os.open(path, os.O_RDWR)
     os.dup2(file, number)
     os.close(file)
