@@ -52,7 +52,7 @@ PACKAGES = {
     "concurrency": {"gevent"},
     "protocol": {"attrs", "orjson"},
     "transport": {"gevent", "zmq"},
-    "channels": {"attrs", "gevent", "zmq"},
+    "channels": {"attrs", "gevent"},
     "kernels": {"attrs", "gevent", "jupyter_core", "zmq"},
     "client": {"attrs", "gevent"},
     "manager": {"attrs", "gevent"},
@@ -65,7 +65,7 @@ PACKAGES = {
 }
 """What each room may import from outside the standard library."""
 
-KNOWS_ZMQ = ("kclient.transport.zmq", "kclient.kernels.connection", "kclient.testing", "kclient.channels")
+KNOWS_ZMQ = ("kclient.transport.zmq", "kclient.kernels.connection", "kclient.testing")
 """Where zmq may be imported: the transport over it, keys and the handshake, and the fake kernel."""
 
 IMPURE = {
@@ -105,7 +105,7 @@ class Module:
 
         Exempt is `kclient/__init__`: what it has for type checkers only is imported when it is asked for.
         """
-        for node in running_code(self.tree):
+        for node in running_code(self.tree) if self.name == PACKAGE.name else ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     yield node.lineno, alias.name

@@ -19,22 +19,12 @@ from kclient.kernels.connection.port_conflicts import were_taken
 from kclient.kernels.launch import Launch
 from kclient.kernels.provisioner import Provisioner
 from kclient.manager.client_holder import ClientHolder
+from kclient.manager.holding import Holding
 from kclient.manager.phases import HAD_ANSWERED, TRANSITIONS, Event, Phase, Reaction
 from kclient.manager.shutdown import ask_to_exit
 
 if TYPE_CHECKING:
     from kclient.manager.autorestart import Restarter
-
-
-class Holding:
-    """The kernel that a lifecycle has now. A finalizer holds this, and nothing else of the manager."""
-
-    def __init__(self, provisioner: Provisioner) -> None:
-        self.provisioner = provisioner
-
-    def abandon(self) -> None:
-        """The manager was dropped, or the program ends: kill the process, and remove its files."""
-        self.provisioner.abandon()
 
 
 class Lifecycle:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
 from kclient.protocol.messages import Message, reply_type
-
-if TYPE_CHECKING:
-    from kclient.testing.kernel import FakeKernel
+from kclient.protocol.session import Session
 
 Step = tuple[str, dict[str, Any]]
 """One message that code publishes: its type on iopub and its content."""
@@ -39,11 +37,36 @@ def error(ename: str, evalue: str = "", traceback: Sequence[str] = ()) -> Step:
     return "error", {"ename": ename, "evalue": evalue, "traceback": list(traceback)}
 
 
+class ScriptedKernel(Protocol):
+    """The FakeKernel, as a request and its handler see it."""
+
+    script: dict[str, Sequence[Step] | Handler]
+    session: Session
+    execution_count: int
+    protocol_version: str
+    supported_features: list[str]
+
+    def publish(
+        self,
+        msg_type: str,
+        content: Mapping[str, Any],
+        *,
+        parent: Message | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None: ...
+
+    def send(self, channel: str, message: Message, identities: Sequence[bytes]) -> None: ...
+
+    def ask(self, request: Request, prompt: str, password: bool) -> str: ...
+
+    def shut_down(self) -> None: ...
+
+
 @attrs.define(eq=False)
 class Request:
     """A request that the fake kernel has received, with methods to answer it."""
 
-    kernel: FakeKernel
+    kernel: ScriptedKernel
     channel: str
     message: Message
     identities: list[bytes]
