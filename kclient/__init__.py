@@ -1,6 +1,6 @@
 """Talk to Jupyter kernels, synchronously: every request returns its reply, in scripts and in gevent servers."""
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from kclient.channels.heartbeat import HBChannel

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class RequestChannel(MessageChannel):
     """Matches replies to requests, by the msg_id of their parent_header."""
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests(self._shared.pending)
         self.answering: set[object] = set()
@@ -232,7 +232,7 @@ class ControlChannel(RequestChannel, ControlRequests):
 
     name = "control"
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._debug_seq = 0
 

@@ -24,7 +24,7 @@ class StdInChannel(MessageChannel):
 
     name = "stdin"
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._client: StdInClient = self._shared.client
         self._inbox = Inbox(INBOX_MESSAGES, INBOX_BYTES)

@@ -126,7 +126,8 @@ class ChannelSet:
         Raises UnsupportedFeature if the transport has no second connection.
         """
         transport = _SecondLines(self.transport)
-        channel = _TEMPORARY[name](Shared.of_one(transport, self.session), self.session)
+        shared = Shared.of_one(transport, self.session)
+        channel = _TEMPORARY[name](shared, self.session, transport.address(name))
         try:
             channel.start()
             yield channel
