@@ -139,7 +139,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         value: object = _installed_version()
     elif name in _MODULES:
-        value = getattr(import_module(_MODULES[name]), name)
+        value = getattr(_import_module(_MODULES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
