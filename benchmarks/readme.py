@@ -40,6 +40,7 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("p50 over raw, us", "over_raw_us", 0),
     ("to raw", "ratio_to_raw", 3),
     ("to jupyter_client", "ratio_to_jupyter_client", 3),
+    ("to before", "ratio_to_before", 3),
 ]
 """Title, key and digits; a column that would be empty is left out."""
 
