@@ -10,21 +10,23 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import kclient
 from benchmarks.kernels import ROOT
+from kclient.bench.recorder import Recorder
 
 BEFORE = " (before)"
 """What the name of a client ends in when it is that of the other build."""
 
 TURNS_OF_A_PROCESS = 20
-"""Then a fresh one takes over: where its memory happens to lie makes one process faster than its twin, by 1 % or so."""
+"""Then a fresh one takes over: a process may be 3 % faster than its twin, by where its memory happens to lie."""
 
 
 class Build:
@@ -60,6 +62,25 @@ class Build:
             self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
 
+class Pair:
+    """The turns of both builds in one operation: one right after the other, each the first in every other round."""
+
+    def __init__(self, builds: dict[str, Build], name: str, arguments: Sequence[object]) -> None:
+        self._builds = builds
+        self._name = name
+        self._arguments = arguments
+        self._is_reversed = False
+        self._found: dict[str, Any] = {}
+
+    def turn(self, end: str, *more: object) -> Any:
+        """What that build's turn returns; the first that is asked for in a round has both builds take theirs."""
+        if end not in self._found:
+            order = [*self._builds.items()][:: -1 if self._is_reversed else 1]
+            self._is_reversed = not self._is_reversed
+            self._found = {each: build.turn(self._name, *self._arguments, *more) for each, build in order}
+        return self._found.pop(end)
+
+
 class Builds:
     """Both builds, each by what the names of its clients end in; none without another checkout."""
 
@@ -71,7 +92,8 @@ class Builds:
 
     def turns(self, client: str, name: str, *arguments: object) -> dict[str, Callable[..., Any]]:
         """That turn by either build, under the name of the client."""
-        return {client + end: partial(build.turn, name, *arguments) for end, build in self._found.items()}
+        pair = Pair(self._found, name, arguments)
+        return {client + end: partial(pair.turn, end) for end in self._found}
 
 
 @contextmanager
@@ -83,6 +105,32 @@ def builds(against: Path | None) -> Iterator[Builds]:
             if against is not None
             else {}
         )
+
+
+def ratios_to_before(times: Mapping[str, float], rounds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Today's time to that of the other build, for each client that has one: above 1 is slower.
+
+    `ratio_to_before` is that of the whole run. `ratio_by_round` is the median of the rounds' own ratios: what disturbs
+    the machine for some rounds disturbs both builds in them, and leaves it as it is.
+    """
+    return {
+        client: {
+            "ratio_to_before": times[client] / times[client + BEFORE],
+            "ratio_by_round": median(
+                now / before for now, before in zip(rounds[client], rounds[client + BEFORE], strict=True)
+            ),
+        }
+        for client in times
+        if client + BEFORE in times
+    }
+
+
+def ratios_of_recorders(recorders: Mapping[str, Recorder]) -> dict[str, dict[str, float]]:
+    """The same of calls that were recorded round by round."""
+    return ratios_to_before(
+        {name: recorder.figures().p50_us for name, recorder in recorders.items()},
+        {name: recorder.round_medians for name, recorder in recorders.items()},
+    )
 
 
 def checkouts(against: Path | None) -> dict[str, Path]:

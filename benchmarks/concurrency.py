@@ -16,7 +16,7 @@ from typing import Protocol
 import attrs
 
 from benchmarks import stress
-from benchmarks.builds import Builds, builds
+from benchmarks.builds import Builds, builds, ratios_of_recorders
 from benchmarks.clients import Green, Raw, RawUnrolled
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
@@ -89,13 +89,14 @@ def measure(
         for _ in range(rounds):
             for name, calls in opened.items():
                 times, seconds = calls(count)
-                recorders[name].record(times)
+                recorders[name].record_round(times)
                 rates[name].append(count / seconds)
                 progress.advance()
-    rows = [
-        attrs.evolve(row_of("concurrency", transport, name, "pipelined", recorder), per_s=median(rates[name]))
-        for name, recorder in recorders.items()
-    ]
+    to_before = ratios_of_recorders(recorders)
+    rows = []
+    for name, recorder in recorders.items():
+        row = row_of("concurrency", transport, name, "pipelined", recorder).with_extra(**to_before.get(name, {}))
+        rows.append(attrs.evolve(row, per_s=median(rates[name])))
     return rows, recorders
 
 

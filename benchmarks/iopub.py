@@ -17,7 +17,7 @@ import gevent
 import zmq
 from jupyter_client.blocking import BlockingKernelClient
 
-from benchmarks.builds import Builds, builds
+from benchmarks.builds import Builds, builds, ratios_to_before
 from benchmarks.clients import Green, JupyterClient, Raw, RawUnrolled
 from benchmarks.codec import execute_content
 from benchmarks.kernels import Connection, echo_kernel_each
@@ -110,6 +110,13 @@ def measure_drains(transport: str, connections: Mapping[str, Connection], both: 
             for name, drain in drains.items():
                 found[name].append(drain(count))
                 progress.advance()
+    rates = {
+        name: [flood.received / (flood.ended - flood.started) for flood in floods] for name, floods in found.items()
+    }
+    to_before = ratios_to_before(
+        {name: 1 / median(each) for name, each in rates.items()},
+        {name: [1 / rate for rate in each] for name, each in rates.items()},
+    )
     return [
         Row(
             "iopub",
@@ -117,8 +124,11 @@ def measure_drains(transport: str, connections: Mapping[str, Connection], both: 
             name,
             "drain",
             n=sum(flood.received for flood in floods),
-            per_s=median(flood.received / (flood.ended - flood.started) for flood in floods),
-            extra={"lost": rounds * count - sum(flood.received for flood in floods)},
+            per_s=median(rates[name]),
+            extra={
+                "lost": rounds * count - sum(flood.received for flood in floods),
+                **to_before.get(name, {}),
+            },
         )
         for name, floods in found.items()
     ]
@@ -150,7 +160,7 @@ def measure_tickers(
         progress = stack.enter_context(ProgressLine(f"ticker, {transport}", rounds * len(tickers)))
         for _ in range(rounds):
             for name, ticker in tickers.items():
-                recorders[name].record(ticker(count))
+                recorders[name].record_round(ticker(count))
                 progress.advance()
     return recorders
 

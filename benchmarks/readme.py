@@ -41,6 +41,7 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("to raw", "ratio_to_raw", 3),
     ("to jupyter_client", "ratio_to_jupyter_client", 3),
     ("to before", "ratio_to_before", 3),
+    ("by round", "ratio_by_round", 3),
 ]
 """Title, key and digits; a column that would be empty is left out."""
 

@@ -13,7 +13,7 @@ import attrs
 import gevent
 
 from benchmarks.bars import bar_of
-from benchmarks.builds import BEFORE, add_against
+from benchmarks.builds import BEFORE, add_against, ratios_of_recorders
 from kclient.bench.machine import describe_machine, machine_line
 from kclient.bench.plot import Line, Panel, check_format, write_plot
 from kclient.bench.recorder import Recorder
@@ -110,6 +110,7 @@ RATIOS = [
     figure("to raw", "ratio_to_raw", 3),
     figure("to jupyter_client", "ratio_to_jupyter_client", 3),
     figure("to before", "ratio_to_before", 3),
+    figure("by round", "ratio_by_round", 3),
     Column("bar", bar_text, is_number=False),
 ]
 
@@ -141,14 +142,13 @@ class Report:
     ) -> None:
         """Calls that were timed one by one; the ratios are those of the medians."""
         figures = {name: recorder.figures() for name, recorder in recorders.items()}
+        to_before = ratios_of_recorders(recorders)
         rows = []
         for name, recorder in recorders.items():
             row = row_of(self.benchmark, transport, name, operation, recorder, figures.get(floor))
             if JUPYTER in figures:
                 row = row.with_extra(ratio_to_jupyter_client=figures[name].p50_us / figures[JUPYTER].p50_us)
-            if name + BEFORE in figures:
-                row = row.with_extra(ratio_to_before=figures[name].p50_us / figures[name + BEFORE].p50_us)
-            rows.append(row.with_extra(**(extra or {}).get(name, {})))
+            rows.append(row.with_extra(**to_before.get(name, {}), **(extra or {}).get(name, {})))
         self.add_rows(transport, operation, rows, [*LATENCY, *columns])
         self.add_panel(transport, operation, recorders)
 
@@ -162,24 +162,14 @@ class Report:
         sys.stdout.write(text + "\n")
 
     def add_rates(self, transport: str, operation: str, rows: Sequence[Row], columns: Sequence[Column]) -> None:
-        """What has a rate; the ratios are those of the rates, the floor that with the codec.
-
-        The ratio to the build before is one of times as everywhere: of the medians or, without them, of the rates.
-        """
+        """What has a rate; the ratios are those of the rates, the floor that with the codec."""
         rates = {row.client: row.per_s for row in rows}
-        before = {row.client.removesuffix(BEFORE): row for row in rows if row.client.endswith(BEFORE)}
 
         def with_ratios(row: Row) -> Row:
             to_raw, to_jupyter = (
                 row.per_s / rates[name] if row.per_s and rates.get(name) else None for name in (FLOOR_OF_RATES, JUPYTER)
             )
-            row = attrs.evolve(row, ratio_to_raw=to_raw).with_extra(ratio_to_jupyter_client=to_jupyter)
-            old = before.get(row.client)
-            if old is None:
-                return row
-            if row.p50_us and old.p50_us:
-                return row.with_extra(ratio_to_before=row.p50_us / old.p50_us)
-            return row.with_extra(ratio_to_before=old.per_s / row.per_s if old.per_s and row.per_s else None)
+            return attrs.evolve(row, ratio_to_raw=to_raw).with_extra(ratio_to_jupyter_client=to_jupyter)
 
         self.add_rows(transport, operation, [with_ratios(row) for row in rows], columns)
 

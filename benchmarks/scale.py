@@ -60,8 +60,8 @@ def measure_calls(
     with ProgressLine(f"one and many, {transport}", rounds * len(ones)) as progress:
         for _ in range(rounds):
             for name in ones:
-                ones[name].record(ones_of[name]())
-                alls[name].record(alls_of[name]())
+                ones[name].record_round(ones_of[name]())
+                alls[name].record_round(alls_of[name]())
                 progress.advance()
     return ones, alls
 

@@ -127,8 +127,8 @@ def measure_lives(transport: str, both: Builds, options: Options) -> tuple[dict[
             for _ in range(rounds):
                 for name, live in lives.items():
                     start, end = live()
-                    starts[name].record([start])
-                    ends[name].record([end])
+                    starts[name].record_round([start])
+                    ends[name].record_round([end])
                     progress.advance()
         return starts, ends
 
@@ -184,11 +184,11 @@ def measure_imports(options: Options) -> dict[str, Recorder]:
     }
     recorders = {name: Recorder() for name in imports}
     with ProgressLine("import", (rounds + 1) * len(imports)) as progress:
-        for is_timed in [False, *[True] * rounds]:  # the first writes the byte code
-            for name, (modules, path) in imports.items():
+        for number in range(1 + rounds):
+            for name, (modules, path) in [*imports.items()][:: -1 if number % 2 else 1]:
                 nanoseconds = time_import(modules, path)
-                if is_timed:
-                    recorders[name].record([nanoseconds])
+                if number:  # the first writes the byte code
+                    recorders[name].record_round([nanoseconds])
                 progress.advance()
     return recorders
 

@@ -50,7 +50,7 @@ def interleave_batches(
             progress.advance()
         for size in sizes:
             for name, make_calls in batches.items():
-                recorders[name].record(make_calls(size))
+                recorders[name].record_round(make_calls(size))
                 tidy.get(name, nothing)()
                 progress.advance()
     return recorders
