@@ -22,12 +22,12 @@ def take_turns(pipe: Connection[Any, Any]) -> None:
         while True:
             try:
                 name, arguments = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):
                 return
             found = TURNS[name](*arguments)
             try:
                 pipe.send(found)
-            except BrokenPipeError:  # the benchmark has ended
+            except ConnectionError:  # the benchmark has ended
                 return
 
 

@@ -28,6 +28,9 @@ BEFORE = " (before)"
 TURNS_OF_A_PROCESS = 20
 """Then a fresh one takes over: a process may be 3 % faster than its twin, by where its memory happens to lie."""
 
+TURN_S = 30
+"""More than a turn takes on a busy machine."""
+
 
 class Build:
     """The processes of one build, one after the other."""
@@ -46,13 +49,17 @@ class Build:
         try:
             self._pipe.send((name, arguments))
             return self._pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError) as exc:
+        except (EOFError, ConnectionError) as exc:
             raise RuntimeError(f"the build in {self._checkout} failed at {name!r}; its error stands above") from exc
 
     def close(self) -> None:
-        """End the process, once it has done what it was asked for."""
+        """End the process, once it has done what it was asked for; a turn that lasts too long is broken off."""
         self._pipe.close()
-        self._process.wait()
+        try:
+            self._process.wait(TURN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _start(self) -> None:
         self._turns = 0
@@ -98,7 +105,10 @@ class Builds:
 
 @contextmanager
 def builds(against: Path | None) -> Iterator[Builds]:
-    """Start the process of each build, if there is something to be measured against."""
+    """Start the process of each build, if there is something to be measured against.
+
+    The kernels must outlast it: a turn that is under way ends only with an answer from its kernel.
+    """
     with ExitStack() as stack:
         yield Builds(
             {end: stack.enter_context(closing(Build(path))) for end, path in checkouts(against).items()}

@@ -59,15 +59,14 @@ def measure(
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse("latency", __doc__ or "", argv, compares_builds=True)
     report = Report("latency", options)
-    with builds(options.against) as both:
-        measure_echo_kernels(report, both, options)
-        measure_ipykernel(report, both, options)
+    measure_echo_kernels(report, options)
+    measure_ipykernel(report, options)
     report.finish()
 
 
-def measure_echo_kernels(report: Report, both: Builds, options: Options) -> None:
+def measure_echo_kernels(report: Report, options: Options) -> None:
     names = [*LATENCY, "raw (in turn)"]
-    with echo_kernel_each(names) as kernels:
+    with echo_kernel_each(names) as kernels, builds(options.against) as both:
         for operation in OPERATIONS:
             clients = LATENCY if operation != "run" else {**LATENCY, "raw (in turn)": RawInTurn}
             for transport in options.transports:
@@ -77,13 +76,14 @@ def measure_echo_kernels(report: Report, both: Builds, options: Options) -> None
                 report.add_calls(transport, operation, recorders)
 
 
-def measure_ipykernel(report: Report, both: Builds, options: Options) -> None:
+def measure_ipykernel(report: Report, options: Options) -> None:
     names = QUICK_AGAINST_IPYKERNEL if options.quick else AGAINST_IPYKERNEL
     for transport in options.transports:
         with ExitStack() as stack:
             bare = {name: stack.enter_context(bare_kernel(transport)) for name in names}
             connections = {name: kernel.connection for name, kernel in bare.items()}
             clients = {name: LATENCY[name] for name in names}
+            both = stack.enter_context(builds(options.against))
             title = f"run, ipykernel, {transport}"
             recorders = measure("run", clients, connections, both, title, options, count=2000)
         report.add_calls(transport, "run, ipykernel", recorders)

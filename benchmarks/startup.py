@@ -22,7 +22,7 @@ import zmq
 from jupyter_client.manager import KernelManager
 
 import kclient
-from benchmarks.builds import Builds, builds, checkouts
+from benchmarks.builds import builds, checkouts
 from benchmarks.clients import PATIENCE
 from benchmarks.codec import Codec
 from benchmarks.kernels import ROOT, Connection, address, bare_kernel
@@ -105,9 +105,9 @@ def wait_for_exit(process: subprocess.Popen[bytes]) -> None:
         os.close(descriptor)
 
 
-def measure_lives(transport: str, both: Builds, options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
+def measure_lives(transport: str, options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
     """The latencies of start and shutdown, by client; one kernel after the other, in turn."""
-    with kclient.ForkServer() as launcher:
+    with kclient.ForkServer() as launcher, builds(options.against) as both:
         life_with_kclient(transport, launcher)  # when it has started one, it has imported all
         lives: dict[str, Callable[[], Times]] = {
             "raw": lambda: life_of_bare_process(transport),
@@ -133,9 +133,9 @@ def measure_lives(transport: str, both: Builds, options: Options) -> tuple[dict[
         return starts, ends
 
 
-def measure_wait_for_ready(transport: str, both: Builds, options: Options) -> dict[str, Recorder]:
+def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Recorder]:
     """A fresh client of a kernel that is ready, from nothing to ready; its channels are closed untimed."""
-    with jupyter_kernel(transport) as manager:
+    with jupyter_kernel(transport) as manager, builds(options.against) as both:
         connection = manager.get_connection_info()
         connection["key"] = connection["key"].decode()
         left: list[Callable[[], object]] = []
@@ -207,15 +207,7 @@ def time_import(modules: str, path: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse("startup", __doc__ or "", argv, compares_builds=True)
     report = Report("startup", options)
-    with builds(options.against) as both:
-        measure_real_kernels(report, both, options)
-    report.add_calls("", "import", measure_imports(options))
-    report.say("import: raw is `import gevent, zmq.green, attrs`.")
-    report.finish()
-
-
-def measure_real_kernels(report: Report, both: Builds, options: Options) -> None:
-    lives = {transport: measure_lives(transport, both, options) for transport in options.transports}
+    lives = {transport: measure_lives(transport, options) for transport in options.transports}
     for transport, (starts, _) in lives.items():
         report.add_calls(transport, "start", starts)
     for transport, (_, ends) in lives.items():
@@ -223,7 +215,10 @@ def measure_real_kernels(report: Report, both: Builds, options: Options) -> None
         over = {name: {"over_raw_us": recorder.figures().p50_us - own} for name, recorder in ends.items()}
         report.add_calls(transport, "shutdown", ends, extra=over, columns=[figure("p50 over raw, us", "over_raw_us")])
     for transport in options.transports:
-        report.add_calls(transport, "wait_for_ready", measure_wait_for_ready(transport, both, options))
+        report.add_calls(transport, "wait_for_ready", measure_wait_for_ready(transport, options))
+    report.add_calls("", "import", measure_imports(options))
+    report.say("import: raw is `import gevent, zmq.green, attrs`.")
+    report.finish()
 
 
 if __name__ == "__main__":
