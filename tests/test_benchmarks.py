@@ -191,15 +191,12 @@ def test_each_build_is_the_first_in_every_other_round() -> None:
 def test_build_is_that_of_its_checkout(folder: Path) -> None:
     """This one connects to nothing at once, and fails where a kernel has a name."""
     (folder / "kclient").mkdir()
-    (folder / "kclient" / "__init__.py").write_text(
-        """
-class KernelClient:
+    source = """class KernelClient:
     def __init__(self, connection): self.connection = connection
-    def start_channels(self): pass
     def wait_for_ready(self, timeout): assert not self.connection
     def close(self): pass
-"""
-    )
+    start_channels = close"""
+    (folder / "kclient" / "__init__.py").write_text(source)
     with closing(Build(folder)) as build:
         assert len(build.turn("time_until_ready", {}, 3)) == 3
         with pytest.raises(RuntimeError, match="failed at 'time_until_ready'"):
