@@ -40,7 +40,7 @@ class StdInChannel(MessageChannel):
 
     def answer(self, request: Message, string: str) -> None:
         """Answer that input request."""
-        reply = self.session.msg("input_reply", messages.input_reply(string), parent=request)
+        reply = self._session.msg("input_reply", messages.input_reply(string), parent=request)
         self.check_running()
         self._check_failure()
         self._line.send(reply)
