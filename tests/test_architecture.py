@@ -7,6 +7,7 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -280,3 +281,84 @@ def test_importing_kclient_brings_in_nothing_it_can_do_without() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], "imported by `import kclient`; import it where it is used"
+
+
+# Rules 3 and 4 of the house: no mixins, no callbacks that wait to be set, no hands in another object's pockets
+
+
+PUBLIC_CALLBACKS = {
+    ("FakeKernel", "lose"),  # a user of the fake sets it
+    ("InputRequests", "on_input"),  # a user of the client sets it
+    ("Slot", "on_settled"),  # `Requests` sets it while a call awaits the reply
+    ("Slot", "error"),  # makes the error in the place of the reply
+}
+"""Callbacks that are None until they are set, and why."""
+
+CALLABLES = {"Callable", "OnInput", "OnOutput", "OnMessage", "OnClose", "OnOpen", "OnSettled", "OnRestart", "OnGiveUp"}
+
+INTERFACES = {"ShellRequests", "ControlRequests"}
+"""Classes that others inherit beside their own base: request methods over one abstract `request`."""
+
+CLASSES = {node.name: node for module in MODULES for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)}
+
+
+def names_in(node: ast.AST | None) -> set[str]:
+    return set() if node is None else {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+
+
+@cache
+def own_and_inherited(name: str) -> frozenset[str]:
+    """The private attributes that a class, and the classes of kclient that it inherits, set on `self`."""
+    node = CLASSES.get(name)
+    if node is None:
+        return frozenset()
+    found = frozenset(
+        target.attr
+        for target in ast.walk(node)
+        if isinstance(target, ast.Attribute)
+        and isinstance(target.ctx, ast.Store)
+        and ast.unparse(target.value) == "self"
+    )
+    return found.union(*(own_and_inherited(ast.unparse(base)) for base in node.bases))
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_class_inherits_one_class_of_kclient_and_interfaces(name: str) -> None:
+    assert not name.endswith("Mixin")
+    bases = [ast.unparse(base).partition("[")[0] for base in CLASSES[name].bases]
+    is_protocol = "Protocol" in bases
+    ours = [base for base in bases if base in CLASSES and base not in INTERFACES]
+    assert is_protocol or len(ours) <= 1, f"{name} inherits {', '.join(ours)}: hand in what it uses instead"
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_no_callback_waits_to_be_set_from_outside(name: str) -> None:
+    waiting = {
+        node.target.attr
+        for node in ast.walk(CLASSES[name])
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Attribute)
+        and not node.target.attr.startswith("_")
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is None
+        and names_in(node.annotation) & CALLABLES
+    }
+    wrong = {attribute for attribute in waiting if (name, attribute) not in PUBLIC_CALLBACKS}
+    assert not wrong, f"{name}: hand in {', '.join(sorted(wrong))} at construction, by a Protocol"
+
+
+@each_module
+def test_module_uses_no_private_attribute_of_another_object(module: Module) -> None:
+    wrong = []
+    for holder in [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)] or [module.tree]:
+        allowed = own_and_inherited(holder.name) if isinstance(holder, ast.ClassDef) else frozenset()
+        wrong += [
+            f"line {node.lineno}: {ast.unparse(node)}"
+            for node in ast.walk(holder)
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and node.attr not in allowed
+            and ast.unparse(node.value) not in {"self", "cls", "super()", "os", "sys", "runpy"}
+        ]
+    assert not wrong, "\n".join([module.name, *wrong])
