@@ -11,7 +11,9 @@ from typing import Any
 import pyperf
 
 from benchmarks.codec import Codec, execute_content
+from kclient.protocol.comms import CommRoutes
 from kclient.protocol.messages import Message
+from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.routing import Outputs, Requests
 from kclient.protocol.session import Session
 
@@ -48,7 +50,7 @@ def time_deserialize(loops: int) -> float:
 def time_replies(loops: int) -> float:
     """Open a slot, and route the reply to it."""
     pairs = [request_and_answer("kernel_info_reply") for _ in range(loops)]
-    requests = Requests()
+    requests = Requests(PendingAnswers())
     start = pyperf.perf_counter()
     for request, reply in pairs:
         slot = requests.open(request)
@@ -59,7 +61,7 @@ def time_replies(loops: int) -> float:
 
 def time_outputs(loops: int) -> float:
     """Find the execution that an output belongs to."""
-    outputs = Outputs(1000, 2**20)
+    outputs = Outputs(1000, 2**20, PendingAnswers(), CommRoutes("", None))
     request, output = request_and_answer("stream")
     outputs.executions[request.msg_id] = Sink()
     start = pyperf.perf_counter()

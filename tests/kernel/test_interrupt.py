@@ -5,7 +5,7 @@ import gevent.event
 import pytest
 
 import kclient
-from kclient.client.interrupts import INTERRUPT_AGAIN
+from kclient.client.interrupts import INTERRUPT_AGAIN_S
 
 WAIT = 30
 """Seconds for what takes milliseconds on an idle machine."""
@@ -165,7 +165,7 @@ def test_second_signal_is_not_sent_when_the_first_was_effective_but_nobody_has_l
     behind = kernel.submit("import time\nfor _ in range(100): time.sleep(0.01)\n'untouched'")
     next(iter(running))
     running.interrupt()
-    time.sleep(INTERRUPT_AGAIN + 0.1)  # a program that computes, and gives the hub no turn
+    time.sleep(INTERRUPT_AGAIN_S + 0.1)  # a program that computes, and gives the hub no turn
     assert was_interrupted(running)
     assert behind.result().text == "'untouched'"
 

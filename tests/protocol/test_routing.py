@@ -793,12 +793,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.delivered = []
 
     def teardown(self):
-        while self.inbox:
-            self.get_msg()
-        assert len(set(self.delivered)) == len(self.delivered)
-        handed = sum(one.state == "handed" and one.reply is not None for one in self.asked)
-        assert self.routed == len(self.delivered) + self.dropped + self.discarded + handed
-        self.patch.undo()
+        try:
+            while self.inbox:
+                self.get_msg()
+            assert len(set(self.delivered)) == len(self.delivered)
+            handed = sum(one.state == "handed" and one.reply is not None for one in self.asked)
+            assert self.routed == len(self.delivered) + self.dropped + self.discarded + handed
+        finally:
+            self.patch.undo()
 
     def any_of(self, data, *states):
         return data.draw(st.sampled_from([one for one in self.asked if one.state in states]), label="request")
