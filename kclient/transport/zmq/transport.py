@@ -127,13 +127,14 @@ class ZmqTransport:
             self._identity = self._new_identity()
         self._made.add(channel)
         line = self._new_line(channel, receiver, None if channel == "stdin" else self._identity)
+        self._lines.add(line)
         if channel == "shell":
             self._shell = weakref.ref(line)
             self._reopen_stdin()
         return line
 
     def second_line(self, channel: str, receiver: Receiver) -> ZmqLine:
-        """A line over a connection of its own."""
+        """A line over a connection of its own, for a short time. It does not `move`."""
         return self._new_line(channel, receiver, self._new_identity())
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> ZmqHeartbeat:
@@ -184,7 +185,7 @@ class ZmqTransport:
 
     def _new_line(self, channel: str, receiver: Receiver, identity: bytes | None) -> ZmqLine:
         self.address(channel)
-        line = ZmqLine(
+        return ZmqLine(
             self._owner,
             channel,
             partial(self._open_socket, channel, identity),
@@ -194,8 +195,6 @@ class ZmqTransport:
             topics=TOPICS.get(channel, 0),
             tells_of_cuts=channel == "stdin",
         )
-        self._lines.add(line)
-        return line
 
     def _open_socket(self, channel: str, identity: bytes | None) -> zmq.Socket[Any]:
         """A connected socket; raises InvalidState, InvalidArgument and TooManyFiles."""
