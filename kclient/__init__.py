@@ -132,7 +132,7 @@ _MODULES = {
     "list_kernel_specs": "kclient.kernels.specs.search",
     "remove_kernel_spec": "kclient.kernels.specs.install",
 }
-"""What is not needed until there is a kernel to talk to, or to start: imported when asked for."""
+"""Names that are imported when they are first used: a program needs them late, or not at all."""
 
 
 def __getattr__(name: str) -> object:
@@ -151,8 +151,8 @@ def __dir__() -> list[str]:
 
 
 def _installed_version() -> str:
-    """The version of the package that is installed; "unknown" for source files that nobody installed."""
-    from importlib.metadata import PackageNotFoundError, version  # imported here: few programs ask
+    """The version of the installed package; "unknown" for source files that are not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # imported here: few programs need it
 
     try:
         return version("kclient")

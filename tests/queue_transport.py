@@ -107,7 +107,7 @@ class QueueTransport:
         self.address = self._relay.address
         self.file_descriptors = self._relay.file_descriptors
         self.hint = self._relay.hint
-        self.is_ours = is_ours
+        self.own = self._relay.own
 
     @property
     def channels(self) -> Sequence[str]:

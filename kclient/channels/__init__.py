@@ -1,1 +1,1 @@
-"""The five channels: a ZeroMQ socket each, what serves it, and the requests that go over it."""
+"""The five channels of a kernel: what each means, and the requests that go over it. They know no sockets."""

@@ -1,4 +1,4 @@
-"""What the five channels have in common: start and stop, delivery to `call_handlers`, and waiting for messages."""
+"""The part that all channels share: start and stop, delivery to `call_handlers`, and waiting for messages."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
 LAST_LOOK_S: Final = 0.02
-"""Seconds for which a call whose time is up takes in what has come: its answer may stand behind many other messages."""
+"""Seconds for which a call whose time is up takes in messages: its answer may stand behind many others."""
 
 LOOK_AGAIN_S: Final = 0.04
-"""Seconds from one such look to the next: many of them beside a flood must not stop the loop."""
+"""Seconds from one such look to the next. During a flood, many of them in a row would stop the loop."""
+
+INBOX_BYTES: Final = 64 * 2**20
+"""Memory of the messages in an inbox. If they take more, the oldest are dropped."""
 
 
 class Channel(ABC):
     """A channel to one kernel, served in the hub that made it: ``Channel(context, session, address)``.
 
     `context` is a ZeroMQ context and `address` a ZeroMQ URL or an (ip, port) pair; port 0 raises InvalidPortNumber. The
-    connection is encrypted if the session has a server_key. A client passes a `Shared` as `context`, which knows the
-    way to the kernel. A subclass may override `call_handlers`, which sees every message once, in a greenlet of its own.
+    connection is encrypted if the session has a server_key. A client passes a `Shared` as `context`; it has the
+    transport to the kernel. A subclass may override `call_handlers`. It sees every message once, in its own greenlet.
     """
 
     name: ClassVar[str]
 
     def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         self.dropped: Counter[str] = Counter()
-        self.looked_at = 0.0
+        self._looked_at = 0.0
         self._made_of = context, address
         self._session = session
         self._shared = shared_by(context, session, address)
@@ -65,26 +68,26 @@ class Channel(ABC):
 
     @property
     def session(self) -> Session:
-        """Key and message ids. That of a channel that stands alone may be set before the start."""
+        """Key and message ids. It may be set before the start, if the channel belongs to no client."""
         return self._session
 
     @session.setter
     def session(self, session: Session) -> None:
         context, address = self._made_of
         if self._is_started or context is self._shared:
-            raise InvalidState(f"the session of the {self.name} channel cannot be changed any more; make a new channel")
+            raise InvalidState(f"the session of the {self.name} channel can no longer be changed; make a new channel")
         self._session = session
         self._shared = shared_by(context, session, address)
         self._connection = self._new_connection(self._shared.transport)
 
     @property
     def context(self) -> Any:
-        """The ZeroMQ context; None if the kernel is reached in another way."""
+        """The ZeroMQ context; None if the transport is not ZeroMQ."""
         return getattr(self._shared.transport, "context", None)
 
     @property
     def address(self) -> str:
-        """Where the channel leads: over ZeroMQ, the URL that it connects to."""
+        """The address of the channel. Over ZeroMQ it is the URL that the channel connects to."""
         return self._shared.transport.address(self.name)
 
     def start(self) -> None:
@@ -120,7 +123,7 @@ class Channel(ABC):
         return self._failure is not None
 
     def call_handlers(self, msg: Any) -> None:
-        """Override to see every message, after it was routed; what it raises is logged. Does nothing here."""
+        """Override to see every message, after it was routed. Exceptions are logged. Does nothing here."""
 
     def fail(self, failure: Failure) -> None:
         """Wake every waiting call with an error, and refuse new ones until `reopen`."""
@@ -128,7 +131,7 @@ class Channel(ABC):
         self._failures += 1
 
     def reopen(self) -> None:
-        """Connect anew under the same object: what was sent and not delivered is dropped."""
+        """Connect anew. Messages that were sent and not delivered are dropped."""
         self._connection.close()
         self._failure = None
         self._open()
@@ -147,7 +150,7 @@ class Channel(ABC):
         self._connection.disconnect()
 
     def drain(self, seconds: float = TURN_S) -> None:
-        """Take in what has arrived, without waiting, for at most so many seconds."""
+        """Take in the messages that have arrived, without waiting, for at most so many seconds."""
         self._owner.check()
         self._connection.drain(seconds)
 
@@ -159,12 +162,20 @@ class Channel(ABC):
         """Take in one message, if there is one."""
         self._connection.glance()
 
+    def look_once_more(self, *, is_polling: bool) -> None:
+        """Take in messages before a call gives up: for a moment only if it polls, or soon after such a look."""
+        now = monotonic()
+        is_long = not is_polling and now > self._looked_at + LOOK_AGAIN_S
+        if is_long:
+            self._looked_at = now
+        self.drain(LAST_LOOK_S if is_long else TURN_S)
+
     def lost(self) -> None:
         """The connection was closed from outside: other code has closed the socket, or its context."""
         self.stop()
 
     def check_running(self) -> None:
-        """Raise what a closed, foreign or idle channel raises: ChannelClosed, WrongThread, InvalidState."""
+        """Raise ChannelClosed after `stop`, InvalidState before `start`, and WrongThread in another thread."""
         self._owner.check()
         if self._is_stopped:
             raise ChannelClosed(self.name)
@@ -177,7 +188,7 @@ class Channel(ABC):
         return type(self).call_handlers is not Channel.call_handlers or "call_handlers" in self.__dict__
 
     def _look_around(self, deadline: Deadline) -> None:
-        """Take in what there is to know before a call gives up: messages, and the death of the kernel."""
+        """Before a call gives up: take in messages, and notice the death of the kernel."""
         last_look([self], deadline)
         self._shared.client.look()
 
@@ -187,32 +198,28 @@ class Channel(ABC):
         self._opened()
 
     def _opened(self) -> None:
-        """The connection is there: what a channel has to do then."""
+        """The connection is open. A subclass does here what must follow."""
 
     def _check_failure(self, msg_id: str | None = None) -> None:
         if self._failure is not None:
             raise self._failure(msg_id)
 
     def _deliver(self, *args: Any) -> None:
-        """Call `call_handlers(*args)`, if that is overridden, after the calls before it."""
+        """Call `call_handlers(*args)`, if that is overridden, after the earlier calls of it."""
         if self.handles:
             self._callbacks.add(self.call_handlers, *args)
 
 
 def last_look(channels: Sequence[Channel], deadline: Deadline) -> None:
-    """Take in what has come, if the deadline is over; only a little where it left no time, as in a loop that polls."""
+    """Take in the messages that have come, if the deadline is over. A timeout of 0 means that the caller polls."""
     for channel in channels if deadline.is_over else ():
-        now = monotonic()
-        is_long = deadline.timeout and now > channel.looked_at + LOOK_AGAIN_S
-        if is_long:
-            channel.looked_at = now
-        channel.drain(LAST_LOOK_S if is_long else TURN_S)
+        channel.look_once_more(is_polling=not deadline.timeout)
 
 
 def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: Deadline) -> None:
-    """Look at the sockets again and again, without a turn of the loop, while `is_waiting()` and until the deadline.
+    """Look at the connections again and again, without a turn of the loop, while `is_waiting()`, until the deadline.
 
-    Not in the hub, where nothing may wait.
+    Does nothing in the hub, which may not wait.
     """
     if getcurrent() is get_hub():
         return
@@ -247,7 +254,7 @@ class MessageChannel(Channel):
         log_soon(log(), WARNING, "dropped a message on %s: %s", self.name, error)
 
     def reconnected(self) -> None:
-        """The connection was cut and is back; only stdin's line tells."""
+        """The connection was cut and is back. Only the stdin line tells of that."""
 
     @abstractmethod
     def _route(self, message: Message) -> None:
@@ -256,9 +263,9 @@ class MessageChannel(Channel):
     @property
     @abstractmethod
     def inbox(self) -> Inbox:
-        """The messages that no call claimed; it knows how many it may hold, of how many bytes, and how many it dropped.
+        """The messages that no call claimed, and the number of those that it `dropped`.
 
-        Its `max_messages` and `max_bytes` may be set.
+        Its bounds, `max_messages` and `max_bytes`, may be set.
         """
 
     @abstractmethod
@@ -277,14 +284,14 @@ class MessageChannel(Channel):
             )
 
     def _wait_for(self, take: Callable[[], Message | None], arrived: Parking, what: str, deadline: Deadline) -> Message:
-        """The message that `take()` takes out of the inbox, which it may do whenever `arrived` wakes."""
+        """The message that `take()` takes out of the inbox. `take` is called again each time that `arrived` wakes."""
         self.check_running()
         self._line.drain()
         failures, is_late = self._failures, False
         while (message := take()) is None:
             self.check_running()
             self._check_failure()
-            if self._failures != failures and self._last_failure is not None:  # reopened meanwhile, by a restart
+            if self._failures != failures and self._last_failure is not None:  # a restart has reopened it meanwhile
                 raise self._last_failure(None)
             if is_late:
                 raise KernelTimeout(f"{what} on the {self.name} channel", deadline.timeout)

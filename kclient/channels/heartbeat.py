@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
 PINGS_IN_TIME_TO_DEAD: Final = 4
-"""Pings in the time that a kernel may be silent, so that a stopped one is missed within that time."""
+"""Number of pings in `time_to_dead`, so that a stopped kernel is missed within that time."""
 
-TO_ANSWER: Final = 0.5
-"""Of the time to dead, what a kernel has at least to answer a ping, however late that went out."""
+ANSWER_SHARE: Final = 0.5
+"""Share of `time_to_dead` that a kernel has at least to answer a ping, however late the ping went out."""
 
 
 class HBChannel(Channel):
     """Sends pings; paused until `unpause`.
 
-    After `time_to_dead` seconds of silence it calls `call_handlers(since_last_heartbeat)`, in seconds, opens a
-    new socket and goes on; a miss means that the kernel is silent, not that it is dead.
+    After `time_to_dead` seconds of silence it calls `call_handlers(since_last_heartbeat)`, in seconds, opens a new
+    connection and goes on. This means that the kernel is silent, not that it is dead.
     """
 
     name = "hb"
@@ -50,7 +50,7 @@ class HBChannel(Channel):
     def _new_connection(self, transport: Transport) -> HeartbeatLine:
         line = transport.heartbeat(self)
         if line is None:
-            raise InvalidState("this kernel is reached in a way that has no heartbeat channel")
+            raise InvalidState("the transport to this kernel has no heartbeat channel")
         self._line = line
         return line
 
@@ -59,7 +59,7 @@ class HBChannel(Channel):
         return self._paused
 
     def pause(self) -> None:
-        """Stop pinging. A paused heartbeat says nothing of the kernel."""
+        """Stop pinging. A paused heartbeat tells nothing about the kernel."""
         self._owner.check()
         self._paused = True
         self._is_suspended = False
@@ -77,7 +77,7 @@ class HBChannel(Channel):
             self.unpause()
 
     def unpause(self) -> None:
-        """Ping, from now on; the time to dead starts anew."""
+        """Ping from now on. The time to dead starts anew."""
         self.check_running()
         check_seconds(self.time_to_dead, "time_to_dead")
         self._is_suspended = False
@@ -96,7 +96,7 @@ class HBChannel(Channel):
         return self._beating
 
     def since_last_beat(self) -> float:
-        """Seconds since the kernel last answered, or since `unpause`, less those for which it was not asked."""
+        """Seconds since the latest answer, or since `unpause`, without the time in which no ping could be sent."""
         return monotonic() - self._last_beat
 
     def stop(self) -> None:
@@ -119,16 +119,16 @@ class HBChannel(Channel):
 
     def _ping(self) -> None:
         if not self._awaits_pong:
-            self._excuse(monotonic() - self.time_to_dead * (1 - TO_ANSWER))
+            self._excuse(monotonic() - self.time_to_dead * (1 - ANSWER_SHARE))
         self._schedule(self._silent_since + self.time_to_dead)
         if not self._awaits_pong:
             self._awaits_pong = True
-            # InvalidState: the kernel refuses the connection, perhaps since it encrypts. No answer will come.
+            # InvalidState: the kernel refuses the connection, perhaps because it encrypts. No answer will come.
             with suppress(InvalidState, ChannelClosed):
                 self._line.ping()
 
     def _excuse(self, since: float) -> None:
-        """Allow for a ping that went out very late, since the loop stood still: the kernel could not answer earlier."""
+        """Count the silence from `since`, if it began earlier: the loop stood still until then, and sent no ping."""
         late = since - self._silent_since
         if late > 0:
             self._silent_since += late
@@ -147,7 +147,7 @@ class HBChannel(Channel):
         self._timer.set(when - monotonic())
 
     def _tick(self) -> None:
-        """See what the time has come for: a ping, a miss, or nothing yet."""
+        """Do what is due now: a ping, a miss, or nothing yet."""
         if self._paused or self._failure is not None:
             return
         self.drain()
@@ -172,7 +172,7 @@ class HBChannel(Channel):
             self._line.open()
             self._ping()
         except KClientError:
-            log().exception("the heartbeat has no socket; it tries again")
+            log().exception("the heartbeat cannot open a connection; it tries again")
             self._awaits_pong = True
             self._schedule(now + self.time_to_dead)
         self._deliver(now - self._last_beat)

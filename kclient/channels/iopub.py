@@ -1,10 +1,10 @@
-"""The iopub channel: what the kernel publishes, to every client alike."""
+"""The iopub channel: the messages that the kernel publishes to all clients."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from kclient.channels.base import MessageChannel, last_look
+from kclient.channels.base import INBOX_BYTES, MessageChannel, last_look
 from kclient.channels.shared import IOPubClient
 from kclient.concurrency.callbacks import in_callback
 from kclient.concurrency.deadline import Deadline
@@ -18,17 +18,15 @@ from kclient.protocol.routing import Outputs
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
-INBOX_MESSAGES: Final = 10_000
-"""Of 2 KiB each and more, all of which Python's garbage collector goes over now and then, in some 20 ms."""
-
-INBOX_BYTES: Final = 64 * 2**20
+INBOX_MESSAGES_OF_IOPUB: Final = 10_000
+"""Each takes 2 KiB or more. The garbage collector visits all of them now and then, which takes some 20 ms."""
 
 
 class IOPubChannel(MessageChannel):
-    """Always drained. A message that bears the id of an execution goes to that execution, others to a bounded inbox.
+    """Always drained. A message with the id of an execution goes to that execution, others go to a bounded inbox.
 
-    The inbox keeps the newest 10,000 messages of 64 MiB together, for `get_msg`, `get_msgs` and `flush`; that older
-    ones had to go is said once in the log, and how many in `inbox.dropped`.
+    The inbox keeps the newest messages, 10,000 or 64 MiB at most, for `get_msg`, `get_msgs` and `flush`. The log says
+    once that older messages were dropped; `inbox.dropped` is their number.
     """
 
     name = "iopub"
@@ -36,16 +34,16 @@ class IOPubChannel(MessageChannel):
     def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         shared = self._shared
-        self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES, shared.pending, shared.comm_routes)
+        self.outputs = Outputs(INBOX_MESSAGES_OF_IOPUB, INBOX_BYTES, shared.pending, shared.comm_routes)
         self.changed = Parking(self._owner)
         self._client: IOPubClient = shared.client
         self._debug_event_came = Parking(self._owner)
 
     def flush(self, timeout: float = 1.0) -> list[Message]:
-        """Take in what is pending and return, and remove, everything that no execution claimed.
+        """Take in messages, then return, and remove, all that no execution claimed.
 
-        It waits, `timeout` seconds at most, until the idle status of every request of this client whose
-        reply has come is in; not for requests that still run. From a callback it only drains.
+        For each request of this client whose reply has come, it waits for the idle status, `timeout` seconds at most.
+        It does not wait for requests that still run. In a callback it does not wait at all.
         """
         deadline = Deadline(timeout)
         with self._owner.call():
@@ -65,10 +63,10 @@ class IOPubChannel(MessageChannel):
         return self.outputs.inbox.pop_all()
 
     def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
-        """The oldest debug_event in the inbox, or the oldest of the name `event`; waits for it, and takes it out.
+        """Take the oldest debug_event, or the oldest one named `event`, out of the inbox; waits until there is one.
 
-        Its content is an event of the Debug Adapter Protocol: `event`, such as "stopped", and `body`. It may be part of
-        any request, and is among the outputs of none. Raises KernelTimeout after `timeout` seconds.
+        Its content is an event of the Debug Adapter Protocol: `event`, such as "stopped", and `body`. It may belong to
+        any request, but is never among the outputs of an execution. Raises KernelTimeout after `timeout` seconds.
         """
         if event is not None:
             check_code(event, "event")
@@ -85,7 +83,7 @@ class IOPubChannel(MessageChannel):
 
     @property
     def inbox(self) -> Inbox:
-        """The newest of what no execution claimed."""
+        """The newest messages that no execution claimed."""
         return self.outputs.inbox
 
     def fail(self, failure: Failure) -> None:

@@ -1,11 +1,19 @@
 """The request methods, written once over one abstract `request`.
 
-Each blocks and returns its reply, and takes `timeout` seconds for the whole call, or None to wait until the
-kernel answers or dies. Source: "Messages on the shell (ROUTER/DEALER) channel" in "Messaging in Jupyter".
-All raise InvalidArgument before anything is sent, KernelTimeout, DeadKernelError, KernelRestarted,
-ChannelClosed and NoReply. In a client they raise, before anything is sent, UnsupportedFeature for what the kernel by
-its `KernelInfo` does not understand, and InvalidArgument for a subshell that it does not have; a channel on its own
-sends whatever it is told to.
+Each blocks and returns its reply. `timeout` is in seconds, for the whole call; None waits until the kernel answers or
+dies. Source: "Messages on the shell (ROUTER/DEALER) channel" in "Messaging in Jupyter".
+
+| all of them raise                                                  | when                                           |
+|--------------------------------------------------------------------|------------------------------------------------|
+| InvalidArgument                                                    | before the request is sent                     |
+| KernelTimeout, DeadKernelError, KernelRestarted, ChannelClosed,    | instead of returning the reply                 |
+| NoReply                                                            |                                                |
+| UnsupportedFeature                                                 | in a client, before the request is sent: by    |
+|                                                                    | its `KernelInfo` the kernel does not know it   |
+| InvalidArgument                                                    | in a client, before the request is sent: the   |
+|                                                                    | kernel has no such subshell                    |
+
+A channel that belongs to no client sends every valid request.
 """
 
 from __future__ import annotations
@@ -37,7 +45,7 @@ class Requests(ABC):
         return self.request("kernel_info_request", {}, timeout=timeout)
 
     def shutdown(self, restart: bool = False, *, timeout: float | None = None) -> Message:
-        """Ask the kernel to exit; `restart` tells it that another will follow."""
+        """Ask the kernel to exit; `restart` tells it that another kernel will follow."""
         return self.request("shutdown_request", messages.shutdown(restart), timeout=timeout)
 
 
@@ -46,7 +54,7 @@ class ShellRequests(Requests):
 
     @abstractmethod
     def answers_input(self) -> bool:
-        """True if an input request of the code would be answered."""
+        """True if an input request of the code would get an answer."""
 
     def execute(
         self,
@@ -62,7 +70,7 @@ class ShellRequests(Requests):
     ) -> Message:
         """Run `code`; the outputs go to iopub's inbox.
 
-        `allow_stdin` None lets the code ask for input if that would be answered.
+        With `allow_stdin=None` the code may ask for input if `answers_input()`.
         """
         content = messages.execute(
             code,
@@ -75,18 +83,18 @@ class ShellRequests(Requests):
         return self.request("execute_request", content, timeout=timeout, subshell_id=subshell_id)
 
     def complete(self, code: str, cursor_pos: int | None = None, *, timeout: float | None = None) -> Message:
-        """Completions at `cursor_pos`, in code points; None is the end of the code."""
+        """Completions at `cursor_pos`, a position in code points; None is the end of the code."""
         return self.request("complete_request", messages.complete(code, cursor_pos), timeout=timeout)
 
     def inspect(
         self, code: str, cursor_pos: int | None = None, detail_level: int = 0, *, timeout: float | None = None
     ) -> Message:
-        """What the kernel knows of the name at `cursor_pos`; `detail_level` 1 asks for the source as well."""
+        """Documentation of the name at `cursor_pos`; `detail_level` 1 asks for the source as well."""
         content = messages.inspect(code, cursor_pos, detail_level)
         return self.request("inspect_request", content, timeout=timeout)
 
     def object_info(self, oname: str, detail_level: int = 0, *, timeout: float | None = None) -> Message:
-        """What the kernel knows of the object `oname`: an inspect_request; an object_info_request in protocol 4."""
+        """Documentation of the object `oname`, by an inspect_request; in protocol 4 by an object_info_request."""
         content = messages.inspect(messages.check_code(oname, "oname"), None, detail_level)
         return self.request("inspect_request", content, timeout=timeout)
 
@@ -108,11 +116,11 @@ class ShellRequests(Requests):
         return self.request("history_request", content, timeout=timeout)
 
     def is_complete(self, code: str, *, timeout: float | None = None) -> Message:
-        """Whether `code` is complete, incomplete, invalid or unknown; kernels of protocol 4 do not know it."""
+        """Whether `code` is complete, incomplete, invalid or unknown. Kernels of protocol 4 cannot tell."""
         return self.request("is_complete_request", messages.is_complete(code), timeout=timeout)
 
     def comm_info(self, target_name: str | None = None, *, timeout: float | None = None) -> Message:
-        """The open comms, all or those of one target; kernels of protocol 4 do not know it."""
+        """The open comms, all or those of one target. Kernels of protocol 4 cannot tell."""
         return self.request("comm_info_request", messages.comm_info(target_name), timeout=timeout)
 
 
@@ -124,7 +132,7 @@ class ControlRequests(Requests):
         """The `seq` of the next request to the debugger: 1 for the first of a connection."""
 
     def interrupt(self, *, timeout: float | None = None) -> Message:
-        """Ask the kernel to interrupt itself, as kernels with interrupt_mode "message" want it."""
+        """Ask the kernel to interrupt itself. Kernels with interrupt_mode "message" want this request."""
         return self.request("interrupt_request", {}, timeout=timeout)
 
     def debug(
@@ -132,9 +140,9 @@ class ControlRequests(Requests):
     ) -> Message:
         """A request of the Debug Adapter Protocol, or one of Jupyter's additions to it: dumpCell, debugInfo and so on.
 
-        The reply's content is the response as the debugger gives it, also where its `success` is False; a kernel whose
-        debugger is not started (initialize, attach) may give an empty one. For events: `wait_for_debug_event`. Raises
-        UnsupportedFeature for a kernel without a debugger.
+        The reply's content is the debugger's response, also if its `success` is False. It may be empty if the debugger
+        is not started (initialize, attach). For events see `wait_for_debug_event`. Raises UnsupportedFeature for a
+        kernel without a debugger.
         """
         content = messages.debug(command, arguments)
         content["seq"] = self.next_debug_seq()
@@ -143,14 +151,14 @@ class ControlRequests(Requests):
     def create_subshell(self, *, timeout: float | None = None) -> Message:
         """Start a subshell; the reply's content has its `subshell_id`.
 
-        Raises UnsupportedFeature, as all that has to do with subshells, for a kernel without "kernel subshells".
+        Raises UnsupportedFeature, as all requests about subshells do, for a kernel without "kernel subshells".
         """
         return self.request("create_subshell_request", {}, timeout=timeout)
 
     def delete_subshell(self, subshell_id: str, *, timeout: float | None = None) -> Message:
-        """End a subshell; raises InvalidArgument if there is none of that id. What awaits it gets NoReply.
+        """End a subshell. Calls that wait for it raise NoReply. Raises InvalidArgument if there is none of that id.
 
-        ipykernel lets the code that runs there end first, and answers nothing on any shell until then.
+        ipykernel waits until the code that runs in it has ended, and answers on no shell until then.
         """
         return self.request("delete_subshell_request", messages.subshell(subshell_id), timeout=timeout)
 

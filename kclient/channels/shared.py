@@ -1,4 +1,4 @@
-"""What the channels of one client share, and what a channel tells its client and asks it."""
+"""The objects that the channels of one client share, and the client as each channel sees it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class LooksAround(Protocol):
-    """The client of any channel."""
+    """The client, as any channel sees it."""
 
     def look(self) -> None:
-        """Take in, without the help of the loop, messages on all channels, and the death of the kernel."""
+        """Take in messages on all channels, and notice the death of the kernel, without a turn of the loop."""
 
 
 class RequestClient(LooksAround, Protocol):
-    """The client of the shell and the control channel."""
+    """The client, as the shell and the control channel see it."""
 
     def admit(self, message: Message, deadline: Deadline | None) -> None:
         """Raise UnsupportedFeature, or InvalidArgument, for a request that the kernel would not understand."""
 
     def answer_is_owed(self) -> None:
-        """A reply, or an idle status, is awaited from here on; it may get lost."""
+        """A call waits for a reply, or an idle status, from here on. It may get lost."""
 
     def answers_input(self) -> bool:
-        """True if an input request would be answered, by a callback or by a greenlet that waits for it."""
+        """True if an input request would get an answer, by a callback or by a greenlet that waits for the request."""
 
     def subshell_deleted(self) -> None:
         """The kernel has deleted a subshell; it does not say which."""
 
 
 class IOPubClient(LooksAround, Protocol):
-    """The client of the iopub channel."""
+    """The client, as the iopub channel sees it."""
 
     def answer_is_owed(self) -> None: ...
 
@@ -52,7 +52,7 @@ class IOPubClient(LooksAround, Protocol):
 
 
 class StdInClient(LooksAround, Protocol):
-    """The client of the stdin channel."""
+    """The client, as the stdin channel sees it."""
 
     def claim_input(self, message: Message) -> bool:
         """Take an input request over; False leaves it in the inbox."""
@@ -61,27 +61,27 @@ class StdInClient(LooksAround, Protocol):
 
 
 class HeartbeatClient(LooksAround, Protocol):
-    """The client of the heartbeat channel."""
+    """The client, as the heartbeat channel sees it."""
 
     def heart_missed(self) -> None:
         """The kernel has not answered for `time_to_dead` seconds."""
 
 
 class ChannelClient(RequestClient, IOPubClient, StdInClient, HeartbeatClient, Protocol):
-    """The client of all five channels."""
+    """The client, as all five channels see it."""
 
 
 class NoClient:
-    """In place of a client, for a channel that stands alone."""
+    """Stands in for the client of a channel that belongs to none."""
 
     def look(self) -> None:
         """There are no other channels."""
 
     def admit(self, message: Message, deadline: Deadline | None) -> None:
-        """A channel that stands alone sends whatever it is told to send."""
+        """A channel that belongs to no client sends every request."""
 
     def answer_is_owed(self) -> None:
-        """Lost answers are noticed by clients only."""
+        """Only clients notice lost answers."""
 
     def answers_input(self) -> bool:
         return False
@@ -100,7 +100,7 @@ class NoClient:
 
 
 class _NoComms:
-    """Opens no comms: a channel that stands alone has no targets."""
+    """Opens no comms: a channel that belongs to no client has no targets."""
 
     def feed(self, message: Message) -> None:
         """Never called, without targets."""
@@ -108,9 +108,9 @@ class _NoComms:
 
 @attrs.define(eq=False)
 class Shared:
-    """What the channels of one client share: the way to the kernel, the client, and what is known of the kernel.
+    """The objects that the channels of one client share.
 
-    `spin` is the time in seconds for which a call looks at its sockets before it waits for the loop.
+    `spin` is the time in seconds for which a call looks at its connections before it waits for the loop.
     """
 
     transport: Transport
@@ -122,18 +122,22 @@ class Shared:
 
     @classmethod
     def of_one(cls, transport: Transport, session: Session) -> Shared:
-        """For a channel that stands alone."""
+        """For a channel that belongs to no client."""
         return cls(transport, NoClient(), CommRoutes(session.session, _NoComms()))
 
 
 def shared_by(context: object, session: Session, address: str | tuple[str, int]) -> Shared:
-    """What a channel shares that was made by ``Channel(context, session, address)``.
+    """The `Shared` of a channel that was made by ``Channel(context, session, address)``.
 
-    `context` is a `Shared`, or a ZeroMQ context: then the channel stands alone, and connects to `address`.
+    `context` is a `Shared`, or a ZeroMQ context. With the latter the channel belongs to no client, and connects to
+    `address`.
     """
     if isinstance(context, Shared):
         return context
-    from kclient.transport.zmq.transport import OneAddress, ZmqTransport  # a client brings a transport of its own
+    from kclient.transport.zmq.transport import (
+        OneAddress,
+        ZmqTransport,
+    )  # imported late: a client has made its transport
 
     transport = ZmqTransport(OneAddress(address), session, context=context)  # type: ignore[arg-type]
     return Shared.of_one(transport, session)

@@ -1,4 +1,4 @@
-"""The shell and the control channel: requests that return their replies."""
+"""The shell and the control channel: requests and their replies."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class RequestChannel(MessageChannel):
     ) -> str:
         """Send a request, or a Message made by `session.msg`, and return its msg_id at once, for `get_reply`.
 
-        It asks the kernel nothing first: what is not known yet, a subshell for one, is not refused.
+        It does not ask the kernel first, so it does not refuse, for example, a subshell that is not known yet.
 
-        `buffers` is a list of bytes-like objects, C-contiguous. They are copied, once, and may be changed afterwards;
-        that is a seventh to a half of the time that a MiB takes to get there. To send without a copy pyzmq would start
-        a thread, which neither a fork nor monkey-patching goes with.
+        `buffers` is a list of C-contiguous bytes-like objects. They are copied once and may be changed afterwards. The
+        copy is a seventh to a half of the time that a MiB takes to arrive. To send without a copy, pyzmq would start a
+        thread, which works neither with a fork nor with monkey-patching.
         """
         with self._owner.call():
             message = self._build(msg_type, content, metadata, buffers, subshell_id)
@@ -60,8 +60,8 @@ class RequestChannel(MessageChannel):
     def get_reply(self, msg_id: str, timeout: float | None = None) -> Message:
         """The reply to a request that `send` has sent; it can be taken once.
 
-        Raises LocalProtocolError at once for an id that was never sent, is taken, or is awaited by another.
-        After a KernelTimeout one may ask again.
+        Raises LocalProtocolError at once for an id that was never sent, was taken, or is awaited by another greenlet.
+        Raises KernelTimeout after `timeout` seconds; then the caller may ask again.
         """
         deadline = Deadline(timeout)
         with self._owner.call():
@@ -87,7 +87,7 @@ class RequestChannel(MessageChannel):
         timeout: Timeout = None,
         subshell_id: str | None = None,
     ) -> Message:
-        """Send a request and return its reply; if the call ends without it, the reply is discarded."""
+        """Send a request and return its reply. If the call raises before the reply comes, the reply is discarded."""
         deadline = as_deadline(timeout)
         with self._owner.call():
             if self.answering:
@@ -100,7 +100,7 @@ class RequestChannel(MessageChannel):
             return self.exchange(message, deadline)
 
     def exchange(self, message: Message, deadline: Deadline) -> Message:
-        """Send `message`, whatever the kernel may make of it, and return its reply."""
+        """Send `message` without a check whether the kernel knows it, and return its reply."""
         parking = Parking(self._owner)
         slot = self.post(message, parking.wake)
         try:
@@ -111,9 +111,9 @@ class RequestChannel(MessageChannel):
         return self.requests.take(slot)
 
     def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
-        """Send `message`; `on_settled` is called, in any greenlet, with its slot when that is settled.
+        """Send `message`. When its slot is settled, `on_settled(slot)` is called, in any greenlet.
 
-        The caller holds a Ctrl-C back. Else a request could be out that no call knows of.
+        The caller must hold a Ctrl-C back. Else a request could be sent of which no call knows.
         """
         self.check_running()
         if self._failure is not None:
@@ -124,7 +124,7 @@ class RequestChannel(MessageChannel):
         try:
             self._line.send(message if version_4 is None else version_4.outgoing(message))
         except InvalidState:
-            log().debug("the kernel refuses the connection, perhaps since it encrypts; %s is lost", message.msg_id)
+            log().debug("the kernel refuses the connection, perhaps because it encrypts; %s is lost", message.msg_id)
         except BaseException:
             self.requests.discard(slot)
             raise
@@ -194,7 +194,7 @@ class RequestChannel(MessageChannel):
             self._client.admit(message, deadline)
 
     def refuse_if_answering(self, subshell_id: str | None = None) -> None:
-        """From inside `on_input` nothing may wait for the main shell, which waits for the input."""
+        """Raise InvalidState inside an `on_input`, which may not wait for the main shell: that waits for the input."""
         if subshell_id is None and getcurrent() in self.answering:
             raise InvalidState("the kernel waits for this input and cannot answer a request on its main shell")
 
@@ -207,7 +207,7 @@ class RequestChannel(MessageChannel):
                 self._client.subshell_deleted()
         slot = self.requests.route(message)
         if self.peer.version_4 is not None and msg_type != "execute_reply":
-            self.requests.pending.owed_idle.pop(message.parent_id or "", None)  # it may publish none
+            self.requests.pending.owed_idle.pop(message.parent_id or "", None)  # the kernel may publish no idle status
         if slot is None:
             self._arrived.wake()
         elif slot.on_settled is not None:
@@ -218,17 +218,17 @@ class RequestChannel(MessageChannel):
 
 
 class ShellChannel(RequestChannel, ShellRequests):
-    """Code to execute, and questions about it; the kernel answers in order of arrival."""
+    """Requests to execute code, and questions about code. The kernel answers in order of arrival."""
 
     name = "shell"
 
     def answers_input(self) -> bool:
-        """True if the client that the channel belongs to would answer an input request."""
+        """True if the client of this channel would answer an input request."""
         return self._client.answers_input()
 
 
 class ControlChannel(RequestChannel, ControlRequests):
-    """Requests that a kernel answers while it runs code: shutdown, interrupt, debug."""
+    """Requests that a kernel answers even while it runs code: shutdown, interrupt, debug."""
 
     name = "control"
 

@@ -1,10 +1,10 @@
-"""The stdin channel: the kernel asks for input, a person or a callback answers."""
+"""The stdin channel: the kernel asks for input, and a person or a callback answers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from kclient.channels.base import MessageChannel
+from kclient.channels.base import INBOX_BYTES, MessageChannel
 from kclient.channels.shared import StdInClient
 from kclient.concurrency.deadline import Timeout, as_deadline
 from kclient.errors import InvalidState
@@ -15,8 +15,8 @@ from kclient.protocol.messages import Message
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
-INBOX_MESSAGES: Final = 1_000
-INBOX_BYTES: Final = 64 * 2**20
+INBOX_MESSAGES_OF_STDIN: Final = 1_000
+"""Input requests that wait in the inbox. If there are more, the oldest are dropped."""
 
 
 class StdInChannel(MessageChannel):
@@ -27,7 +27,7 @@ class StdInChannel(MessageChannel):
     def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._client: StdInClient = self._shared.client
-        self._inbox = Inbox(INBOX_MESSAGES, INBOX_BYTES)
+        self._inbox = Inbox(INBOX_MESSAGES_OF_STDIN, INBOX_BYTES)
         self._asked: Message | None = None
 
     def input(self, string: str) -> None:
@@ -81,9 +81,9 @@ class StdInChannel(MessageChannel):
     def wait_for_peer(self, timeout: Timeout = None) -> bool:
         """Wait until the kernel can reach this channel; False if it could not within `timeout` seconds.
 
-        A client's wait_for_ready calls it. A program that starts a channel by itself should call it before it runs code
-        that asks for input: the kernel's ROUTER drops an input_request to an identity that it has not met, and then the
-        code waits for ever.
+        A client's wait_for_ready calls it. A program that starts a channel without a client should call it before it
+        runs code that asks for input: the kernel's ROUTER drops an input_request to an identity that has not connected
+        yet. Then the code waits for ever.
         """
         self.check_running()
         is_connected = self._line.wait_until_connected(as_deadline(timeout))

@@ -19,7 +19,7 @@ from kclient.cli.anonymous import Anonymizer
 from kclient.cli.run import ExitCode, Signals, Stopped, code_of_end, started
 from kclient.cli.say import printable, warnings_shown
 from kclient.cli.terminal import OutputLost, Screen
-from kclient.concurrency.file_limits import CLIENT, KERNEL, RESERVE, check
+from kclient.concurrency.file_limits import CLIENT_DESCRIPTORS, KERNEL_DESCRIPTORS, SPARE_DESCRIPTORS, check
 from kclient.concurrency.unpatched import close, is_patched
 from kclient.errors import (
     ConnectionFileError,
@@ -129,10 +129,10 @@ def count_file_descriptors(report: Report) -> dict[str, Any]:
     """The limits, and the number of clients that the soft one leaves room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        check(KERNEL, "a kernel")
+        check(KERNEL_DESCRIPTORS, "a kernel")
     except TooManyFiles as exc:
         report.problems.append(str(exc))
-    clients = UNLIMITED if soft == resource.RLIM_INFINITY else max(0, soft - RESERVE) // CLIENT
+    clients = UNLIMITED if soft == resource.RLIM_INFINITY else max(0, soft - SPARE_DESCRIPTORS) // CLIENT_DESCRIPTORS
     return {
         "file_descriptors": UNLIMITED if soft == resource.RLIM_INFINITY else soft,
         "file_descriptors_hard": UNLIMITED if hard == resource.RLIM_INFINITY else hard,

@@ -1,1 +1,1 @@
-"""One client of one kernel: its channels, and everything that is asked of the kernel through them."""
+"""One client of one kernel: its channels, and every request that goes over them."""

@@ -13,14 +13,15 @@ from kclient.concurrency.waiting import Parking, Timer
 from kclient.errors import DeadKernelError, Failure, KernelTimeout, copies_of
 
 READ_ON_S: Final = 0.02
-"""Seconds for which the sockets of a dead kernel are read on: its latest messages may still be under way."""
+"""Seconds for which kclient reads the channels of a dead kernel: its latest messages may still be under way."""
 
 
 class Availability:
     """Lets calls through, lets them wait, or fails them.
 
-    When the kernel has died its latest messages are read, then calls that wait fail. New calls fail as well, unless a
-    restart is under way. `on_death()`, if given, is told of an end that the loop had no turn to tell, and calls `died`.
+    When the kernel has died, its latest messages are read. Then calls that wait fail. New calls fail as well, unless a
+    restart is under way. `on_death()`, if given, is called if a call finds the kernel dead before the loop has told so.
+    It must call `died`.
     """
 
     def __init__(self, channels: ChannelSet, on_death: Callable[[], None] | None = None) -> None:
@@ -36,7 +37,7 @@ class Availability:
 
     @property
     def failure(self) -> Failure | None:
-        """Makes the error that calls raise; None while the kernel is not known to be dead."""
+        """A function that makes the error that calls raise; None while the kernel is not known to be dead."""
         return self._channels.failure
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class Availability:
         return len(self._changed)
 
     def wait_until_usable(self, deadline: Deadline) -> None:
-        """Return when no restart is under way; raises KernelTimeout, what became of the kernel, or WrongThread."""
+        """Return when no restart is under way; raises KernelTimeout, WrongThread, or the error of a dead kernel."""
         self._channels.owner.check()
         if self._on_death is not None:
             self._notice_death()
@@ -62,7 +63,7 @@ class Availability:
         self._why = why
 
     def admit(self, greenlet: object) -> None:
-        """Let the calls of one greenlet through already."""
+        """Let the calls of one greenlet through before the restart ends."""
         self._admitted = greenlet
 
     def end_restart(self) -> None:
@@ -79,24 +80,24 @@ class Availability:
         self._timer.set(READ_ON_S)
 
     def look(self) -> None:
-        """See, without the help of the loop, whether the kernel has died and whether its messages have been read."""
+        """Notice, without a turn of the loop, that the kernel has died; fail calls if its messages were read."""
         self._notice_death()
         if self._read_until is not None and self._read_until.is_over:
             self._end()
 
     def fail(self, failure: Failure) -> None:
         """Wake every call that waits with an error, and refuse new ones."""
-        self._channels.failure = failure
+        self._channels.refuse(failure)
         self.break_off(failure)
         self._changed.wake()
 
     def break_off(self, failure: Failure) -> None:
-        """Wake every call that waits for an answer with an error. New ones are let through, or wait."""
+        """Wake every call that waits for an answer with an error. New calls are let through, or wait."""
         self.forget_death()
         self._channels.break_off(failure)
 
     def forget_death(self) -> None:
-        """The calls that waited have been told, or another kernel is about to come."""
+        """Fail no calls for this death later: they were failed already, or another kernel is about to come."""
         self._timer.cancel()
         self._read_until = None
 

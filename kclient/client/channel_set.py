@@ -40,7 +40,9 @@ class ChannelSet:
     """The five channels of a client. `make(name)` makes the channel of that name.
 
     `kernel` is the process behind them; None for a kernel that this program did not start. `failure` makes the error
-    that new calls raise, once the kernel is dead.
+    that new calls raise; None unless the kernel is dead. `peer` has the facts that the kernel has told of itself.
+    `pending` has the answers of which one half, the reply or the idle status, has come. `spin` is the time in seconds
+    for which a call looks at its connections before it waits for the loop.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class ChannelSet:
         return channel
 
     def start_channel(self, name: str) -> None:
-        """Connect the channel of that name; a new one in the place of one that was stopped."""
+        """Connect the channel of that name. A stopped channel is replaced by a new one."""
         channel = self._channels.get(name)
         if channel is not None and channel.is_stopped:
             del self._channels[name]
@@ -106,7 +108,7 @@ class ChannelSet:
 
     @contextmanager
     def temporary_channel(self, name: str) -> Iterator[RequestChannel]:
-        """A shell or control channel over a connection of its own, for the time of a `with` block.
+        """A shell or control channel over a connection of its own, for a `with` block.
 
         Raises UnsupportedFeature if the transport has no second connection.
         """
@@ -129,12 +131,12 @@ class ChannelSet:
         return [channel for channel in self._channels.values() if channel.is_alive()]
 
     def drain(self) -> None:
-        """Take in what has arrived, without waiting."""
+        """Take in the messages that have arrived, without waiting."""
         for channel in self.running():
             channel.drain()
 
     def look(self) -> None:
-        """Take in, without the help of the loop, messages and the death of the process."""
+        """Take in messages, and notice the death of the process, without a turn of the loop."""
         self._shared.client.look()
 
     def spin_while(self, is_waiting: Callable[[], bool], deadline: Deadline) -> None:
@@ -143,13 +145,13 @@ class ChannelSet:
         spin(channels, is_waiting, deadline)
 
     def refuse_if_answering(self, subshell_id: str | None) -> None:
-        """Raise InvalidState in an on_input: the main shell waits for the input, and answers no request meanwhile."""
+        """Raise InvalidState inside an on_input: the main shell waits for the input and answers no request."""
         shell = self._channels.get("shell")
         if isinstance(shell, RequestChannel) and shell.answering:
             shell.refuse_if_answering(subshell_id)
 
     def is_busy_with(self, msg_id: str) -> bool:
-        """True if `msg_id` is the request for the latest code that the kernel, or a subshell of it, is busy with."""
+        """True if the kernel, or a subshell of it, is busy with the code of the request `msg_id`."""
         return self.outputs is not None and msg_id in self.outputs.executing.values()
 
     def forget(self, execution: Ended) -> None:
@@ -159,6 +161,14 @@ class ChannelSet:
             iopub.outputs.executions.pop(execution.msg_id, None)
         if execution.is_incomplete:
             self.pending.owed_idle.pop(execution.msg_id, None)
+
+    def own(self, kernel: Kernel) -> None:
+        """The kernel is this process, which this program started."""
+        self.kernel = kernel
+
+    def refuse(self, failure: Failure) -> None:
+        """The kernel is dead: new calls raise the error that `failure` makes."""
+        self.failure = failure
 
     def break_off(self, failure: Failure) -> None:
         """Wake every call that waits for an answer with an error."""
@@ -170,9 +180,9 @@ class ChannelSet:
             channel.fail(failure)
 
     def reopen(self) -> None:
-        """Fail what is pending with KernelRestarted, and connect anew, to a kernel that is not there yet."""
+        """Fail the calls that wait with KernelRestarted. Connect anew, to a kernel that need not be there yet."""
         for channel in self.running():
-            if not channel.has_failed:  # else the calls that waited have been told of another failure
+            if not channel.has_failed:  # else the calls that waited have failed already
                 channel.fail(KernelRestarted)
         self.failure = None
         self.peer.forget()
@@ -203,8 +213,10 @@ class _SecondLines:
     def line(self, channel: str, receiver: Receiver) -> Line:
         line = self._transport.second_line(channel, receiver)
         if line is None:
-            raise UnsupportedFeature("this kernel takes one connection only", feature="second connection")
+            raise UnsupportedFeature(
+                "the transport to this kernel has no second connection", feature="second connection"
+            )
         return line
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> None:
-        """Only shell and control have a second line."""
+        """None: only shell and control have a second line."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from kclient.channels.base import last_look
+from kclient.channels.base import INBOX_BYTES, last_look
 from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.callbacks import CallbackQueue, check_callback
@@ -18,9 +18,8 @@ from kclient.protocol.comms import Data, comm_message
 from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import Content, Message
 
-INBOX_MESSAGES: Final = 1_000
-INBOX_BYTES: Final = 64 * 2**20
-"""Of messages that nobody has received yet, each comm keeps the newest: so many, and of so many bytes."""
+INBOX_MESSAGES_OF_A_COMM: Final = 1_000
+"""Messages that wait in a comm's inbox until they are received. If there are more, the oldest are dropped."""
 
 OnMessage = Callable[[Message], object]
 OnClose = Callable[[Exception], object]
@@ -43,19 +42,19 @@ class CommClient(Protocol):
 class Comm:
     """One comm, open until either side closes it or the kernel ends; `Comms` makes it.
 
-    `open_message` is the comm_open by which the kernel opened it; None if it was opened here, or before we were there.
-    Its messages go to `receive`, or to `on_message` if that is set. What nobody has received is kept in `inbox`, which
-    is bounded and counts what it `dropped`. A `with` block closes the comm.
+    `open_message` is the comm_open by which the kernel opened it; None if this client opened it, or attached to it.
+    Its messages go to `receive`, or to `on_message` if that is set. Until then they wait in `inbox`, which is bounded
+    and counts the messages that it `dropped`. A `with` block closes the comm.
     """
 
     def __init__(self, comms: CommClient, comm_id: str, target_name: str, open_message: Message | None = None) -> None:
         self.comm_id = comm_id
         self.target_name = target_name
         self.open_message = open_message
-        self.inbox = Inbox(INBOX_MESSAGES, INBOX_BYTES)
-        # Its target, which has still to be called, may set on_message; that gets in its turn what comes meanwhile.
-        self.is_new = open_message is not None
-        self._name = target_name or comm_id  # one that was attached to may have no other
+        self.inbox = Inbox(INBOX_MESSAGES_OF_A_COMM, INBOX_BYTES)
+        # The callback of its target may still set on_message. Messages that come before that go to it, in order.
+        self._is_new = open_message is not None
+        self._name = target_name or comm_id  # an attached comm may have no target_name
         self._comms = comms
         self._channels = comms.channels
         self._changed = Parking(comms.channels.owner)
@@ -77,7 +76,7 @@ class Comm:
         self.close()
 
     def __iter__(self) -> Iterator[Message]:
-        """The messages as they arrive; ends when either side closes the comm, and raises what else ends it."""
+        """The messages as they arrive. Ends when either side closes the comm; raises if something else ends it."""
         while True:
             try:
                 message = self.receive()
@@ -87,22 +86,22 @@ class Comm:
 
     @property
     def is_open(self) -> bool:
-        """True until the end; takes in what has arrived, and does not wait."""
+        """True until the comm has ended; takes in messages that have arrived, and does not wait."""
         self._channels.owner.check()
         self._channels.look()
         return self._end is None
 
     @property
     def on_message(self) -> OnMessage | None:
-        """Called as `on_message(message)` for each comm_msg, those that wait in the inbox first.
+        """Called as `on_message(message)` for each comm_msg; those in the inbox come first.
 
-        All callbacks of a client's comms run in one greenlet, in order of arrival; what they raise is logged.
+        All callbacks of a client's comms run in one greenlet, in order of arrival. Their exceptions are logged.
         """
         return self._on_message
 
     @on_message.setter
     def on_message(self, on_message: OnMessage | None) -> None:
-        self._channels.owner.check()  # callbacks run in the hub of who sets them
+        self._channels.owner.check()  # callbacks run in the hub of the caller
         self._on_message = check_callback(on_message, "on_message")
         for _ in range(len(self.inbox)):
             self._comms.callbacks.add(self._hand_over)
@@ -110,9 +109,9 @@ class Comm:
 
     @property
     def on_close(self) -> OnClose | None:
-        """Called as `on_close(error)` when the comm has ended otherwise than by `close`, at once if it has already.
+        """Called as `on_close(error)` when the comm has ended, at once if it has already; not if `close` ended it.
 
-        `error` says why: CommClosed, whose `data` the kernel sent, or DeadKernelError, KernelRestarted, ChannelClosed.
+        `error` is CommClosed, with the `data` that the kernel sent, DeadKernelError, KernelRestarted or ChannelClosed.
         """
         return self._on_close
 
@@ -130,19 +129,20 @@ class Comm:
         buffers: Sequence[Any] | None = None,
         subshell_id: str | None = None,
     ) -> str:
-        """Send a comm_msg and return its msg_id at once, which is the `parent_id` of what the kernel answers.
+        """Send a comm_msg and return its msg_id at once. Answers of the kernel have it as `parent_id`.
 
-        A subshell takes it while the main shell is busy; a kernel that has no such subshell drops it without a word.
-        Raises InvalidArgument for what cannot be sent, and what ended the comm: CommClosed, DeadKernelError,
-        KernelRestarted or ChannelClosed.
+        A subshell takes the message while the main shell is busy. A kernel that has no such subshell drops the message
+        and sends no error. Raises InvalidArgument for data that cannot be sent. If the comm has ended, raises the
+        error that ended it: CommClosed, DeadKernelError, KernelRestarted or ChannelClosed.
         """
         return self._send("comm_msg", data, metadata, buffers, subshell_id)
 
     def receive(self, timeout: float | None = None) -> Message:
-        """The next message of the kernel, in order of arrival: its `content["data"]` and `buffers`.
+        """The next message of the kernel, in order of arrival. Its data is in `content["data"]` and `buffers`.
 
-        Raises KernelTimeout after `timeout` seconds and, when all is received, what ended the comm: CommClosed,
-        DeadKernelError, KernelRestarted or ChannelClosed. InvalidState if `on_message` gets the messages.
+        Raises KernelTimeout after `timeout` seconds, and InvalidState if `on_message` gets the messages. If the comm
+        has ended and the inbox is empty, raises the error that ended it: CommClosed, DeadKernelError, KernelRestarted
+        or ChannelClosed.
         """
         deadline = Deadline(timeout)
         with self._channels.owner.call():
@@ -150,7 +150,9 @@ class Comm:
                 self._channels.spin_while(self._is_waiting, deadline.at_most(self._channels.spin))
             while True:
                 if self._on_message is not None:
-                    raise InvalidState("the messages of this comm go to its on_message, and cannot be received as well")
+                    raise InvalidState(
+                        "the messages of this comm go to its on_message; they cannot be received as well"
+                    )
                 if self.inbox:
                     return self.inbox.pop_oldest()
                 self._check_open()
@@ -163,7 +165,7 @@ class Comm:
     def close(
         self, data: Data | None = None, *, metadata: Data | None = None, buffers: Sequence[Any] | None = None
     ) -> None:
-        """Send a comm_close. Idempotent, and without effect in a forked child or on a comm that has ended."""
+        """Send a comm_close. Does nothing if the comm has ended, or in a forked child."""
         if self._channels.owner.forked:
             return
         with self._channels.owner.call():
@@ -172,7 +174,7 @@ class Comm:
                 self._is_closed_here = True
                 self._end_with(f"the comm {self._name!r} was closed here")
 
-    # What the routing calls, in whatever greenlet a message was taken in.
+    # For the routing, which calls these in any greenlet
 
     def feed(self, message: Message) -> None:
         """Take in a comm_msg or a comm_close."""
@@ -183,13 +185,17 @@ class Comm:
         is_first = not self.inbox.dropped
         gone = self.inbox.append(message)
         if gone and is_first:
-            log_soon(log(), WARNING, "nobody receives from %r: its inbox is full and drops the oldest messages", self)
-        if (self._on_message is not None or self.is_new) and not gone:
+            log_soon(log(), WARNING, "no call receives from %r: its inbox is full and drops the oldest messages", self)
+        if (self._on_message is not None or self._is_new) and not gone:
             self._comms.callbacks.add(self._hand_over)
         self._changed.wake()
 
+    def welcomed(self) -> None:
+        """The callback of its target has returned."""
+        self._is_new = False
+
     def fail(self, failure: Failure) -> None:
-        """The comm has ended, for whatever reason."""
+        """The comm has ended, for any reason."""
         if self._end is None:
             self._end = failure
             self._changed.wake()
@@ -209,7 +215,7 @@ class Comm:
         content = comm_message(self.comm_id, data)
         with self._channels.owner.call():
             if self._end is None:
-                self._comms.availability.wait_until_usable(Deadline(None))  # a restart ends it meanwhile
+                self._comms.availability.wait_until_usable(Deadline(None))  # a restart may end the comm meanwhile
             self._check_open()
             return self._comms.post(msg_type, content, metadata=metadata, buffers=buffers, subshell_id=subshell_id)
 
@@ -219,7 +225,7 @@ class Comm:
             raise error
 
     def _error(self) -> Exception | None:
-        """Why the comm has ended, if it has."""
+        """The error that says why the comm has ended; None if it is open."""
         error = None if self._end is None else self._end(None)
         if isinstance(error, KernelRestarted):
             error.args = ("the kernel was restarted, which ended the comm; open another",)

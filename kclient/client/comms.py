@@ -1,4 +1,4 @@
-"""Comms: conversations with objects in the kernel, opened by either side; widgets are made of them.
+"""Comms: conversations with objects in the kernel, opened by either side. Widgets use them.
 
 Source: "Custom Messages" in "Messaging in Jupyter".
 """
@@ -23,11 +23,11 @@ OnOpen = Callable[[Comm, Message], object]
 
 
 class Comms(Mapping[str, Comm]):
-    """The comms of a client that are open, by id, and the targets to which the kernel may open others.
+    """The open comms of a client, by id, and the targets to which the kernel may open others.
 
-    A comm that the kernel opens to a target that is not registered is closed again, if a request of this client led to
-    it and if the client has registered any target; else it is left to other clients. The messages of comms that are not
-    known here go to iopub's inbox.
+    If the kernel opens a comm to a target that is not registered here, this client closes it under two conditions: a
+    request of this client led to it, and the client has registered some target. Else it leaves the comm to other
+    clients. Messages of comms that are not known here go to iopub's inbox.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Comms(Mapping[str, Comm]):
         target_module: str | None = None,
         comm_id: str | None = None,
     ) -> Comm:
-        """Open a comm to that target in the kernel, without waiting; the kernel closes it if it has no such target.
+        """Open a comm to that target in the kernel, without waiting. The kernel closes it if it has no such target.
 
-        Raises InvalidArgument for what cannot be sent, and for the `comm_id` of another comm.
+        Raises InvalidArgument for data that cannot be sent, and for the `comm_id` of another comm.
         """
         comm_id = uuid.uuid4().hex if comm_id is None else check_name(comm_id, "comm_id")
         content = open_comm(comm_id, target_name, data, target_module)
@@ -84,9 +84,9 @@ class Comms(Mapping[str, Comm]):
             return comm
 
     def attach(self, comm_id: str, target_name: str = "") -> Comm:
-        """Take part in a comm that the kernel has open, of whose opening this client was not told.
+        """Take part in a comm that is open in the kernel already, and that this client does not know.
 
-        The kernel is not asked; `discover` does that. Raises InvalidArgument if the comm is known here.
+        This does not ask the kernel; `discover` does. Raises InvalidArgument if the comm is known here.
         """
         comm = Comm(self, check_name(comm_id, "comm_id"), messages.check_code(target_name, "target_name"))
         with self.channels.owner.call():
@@ -96,7 +96,7 @@ class Comms(Mapping[str, Comm]):
     def discover(self, target_name: str | None = None, *, timeout: float | None = None) -> list[Comm]:
         """Ask the kernel for its comms, all or those of one target, and attach to each that is not known here yet.
 
-        Raises KernelTimeout after `timeout` seconds, and what every request raises.
+        Raises KernelTimeout after `timeout` seconds, and the other errors of a request.
         """
         deadline = Deadline(timeout)
         content = messages.comm_info(target_name)
@@ -107,10 +107,10 @@ class Comms(Mapping[str, Comm]):
             return [self.get(comm_id) or self.attach(comm_id, name) for comm_id, name in found.items()]
 
     def register_target(self, target_name: str, callback: OnOpen | None = None) -> None:
-        """Let the kernel open comms to that target; they are found here, by id, from then on.
+        """Let the kernel open comms to that target. They are in this mapping, by id, from then on.
 
-        `callback(comm, open_message)` is called for each. It may set `comm.on_message`, and should not block for long,
-        since all callbacks of a client's comms run in one greenlet; if it raises, that is logged and the comm closed.
+        `callback(comm, open_message)` is called for each. It may set `comm.on_message`. It should not block for long,
+        since all callbacks of a client's comms run in one greenlet. If it raises, that is logged and the comm closed.
         Raises InvalidArgument if there is such a target already.
         """
         self._routes.add_target(target_name, check_callback(callback, "callback"))
@@ -128,13 +128,13 @@ class Comms(Mapping[str, Comm]):
         self._routes.comms.pop(comm_id, None)
 
     def opened(self, message: Message) -> None:
-        """Take in a comm_open that is for us."""
+        """Take in a comm_open to a target of this client."""
         comm = Comm(self, message.content["comm_id"], message.content["target_name"], message)
         self._routes.comms[comm.comm_id] = comm
         self.callbacks.add(self._welcome, comm, message)
 
     def post(self, msg_type: str, content: Content, **more: Any) -> str:
-        """Send a comm message, to which there will be no reply; returns its msg_id."""
+        """Send a comm message, which gets no reply; returns its msg_id."""
         msg_id = self.channels.shell.send(msg_type, content, **more)
         if more.get("subshell_id") is None:
             self._expect_status(msg_id)
@@ -158,4 +158,4 @@ class Comms(Mapping[str, Comm]):
             comm.close()
             raise
         finally:
-            comm.is_new = False
+            comm.welcomed()

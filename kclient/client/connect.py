@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kclient.client.kernel_client import Connection, KernelClient
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.file_limits import CLIENT, check
+from kclient.concurrency.file_limits import CLIENT_DESCRIPTORS, check
 from kclient.concurrency.owner import Owner
 
 
@@ -19,16 +19,16 @@ def connect(
     """Connect to a running kernel and return its client when it is ready, within `timeout` seconds.
 
     `connection` is the path of a connection file, its name or kernel id in Jupyter's runtime directory, its values, or
-    a ConnectionInfo. `watch` runs the heartbeat, so that the kernel's death wakes whoever waits; `KernelClient.watch`
-    explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel running. Raises
-    KernelTimeout, ConnectionFileError, and TooManyFiles, with which nothing was opened.
+    a ConnectionInfo. With `watch` the heartbeat runs, so the kernel's death wakes every call that waits;
+    `KernelClient.watch` explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel
+    running. Raises KernelTimeout, ConnectionFileError, and TooManyFiles, which comes before anything is opened.
 
     `spin`, 1 s at most, is busy polling: a call that waits for a reply first looks at its sockets again and again, for
-    so many seconds at most, and only then yields to the hub. It beats a blocking receive, since nobody has to be
-    woken, and it costs a whole processor and every other greenlet meanwhile, which stand still. 0.0003 is enough for
-    a kernel that answers at once; a longer one is worth it where nothing else goes on in the process.
+    at most so many seconds. Only then it yields to the hub. This is faster than a blocking receive, since no greenlet
+    has to be woken. Meanwhile it uses a whole processor, and all other greenlets stand still. 0.0003 is enough for a
+    kernel that answers at once. Use more only if the process has nothing else to do.
     """
-    check(CLIENT, "a client")  # or the connection file could not even be read
+    check(CLIENT_DESCRIPTORS, "a client")  # before the connection file, which takes a descriptor, too
     client = KernelClient(connection, spin=spin)
     deadline = Deadline(timeout)
     try:

@@ -1,4 +1,4 @@
-"""KernelConnection: the parts of a client, assembled, and what its channels tell and ask it."""
+"""KernelConnection: the parts of a client, assembled. The channels report to it and ask it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class KernelConnection:
     """Assembles the parts of a client. Each part is given the few others that it uses.
 
     `make(name, shared)` makes the channel of that name. `kernel` is None for a kernel that this program did not start.
-    `on_death()`, if given, is called when the kernel has died before the loop could tell; see `Availability`.
+    `on_death()`, if given, is called if a call finds the kernel dead before the loop has told so; see `Availability`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class KernelConnection:
         self.owner = owner
         self.session = session
         self._comms: Comms | None = None
-        self._comm_routes: CommRoutes[OpenComm] = CommRoutes(session.session, _CommOpener(self))
+        self._comm_routes: CommRoutes[OpenComm] = CommRoutes(session.session, _CommOpener(lambda: self.comms))
         shared = Shared(transport, self, self._comm_routes, check_spin(spin))
         self.channels = ChannelSet(owner, session, shared, make, kernel)
         self.availability = Availability(self.channels, on_death)
@@ -77,14 +77,14 @@ class KernelConnection:
         return self._comms
 
     def inherit(self, former: KernelConnection) -> None:
-        """Answer input requests and take comms as `former` did, in whose place this one is."""
+        """Take the place of `former`: answer input requests and accept comms as it did."""
         self.input_requests.on_input = former.input_requests.on_input
         self._comm_routes.targets.update(former._comm_routes.targets)
 
     # Executions
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
-        """Send the request of `execution`, which gets the outputs and the reply from here on."""
+        """Send the request of `execution`. Its outputs and its reply go to `execution`."""
         outputs = self.await_outputs(deadline)
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
@@ -100,7 +100,7 @@ class KernelConnection:
             raise
 
     def await_outputs(self, deadline: Deadline) -> Outputs:
-        """The routing of outputs, when everything that the kernel publishes from here on will arrive."""
+        """Wait until everything that the kernel publishes from here on will arrive; returns the routing of outputs."""
         self.availability.wait_until_usable(deadline)
         channels = self.channels
         if not channels.runs("iopub") or not channels.runs("shell"):
@@ -115,7 +115,7 @@ class KernelConnection:
     # Restart and end
 
     def reopen(self) -> None:
-        """Fail what is pending with KernelRestarted, and connect anew, to a kernel that is not there yet."""
+        """Fail the calls that wait with KernelRestarted. Connect anew, to a kernel that need not be there yet."""
         self.availability.forget_death()
         self.channels.reopen()
 
@@ -130,10 +130,10 @@ class KernelConnection:
         self.channels.stop()
         self.input_requests.stop()
 
-    # What the channels tell and ask
+    # For the channels
 
     def look(self) -> None:
-        """Take in, without the help of the loop, messages and the death of the process."""
+        """Take in messages, and notice the death of the process, without a turn of the loop."""
         self.channels.drain()
         self.availability.look()
 
@@ -155,7 +155,7 @@ class KernelConnection:
 
     def reconnected(self) -> None:
         """The connection was cut and is back, or another kernel has taken the place of the one before."""
-        if self.channels.kernel is None and self.availability.failure is None:  # a restart of our own is no news
+        if self.channels.kernel is None and self.availability.failure is None:  # this program knows of its own restarts
             self.readiness.reconnected()
             self.watchdog.reconnected()
 
@@ -165,10 +165,10 @@ class KernelConnection:
 
 
 class _CommOpener:
-    """Gets what the kernel opens; the comms of a client are made when first needed."""
+    """Gets the comm_open messages of the kernel. `comms()` makes the comms of the client when they are first needed."""
 
-    def __init__(self, connection: KernelConnection) -> None:
-        self._connection = connection
+    def __init__(self, comms: Callable[[], Comms]) -> None:
+        self._comms = comms
 
     def feed(self, message: Message) -> None:
-        self._connection.comms.opened(message)
+        self._comms().opened(message)

@@ -1,4 +1,4 @@
-"""One run of code: like a future, and an iterator over its outputs."""
+"""Execution: one run of code. It is like a future, and an iterator over its outputs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from kclient.protocol.transcript import Times, Transcript
 OnOutput = Callable[[Message], object]
 
 CTRL_C_GRACE_S: Final = 5.0
-"""Seconds for which a KeyboardInterrupt waits for the interrupted kernel to be idle."""
+"""Seconds for which a KeyboardInterrupt waits until the interrupted kernel is idle."""
 
 
 class Execution:
-    """A request to run code, under way; `submit` makes it.
+    """A request to run code that was sent; `submit` makes it.
 
     Iterate it for its output messages as they arrive: stream, display_data, update_display_data,
     execute_result, error and clear_output. Each message comes out once.
@@ -78,7 +78,7 @@ class Execution:
         return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
 
     def __iter__(self) -> Iterator[Message]:
-        """The output messages as they arrive; ends when the execution is done, or raises why it will not be."""
+        """The output messages as they arrive. Ends when the execution is done; raises if it fails."""
         if self._on_output is not None:
             raise InvalidState("the outputs of this execution go to its on_output; they cannot be iterated as well")
         deadline = Deadline(None)
@@ -94,7 +94,7 @@ class Execution:
 
     @property
     def times(self) -> Times:
-        """When it was sent, and the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
+        """When it was sent, and when the kernel was busy, replied and was idle: `perf_counter` seconds; 0: not yet."""
         return self._transcript.times
 
     @property
@@ -102,28 +102,28 @@ class Execution:
         return self._on_input is not None
 
     def done(self) -> bool:
-        """True if the execution has ended; takes in what has arrived, and does not wait."""
+        """True if the execution has ended; takes in messages that have arrived, and does not wait."""
         self._owner.check()
         self._channels.look()
         self._let_follower_run()
         return self._is_over and self._follower is None
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end and return the Result; after a KernelTimeout one may ask again.
+        """Wait for the end and return the Result. After a KernelTimeout the caller may ask again.
 
         Ctrl-C, in the main greenlet, interrupts the kernel and raises KeyboardInterrupt when it is idle.
         """
         deadline = Deadline(timeout)
         with self._owner.call():
             if self._follower is not None and getcurrent() is self._follower:
-                raise InvalidState("a callback of this execution cannot wait for its end, which is after the callback")
+                raise InvalidState("a callback of this execution cannot wait for the end, which comes after it")
             self._or_interrupt(self._wait_for_end, deadline)
             if self._callback_error is not None:
                 raise self._callback_error
             return self._final_result()
 
     def interrupt(self) -> None:
-        """Interrupt this execution and no other: now if the kernel runs it, else as soon as it begins."""
+        """Interrupt this execution and no other: at once if the kernel runs it, else as soon as it begins."""
         with self._owner.call():
             if self._is_over:
                 return
@@ -132,7 +132,7 @@ class Execution:
             self._interruption.ask()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
-        """Wait for the end in the caller, who runs the callbacks; an abandoned run interrupts its execution."""
+        """Run the callbacks in this greenlet until the end. If that raises, `on_abandon` applies."""
         if on_abandon == "interrupt":
             self._on_timeout = "its code is interrupted"
         try:
@@ -150,7 +150,7 @@ class Execution:
         self._follower = gevent.spawn(self._follow_all)
 
     def sent(self, request: Message) -> None:
-        """Take the id of the request, which goes out now."""
+        """The request is about to be sent: take its id."""
         self.msg_id = request.msg_id
         self.subshell_id = request.header.get("subshell_id")
         self.may_ask = request.content["allow_stdin"]
@@ -158,11 +158,11 @@ class Execution:
 
     @property
     def is_incomplete(self) -> bool:
-        """True if it ended without its idle status, which will not come any more."""
+        """True if it has ended, and its idle status will not come."""
         return not self._transcript.complete
 
     def is_running(self) -> bool:
-        """True until the end, as far as it has been taken in."""
+        """True until the messages that end it have been taken in."""
         return not self._is_over
 
     awaits_idle = is_running
@@ -190,7 +190,7 @@ class Execution:
         self._transcript.update_display(message)
 
     def on_settled(self, slot: Slot) -> None:
-        """The reply is in, or there will be none."""
+        """The reply has come, or there will be none."""
         if slot.error is not None:
             self.fail(slot.error)
         if slot.reply is None:
@@ -208,7 +208,7 @@ class Execution:
             self._end()
 
     def conclude(self) -> None:
-        """End although the idle status never came; outputs may be missing."""
+        """End without the idle status, which was lost; outputs may be missing."""
         if not self._is_over:
             self._transcript.complete = False
             log().warning("the idle status of %s was lost: its outputs may be incomplete", self.msg_id)
@@ -221,7 +221,7 @@ class Execution:
             self._transcript.truncated = True
 
     def _stop_calling(self) -> None:
-        """Nobody sees outputs or answers prompts any more; prompts go where those of others go."""
+        """Keep no more outputs, and leave prompts to stdin's inbox: no call of this execution takes them any more."""
         self._keeps_messages = False
         self._messages.clear()
         self._on_input = None
@@ -236,7 +236,7 @@ class Execution:
         self._changed.wake()
 
     def _wait(self, deadline: Deadline, is_waiting: Callable[[], bool]) -> None:
-        """Until something changes; raises KernelTimeout."""
+        """Wait until something changes; raises KernelTimeout."""
         self._channels.refuse_if_answering(self.subshell_id)
         if self._channels.spin and is_waiting() and self._spin(is_waiting, deadline):
             return
@@ -246,7 +246,7 @@ class Execution:
             self._check_deadline(deadline)
 
     def _spin(self, is_waiting: Callable[[], bool], deadline: Deadline) -> bool:
-        """True if what is waited for came within the time to spin, which begins with the first wait."""
+        """Spin until the wait is over (True) or the time to spin is (False). That time begins with the first wait."""
         if self._spin_end is None:
             self._spin_end = deadline.at_most(self._channels.spin)
         self._channels.spin_while(is_waiting, self._spin_end)
@@ -267,7 +267,7 @@ class Execution:
             )
 
     def _let_follower_run(self) -> None:
-        """The callbacks, too, are to get on in a script that only polls."""
+        """Give the callbacks a turn, in a script that only polls."""
         if self._follower is not None and getcurrent() not in (self._follower, self._owner.hub):
             gevent.sleep(0)
 
@@ -278,7 +278,7 @@ class Execution:
             self._wait(deadline, self.is_running)
 
     def _follow(self, deadline: Deadline) -> None:
-        """Run the callbacks, in order of arrival, until the end; what was printed before a prompt comes before it."""
+        """Run the callbacks in order of arrival until the end. Output that was printed before a prompt comes first."""
         while True:
             try:
                 self._call_on_output(deadline)
@@ -316,12 +316,12 @@ class Execution:
             self._changed.wake()
 
     def _interrupt_once(self) -> None:
-        """Interrupt it unless somebody has: a second interrupt would hit whatever comes next."""
+        """Interrupt it, unless that was done before: a second interrupt would hit the next code."""
         if self._interruption is None:
             self.interrupt()
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
-        """`wait`; a Ctrl-C in it interrupts the kernel and is raised when the kernel is idle, a second one at once."""
+        """Call `wait`. A Ctrl-C interrupts the kernel, and is raised when that is idle, a second one at once."""
         try:
             wait(deadline)
         except KeyboardInterrupt:

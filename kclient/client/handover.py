@@ -1,4 +1,4 @@
-"""Handing the connections of one client on to the next client of the same kernel."""
+"""Hands the connections of one client over to the next client of the same kernel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kclient.protocol.connection import CHANNELS
 def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
     """Let `successor` go on with the connections of `former`, which has none from then on.
 
-    That takes a tenth of the time that five new, encrypted connections take. False, and nothing is handed over, if not
-    all of them are known to be in order, or if something is still to come over them.
+    This takes a tenth of the time of five new, encrypted connections. Returns False, and hands over nothing, unless
+    all of the connections are known to work and no idle status is still to come.
     """
     channels, outputs, peer = former.channels.running(), former.channels.outputs, former.channels.peer
     if len(channels) < len(CHANNELS) or outputs is None or former.channels.pending.owed_idle:
@@ -20,7 +20,7 @@ def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
     if not outputs.subscribed or peer.info is None or peer.info.speaks_version_4:
         return False
     successor.channels.peer.info = deepcopy(peer.info)
-    successor.readiness.kernel_session = former.readiness.kernel_session
+    successor.readiness.meet(former.readiness.kernel_session)
     successor.channels.iopub.outputs.adopt(outputs)
     with successor.owner.call():
         for channel in channels:

@@ -1,4 +1,4 @@
-"""Input requests: code that runs in the kernel asks, and an execution, the client or a person answers."""
+"""Input requests: code in the kernel asks for input, and an execution, the client or a person answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnInput = Callable[[str, bool], str]
 
 
 class InputRequests:
-    """Hands an input request to the execution's `on_input`, else to the client's, set here, else to the inbox."""
+    """Gives an input request to the execution's `on_input`, else to `on_input` of the client, else to stdin's inbox."""
 
     def __init__(self, channels: ChannelSet) -> None:
         self.on_input: OnInput | None = None
@@ -34,11 +34,11 @@ class InputRequests:
         return self._channels.runs("stdin") and (self.on_input is not None or self._channels.stdin.is_awaited())
 
     def answer(self, request: Message, on_input: OnInput, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Call `on_input` in this greenlet and send what it returns.
+        """Call `on_input` in this greenlet and send the string that it returns.
 
-        The answer is not sent if the code that asked has ended by then, interrupted for example: the kernel would give
-        it to the next code that asks, and it may be a password. Nor is it sent if it is not wanted any more, since the
-        kernel is another one.
+        The answer is not sent if the code that asked has ended by then, for example by an interrupt: the kernel would
+        give it to the next code that asks, and it may be a password. Nor is it sent if `is_wanted()` is False: another
+        kernel may run by then.
         """
         content = request.content
         self._channels.drain()
@@ -58,7 +58,7 @@ class InputRequests:
             return
         try:
             self._channels.stdin.answer(request, answer)
-        except InvalidState:  # the connection has ended; the end of the kernel will be told soon
+        except InvalidState:  # the connection has ended; the death of the kernel may not be known yet
             kernel = self._channels.kernel
             if kernel is None or kernel.is_alive():
                 raise
@@ -84,12 +84,12 @@ class InputRequests:
         gevent.killall(list(self._answerers), block=False)
 
     def _refuse(self, execution: Sink, request: Message) -> None:
-        """The kernel was told that input is not answered, and asks all the same, as R does: it would wait for ever."""
+        """Interrupt code that asks although the request forbade it (R does): the kernel would wait for ever."""
         prompt = str(request.content.get("prompt", ""))
         execution.fail(
             lambda msg_id: RemoteProtocolError(
-                f"the kernel asks for input ({prompt!r}), although it was told that nobody answers; its code is "
-                "interrupted. Pass on_input to answer it"
+                f"the kernel asks for input ({prompt!r}), although the request said allow_stdin=False; the code is "
+                "interrupted. Pass on_input to answer"
             )
         )
         with suppress(KClientError, OSError):

@@ -1,4 +1,4 @@
-"""KernelInterface: every call that asks something of a kernel, for KernelClient and KernelManager alike."""
+"""KernelInterface: all requests to a kernel. KernelClient and KernelManager share it."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     @property
     def info(self) -> KernelInfo:
-        """What the kernel said of itself in its latest kernel_info reply; raises InvalidState before the first one.
+        """The facts of the latest kernel_info reply; raises InvalidState before the first one.
 
-        It does not ask: a client that is ready, as those of `connect` and `start_kernel` are, knows.
+        It sends no request. The clients of `connect` and `start_kernel` are ready, so they know.
         """
         return self.kernel_connection.channels.peer.known()
 
@@ -64,7 +64,7 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     @property
     def on_input(self) -> OnInput | None:
-        """Called as `on_input(prompt, password)`, it answers the input requests of code that has no other on_input."""
+        """Called as `on_input(prompt, password)` to answer input requests of code that has no on_input of its own."""
         return self.kernel_connection.input_requests.on_input
 
     @on_input.setter
@@ -109,7 +109,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         timeout: float | None = None,
         subshell_id: str | None = None,
     ) -> Message:
-        """Send a request, on control if it belongs there and control runs, else on shell, and return its reply."""
+        """Send a request and return its reply: on control if it belongs there and control runs, else on shell."""
         deadline = Deadline(timeout)
         connection = self.kernel_connection
         channels = connection.channels
@@ -123,7 +123,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         return channel.request(msg_type, content, timeout=deadline, subshell_id=subshell_id)
 
     def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
-        """The next debug_event, or the next of the name `event`: `IOPubChannel.wait_for_debug_event`."""
+        """The next debug_event, or the next one named `event`; see `IOPubChannel.wait_for_debug_event`."""
         return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
 
     def next_debug_seq(self) -> int:
@@ -156,14 +156,14 @@ class KernelInterface(ShellRequests, ControlRequests):
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
         keep_outputs: bool = True,
     ) -> Result:
-        """Run `code` and return its Result, when its reply and all of its outputs are in.
+        """Run `code` and return its Result, when its reply and all of its outputs have come.
 
         An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
-        output message as it arrives, `on_input(prompt, password)` returns the answer to an input request; both
-        run in the caller. A run that is abandoned, by a KernelTimeout after `timeout` seconds, a KeyboardInterrupt
-        or otherwise, interrupts its code; `on_abandon="leave"` lets it go on. Of more than `max_output_bytes` of output
-        (None: no bound) the rest is dropped, in whole messages; `keep_outputs=False` keeps none of them.
-        A `subshell_id` that is not there raises InvalidArgument; UnsupportedFeature if the kernel has no subshells.
+        output message as it arrives. `on_input(prompt, password)` returns the answer to an input request. Both run in
+        the greenlet of the caller. A run that raises before its end (a KernelTimeout after `timeout` seconds, a
+        KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Output
+        beyond `max_output_bytes` (None: no bound) is dropped, in whole messages; `keep_outputs=False` keeps none.
+        Raises InvalidArgument for a `subshell_id` that is not there, UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
         if on_abandon not in ("interrupt", "leave"):
@@ -204,7 +204,7 @@ class KernelInterface(ShellRequests, ControlRequests):
     ) -> Execution:
         """Send `code` to run and return its Execution at once.
 
-        Callbacks run in a greenlet of the execution's own; what they raise comes out of `Execution.result`.
+        Callbacks run in a greenlet of the execution's own. `Execution.result` raises their exceptions.
         """
         execution, content = self._prepare(
             code,

@@ -1,4 +1,4 @@
-"""Interrupts: of whatever the kernel runs, and of one execution, which must reach its code and no other."""
+"""Interrupts: of the code that the kernel runs now, or of one execution and no other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kclient.errors import KClientError
 from kclient.protocol.transcript import Transcript
 
 INTERRUPT_AGAIN_S: Final = 0.5
-"""Seconds without any sign after which an interrupt is sent once more: one that comes too early is lost."""
+"""Seconds without a sign of effect after which an interrupt is sent once more: one that comes too early is lost."""
 
 
 def interrupt_kernel(channels: ChannelSet) -> None:
-    """Interrupt what the kernel runs now, by signal or by message. The reply to a message is discarded."""
+    """Interrupt the code that the kernel runs now, by signal or by message. The reply to the message is discarded."""
     if channels.kernel is not None and channels.kernel.interrupt():
         return
     channel = channels.control if channels.runs("control") else channels.shell
@@ -31,14 +31,14 @@ class Interruptible(Protocol):
 
 
 class Interrupt:
-    """The interrupt of `execution`. It is sent while the kernel runs that code: at once, or as soon as it begins."""
+    """The interrupt of `execution`. It is sent at once if the kernel runs that code, else as soon as it begins."""
 
     def __init__(self, execution: Interruptible, channels: ChannelSet, transcript: Transcript) -> None:
         self._is_due = False
         self._execution = execution
         self._channels = channels
         self._transcript = transcript
-        self._again = Timer(channels.owner, self._send_again)
+        self._timer = Timer(channels.owner, self._send_again)
 
     def ask(self) -> None:
         """Interrupt the code when it runs."""
@@ -54,14 +54,14 @@ class Interrupt:
         # An interrupt that comes before the code does is lost; execute_input tells that the code has come.
         version = self._transcript.version if self._transcript.has_input else None
         self._send()
-        self._again.set(INTERRUPT_AGAIN_S, version)
+        self._timer.set(INTERRUPT_AGAIN_S, version)
 
     def cancel(self) -> None:
         """The execution has ended."""
-        self._again.cancel()
+        self._timer.cancel()
 
     def _send_again(self, version: int | None) -> None:
-        """Interrupt code that has printed nothing since that version: code that handles an interrupt may print."""
+        """Send again if the code runs and has had no output since that version. Output may come from its handler."""
         self._channels.drain()
         has_effect = version is not None and self._transcript.version != version
         if self._execution.is_running() and not has_effect and self._channels.is_busy_with(self._execution.msg_id):

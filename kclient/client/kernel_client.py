@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
 Connection = str | os.PathLike[str] | Mapping[str, Any] | ConnectionInfo
-"""What a client connects to: the path of a connection file, its values, or a ConnectionInfo."""
+"""How to reach a kernel: the path of a connection file, its values, or a ConnectionInfo."""
 
 _Self = TypeVar("_Self", bound="KernelClient")
 
@@ -35,8 +35,8 @@ class KernelClient(KernelInterface):
 
     `connection` is a connection file's path, its values, or a ConnectionInfo. `on_input(prompt, password)`, if
     set, answers the input requests of every execution that has no on_input of its own. `spin` is that of
-    `kclient.connect`. `kernel` is the process, if this program has started it; `on_death()` is then called when a call
-    finds that it has died before the loop could tell.
+    `kclient.connect`. `kernel` is the process, if this program has started it. Then `on_death()` is called if a call
+    finds the process dead before the loop has told so.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class KernelClient(KernelInterface):
     ) -> None:
         """Connect those channels; the heartbeat starts paused. A channel that the kernel does not have is left out.
 
-        Raises InvalidPortNumber if the kernel's ports are not chosen yet, and TooManyFiles before any is open.
+        Raises InvalidPortNumber if the kernel's ports are not chosen yet, and TooManyFiles before a channel is opened.
         """
         wanted = {"shell": shell, "iopub": iopub, "stdin": stdin, "hb": hb, "control": control}
         with self._owner.call():
@@ -105,13 +105,13 @@ class KernelClient(KernelInterface):
             ]
             if names:  # libzmq's thread connects them, some time later
                 what = f"a client with {len(names)} channels"
-                self._reservation.take(self._transport.file_descriptors(len(names)), what, later=len(names))
+                self._reservation.reserve(self._transport.file_descriptors(len(names)), what, later=len(names))
             for name in names:
                 self._channels.start_channel(name)
             self._kernel_connection.kernel_death.watch_again()
 
     def _is_connected(self) -> bool:
-        """True if libzmq has connected the channels; of stdin alone that is known."""
+        """True if libzmq has connected the channels, as far as stdin tells: the other channels cannot tell."""
         with suppress(KClientError):
             return self._owner.is_here and self._channels.runs("stdin") and self._channels.stdin.wait_for_peer(0)
         return False
@@ -121,7 +121,7 @@ class KernelClient(KernelInterface):
         if self._owner.forked:
             return
         with self._owner.call():
-            self._reservation.end()
+            self._reservation.release()
             self._kernel_connection.stop()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class KernelClient(KernelInterface):
         self.stop_channels()
 
     def move(self, connection: ConnectionInfo) -> None:
-        """Go on with the same kernel, which listens elsewhere since it was restarted; its keys are the same."""
+        """The kernel was restarted and has other addresses: connect there. Its keys are the same."""
         self.connection = connection
         with self._owner.call():
             self._transport.move(connection)
@@ -148,14 +148,14 @@ class KernelClient(KernelInterface):
         self.hb_channel_class = other.hb_channel_class
 
     def own(self, kernel: Kernel) -> None:
-        """This program has started the kernel, which is told of by `kernel` from here on."""
-        self._transport.is_ours = True
-        self._channels.kernel = kernel
+        """This program has started the kernel: `kernel` is its process from here on."""
+        self._transport.own()
+        self._channels.own(kernel)
 
     def is_alive(self) -> bool:
-        """True unless the process has ended or, for a kernel that this program did not start, its heartbeat fails.
+        """True unless the process has ended. For a kernel that this program did not start: unless its heartbeat fails.
 
-        While the heartbeat is paused, or does not run, it does not say that the kernel is dead.
+        A heartbeat that is paused, or does not run, does not fail.
         """
         self._owner.check()
         if self._channels.failure is not None:
@@ -165,7 +165,7 @@ class KernelClient(KernelInterface):
         return not self._channels.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
 
     def wait_for_ready(self, timeout: Timeout = None) -> None:
-        """Wait until the kernel answers kernel_info and, if iopub runs, its outputs arrive here.
+        """Wait until the kernel answers kernel_info. If iopub runs, also wait until its outputs arrive here.
 
         Raises KernelTimeout after `timeout` seconds, and DeadKernelError.
         """
@@ -176,19 +176,19 @@ class KernelClient(KernelInterface):
             self.release_reservation()
 
     def release_reservation(self) -> None:
-        """All file descriptors of the client are open, so that none are reserved any more."""
-        self._reservation.end()
+        """All file descriptors of the client are open: end their reservation."""
+        self._reservation.release()
 
     def watch(self, dead_after: float | None = None) -> None:
-        """Watch, by its heartbeat, over a kernel that this program did not start; its death wakes calls that wait.
+        """Watch, by its heartbeat, a kernel that this program did not start. Its death wakes calls that wait.
 
-        It is dead when, after a missed heartbeat, its addresses refuse connections; a remote one, from whose host no
-        refusal can come, after `dead_after` seconds of silence (None: never).
+        The kernel counts as dead if its addresses refuse connections after a missed heartbeat. A remote host that is
+        gone refuses nothing: then the kernel counts as dead after `dead_after` seconds of silence (None: never).
         """
         self._kernel_connection.kernel_death.watch(dead_after)
 
     def interrupt_kernel(self) -> None:
-        """Interrupt whatever the kernel runs now; does not wait. For one execution: `Execution.interrupt`."""
+        """Interrupt the code that the kernel runs now; does not wait. For one execution: `Execution.interrupt`."""
         interrupt_kernel(self._channels)
 
     def _make_channel(self, name: str, shared: Shared) -> Channel:

@@ -1,4 +1,4 @@
-"""The death of a kernel that this program did not start: told by missed heartbeats and refused connections."""
+"""The death of a kernel that this program did not start: its heartbeat fails, and its addresses refuse connections."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kclient.client.channel_set import ChannelSet
 from kclient.errors import DeadKernelError, copies_of
 
 RESTART_S: Final = 0.5
-"""Seconds in which an owner that restarts the kernel has it listen again."""
+"""Seconds from the end of a kernel until its successor listens, if the program that owns it restarts it."""
 
 
 class KernelDeath:
     """Decides, after missed heartbeats, whether a kernel that this program did not start is dead.
 
-    It is dead when nothing listens at its addresses, and still nothing after the time that a restart takes. A kernel
-    that is merely stopped accepts connections. Where no refusal can come, from a host that is gone, `dead_after`
-    seconds of silence decide (None: never).
+    It is dead if no program listens at its addresses, neither at once nor after the time that a restart takes. A kernel
+    that is merely stopped accepts connections. A host that is gone refuses nothing: then the kernel counts as dead
+    after `dead_after` seconds of silence (None: never).
     """
 
     def __init__(self, channels: ChannelSet, availability: Availability) -> None:
@@ -30,13 +30,13 @@ class KernelDeath:
         self._prober: gevent.Greenlet[..., Any] | None = None
 
     def watch(self, dead_after: float | None) -> None:
-        """Watch over the kernel from here on: its heartbeat runs."""
+        """Watch the kernel from here on, by its heartbeat."""
         self.dead_after = dead_after
         self._is_wanted = self._is_watching = True
         self._channels.hb.unpause()
 
     def watch_again(self) -> None:
-        """Go on as before, with channels that were stopped and started, if `watch` was called before."""
+        """Watch again, after the channels were stopped and started, if `watch` was called before."""
         if self._is_wanted and not self._is_watching and self._channels.runs("hb"):
             self.watch(self.dead_after)
 
@@ -47,7 +47,7 @@ class KernelDeath:
             self._prober.kill(block=False)
 
     def heart_missed(self) -> None:
-        """The kernel has not answered for a while: find out whether it is dead."""
+        """The kernel has missed a heartbeat: find out whether it is dead."""
         if self._is_watching and self._prober is None:
             self._prober = gevent.spawn(self._probe)
 

@@ -1,19 +1,19 @@
-"""What the kernel owes: a reply, or an idle status, that is overdue. A table says what becomes of it.
+"""A reply, or an idle status, that the kernel owes and that is overdue: phases, events, and what each pair leads to.
 
 | phase    | the answer                                                                                    |
 |----------|-----------------------------------------------------------------------------------------------|
 | OWED     | half of it has come, the reply without the idle status or the other way round                  |
 | UNHEARD  | nothing of it has come, although the kernel is idle                                            |
-| NUDGED   | is as before; the kernel was asked over another connection, since it may sleep on              |
-| SILENT   | is as before, after the nudge; the request is no code, so the kernel may take its time         |
-| ASKED    | is as before; kernel_info was asked on the same shell                                          |
+| NUDGED   | is UNHEARD still; the kernel was asked over another connection, since it may sleep             |
+| SILENT   | is UNHEARD still, after the nudge; the request is no code, so the kernel may take its time     |
+| ASKED    | is still owed; kernel_info was asked on the same shell                                         |
 | GIVEN_UP | will not come: the kernel has answered the later question                                      |
 | SETTLED  | has come after all, or its call has ended                                                      |
 
 | event  | it happens when                                              |
 |--------|--------------------------------------------------------------|
 | NUDGE  | the kernel is asked over another connection                   |
-| WAIT   | it has answered that, and is left in peace                    |
+| WAIT   | it has answered that; the answer gets more time               |
 | ASK    | it is asked on the same shell                                 |
 | PASS   | it has answered that question, and still owes the answer      |
 | SETTLE | the answer is not owed any more                               |
@@ -54,7 +54,7 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
 
 @attrs.define(eq=False)
 class Overdue:
-    """An answer that the kernel owes since `since`: where to ask for it, and what to do if it will not come."""
+    """An answer that is owed since `since`. `give_up()` ends the wait for it, if it will not come."""
 
     channel: RequestChannel
     subshell_id: str | None
@@ -67,7 +67,7 @@ class Overdue:
 
     @property
     def shell(self) -> tuple[str, str | None]:
-        """The shell that would have to answer first: one channel, or one subshell."""
+        """The shell that owes the answer: a channel, or a subshell of it."""
         return self.channel.name, self.subshell_id
 
     def note(self, event: Event) -> None:
@@ -84,7 +84,7 @@ class Overdue:
 
 
 class Unnoticed(OwnQuestion):
-    """A message that gets no reply, until the kernel says that it is busy with it. It has noticed those before, too."""
+    """A message that gets no reply, until the kernel is busy with it. Then earlier ones are noticed, too."""
 
     def __init__(self, iopub: IOPubChannel, msg_id: str, since: float) -> None:
         self.since = since
@@ -94,7 +94,7 @@ class Unnoticed(OwnQuestion):
         self._executions[msg_id] = self
 
     def is_unnoticed(self) -> bool:
-        """True while the kernel has said nothing of it."""
+        """True until the kernel publishes something about it."""
         return self._msg_id in self._executions
 
     def feed(self, message: Message) -> None:
@@ -106,5 +106,5 @@ class Unnoticed(OwnQuestion):
         self.forget()
 
     def forget(self) -> None:
-        """Watch over it no longer."""
+        """Watch for it no longer."""
         self._executions.pop(self._msg_id, None)

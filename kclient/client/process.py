@@ -1,4 +1,4 @@
-"""What a client needs to know of a kernel that this program started."""
+"""The process of a kernel that this program started, as its client sees it."""
 
 from __future__ import annotations
 

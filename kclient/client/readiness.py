@@ -1,4 +1,4 @@
-"""What a client asks the kernel on its own account: is it ready, does its output arrive, is a reply overdue?"""
+"""Readiness: the client itself asks the kernel. Is it ready? Does its output arrive? Does it answer at all?"""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from kclient.protocol.messages import Content, Message
 from kclient.protocol.routing import Outputs, OwnQuestion
 
 STDIN_WAIT_S: Final = 1.0
-"""Seconds to wait for the stdin channel of a kernel that answers otherwise: some have none behind their port."""
+"""Seconds to wait for the stdin channel of a kernel that answers on shell: some kernels do not serve stdin."""
 
 SUBSCRIBE_PAUSE_S: Final = 0.005
 """Seconds to wait for a first iopub message before kernel_info is asked again; doubled each time."""
 
 SUBSCRIBE_WAIT_S: Final = 1.0
-"""Seconds for which `run` and `submit` of a client that is not known to be ready wait for a first iopub message."""
+"""Seconds for which `run` and `submit` wait for a first iopub message, if the client is not known to be ready."""
 
 ASK_AT_MOST: Final = 3
-"""Times that the kernel is asked before it is taken for one that does not answer at all."""
+"""Number of times that the kernel is asked. If it answers none, it counts as one that does not answer at all."""
 
 SILENCE_S: Final = 0.3
-"""Seconds without a message on iopub after which nothing that was published before is under way any more."""
+"""Seconds without a message on iopub after which all messages that were published before have arrived."""
 
 KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
 
 NOTHING: Final = ("execute_request", messages.execute("", silent=True, store_history=False))
-"""To run nothing: a question that every kernel publishes statuses about."""
+"""Empty code: every kernel publishes statuses about this request."""
 
 
 class Probe(OwnQuestion):
-    """A request of kclient's own, a kernel_info as a rule: it takes in the statuses of that request."""
+    """A request of kclient's own, mostly for kernel_info. It takes in the statuses of that request."""
 
     def __init__(self, outputs: Outputs | None, msg_id: str, older: Probe | None = None) -> None:
         self.is_idle = False
@@ -57,7 +57,7 @@ class Probe(OwnQuestion):
         self.forget()
 
     def forget(self) -> None:
-        """Nothing of it will come any more, nor of the probes before it."""
+        """Wait for no more statuses of this probe, nor of older ones."""
         probe: Probe | None = self
         while probe is not None:
             if probe._outputs is not None:
@@ -66,14 +66,14 @@ class Probe(OwnQuestion):
             probe = older
 
     def answered(self, reply: Message) -> None:
-        """The reply is in. A flush does not wait for its idle, which may have come before iopub was subscribed."""
+        """The reply has come. A flush need not wait for the idle status: it may have come before the subscription."""
         self.kernel_session = reply.header.get("session")
         if self._outputs is not None:
             self._outputs.pending.owed_idle.pop(self._msg_id, None)
 
 
 class Readiness:
-    """Asks kernel_info over `channels`, and keeps the statuses of that from all others."""
+    """Asks kernel_info over `channels`. Only its probes see the statuses of these requests."""
 
     def __init__(self, channels: ChannelSet) -> None:
         self._channels = channels
@@ -82,7 +82,10 @@ class Readiness:
         self._latest = Probe(None, "")
 
     def wait_for_ready(self, deadline: Deadline) -> None:
-        """Until kernel_info is answered, something has come over iopub, and stdin is connected, as far as they run."""
+        """Wait until the channels that run are ready: kernel_info is answered, iopub has a message, stdin is connected.
+
+        Raises KernelTimeout.
+        """
         channels = self._channels
         try:
             is_subscribed = self._subscribe(channels.shell, deadline)
@@ -96,11 +99,11 @@ class Readiness:
         self.meet(self._latest.kernel_session)
         if channels.runs("stdin"):
             channels.stdin.wait_for_peer(deadline.at_most(STDIN_WAIT_S))
-        if channels.outputs is not None and not channels.outputs.subscribed:  # stdin has told of a cut
+        if channels.outputs is not None and not channels.outputs.subscribed:  # the stdin line has told of a cut
             self._subscribe(channels.shell, deadline)
 
     def subscribe_in(self, deadline: Deadline) -> None:
-        """Before code is sent: see that its first output and question will arrive, if that is not known yet."""
+        """Before code is sent: make sure that its first output and input request will arrive."""
         channels = self._channels
         outputs = channels.iopub.outputs
         if outputs.subscribed or self._tried is outputs:
@@ -116,7 +119,7 @@ class Readiness:
             channels.stdin.wait_for_peer(wait)
 
     def reconnected(self) -> None:
-        """The connection was cut, and that of iopub may not be back yet."""
+        """The connection was cut and is back; that of iopub may not be back yet."""
         self._tried = None
         if self._channels.outputs is not None:
             self._channels.outputs.subscribed = False
@@ -130,7 +133,7 @@ class Readiness:
         older: Probe | None = None,
         question: tuple[str, Content] = KERNEL_INFO,
     ) -> Probe:
-        """Ask kernel_info, or another `question`, and return when the reply is in."""
+        """Ask kernel_info, or another `question`, and return when the reply has come."""
         channels = self._channels
         message = channels.session.msg(*question)
         if subshell_id is not None:
@@ -149,9 +152,9 @@ class Readiness:
         return probe
 
     def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:
-        """An interrupt that is meant for something else may cost a kernel its reply to this.
+        """Ask again if there is no reply: an interrupt that was meant for other code may end this request.
 
-        One of protocol 4 may publish nothing about kernel_info, but when it runs code it does.
+        A kernel of protocol 4 may publish no status about kernel_info, so it is asked to run empty code instead.
         """
         question = KERNEL_INFO
         if self._channels.peer.version_4 is not None:
@@ -162,9 +165,9 @@ class Readiness:
         return self.ask(channel, deadline, older=self._latest, question=question)
 
     def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
-        """True when the idle status of `probe` is in; False after the deadline, or when iopub has fallen silent.
+        """True if the idle status of `probe` came; False after the deadline, or if iopub was silent for `SILENCE_S`.
 
-        A script that only waits elsewhere may find all of them on the socket then.
+        It drains iopub then: if the loop stood still meanwhile, the messages wait on the socket.
         """
         channels = self._channels
         while not probe.is_idle and channels.runs("iopub"):
@@ -174,7 +177,7 @@ class Readiness:
         return probe.is_idle
 
     def meet(self, kernel_session: object) -> bool:
-        """The kernel in that session has answered. True if it is another than before, whose code has ended with it."""
+        """The kernel of that session has answered. True if it is another than before, whose code is gone."""
         is_another = kernel_session != self.kernel_session
         if is_another:
             self._channels.peer.forget_subshells()
@@ -184,9 +187,9 @@ class Readiness:
         return is_another
 
     def nudge(self, deadline: Deadline) -> None:
-        """Ask kernel_info over a connection of its own, and return when the reply is in.
+        """Ask kernel_info over a new connection, and return when the reply has come.
 
-        Over a transport that has no second connection this does nothing.
+        Does nothing over a transport that has no second connection.
         """
         with suppress(UnsupportedFeature), self._channels.temporary_channel("shell") as channel:
             probe = self.ask(channel, deadline)
@@ -194,7 +197,7 @@ class Readiness:
             probe.forget()
 
     def _subscribe(self, channel: RequestChannel, deadline: Deadline) -> bool:
-        """Ask, and again if need be, until something has come over iopub; False if nothing has in time."""
+        """Ask again and again until a message has come over iopub; False if none came within the deadline."""
         iopub, pause = self._channels.iopub, SUBSCRIBE_PAUSE_S
         while True:
             self._latest = self._ask_until_answered(channel, deadline)

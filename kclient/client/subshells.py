@@ -1,4 +1,4 @@
-"""Subshells: a request for one that is not there is refused, and calls that wait for a deleted one are ended."""
+"""Subshells: refuse a request for one that is not there, and end calls that wait for a deleted one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kclient.protocol.peer import feature_of, listed_subshells
 from kclient.protocol.routing import Sink, Slot
 
 ANSWER_WAIT_S: Final = 1.0
-"""Seconds in which a kernel that answers for a deleted subshell does: ipykernel 7.4 at once, older ones never."""
+"""Seconds to wait for an answer for a deleted subshell. ipykernel 7.4 answers at once, older versions never."""
 
 
 class Subshells:
     """Refuses requests that the kernel is known not to understand, and ends calls that wait for a deleted subshell.
 
-    ipykernel drops a request for a subshell that it does not have (since 7.4 it replies with an error), and the
-    requests that are queued in a subshell that is deleted.
+    ipykernel drops a request for a subshell that it does not have; since 7.4 it replies with an error. It also drops
+    the requests that are queued in a subshell when that is deleted.
     """
 
     def __init__(self, channels: ChannelSet, readiness: Readiness) -> None:
@@ -37,8 +37,8 @@ class Subshells:
     def admit(self, message: Message, deadline: Deadline | None) -> None:
         """Raise UnsupportedFeature, or InvalidArgument for a subshell that is not there.
 
-        The kernel is asked for what is not known yet, within the deadline. Without a deadline only what is known
-        counts. Only control can tell whether a subshell is there.
+        With a deadline it asks the kernel for the facts that are not known yet. Without one, only known facts count.
+        Only control can tell whether a subshell is there.
         """
         channels, header = self._channels, message.header
         if channels.peer.info is None and deadline is not None and feature_of(header) is not None:
@@ -57,7 +57,7 @@ class Subshells:
             )
 
     def deleted(self) -> None:
-        """A subshell was deleted, and the kernel does not say which: they are listed before the next is used."""
+        """A subshell was deleted, and the kernel does not say which: ask for the list before one is used again."""
         self._channels.peer.forget_subshells()
         self._is_outdated = True
         if self._lister is None and self._awaited() and self._channels.runs("control"):
@@ -71,9 +71,9 @@ class Subshells:
         self._endings.clear()
 
     def _list(self, deadline: Deadline) -> set[str] | None:
-        """Ask for the subshells that there are; None if the kernel does not tell.
+        """Ask for the ids of the subshells; None if the kernel does not tell.
 
-        The reply is returned, not what is known by then: the next deletion may have been told of meanwhile.
+        Returns the ids of the reply, not those in `peer`: another deletion may have cleared those meanwhile.
         """
         channels = self._channels
         with channels.owner.call():
@@ -81,7 +81,7 @@ class Subshells:
         return listed_subshells(reply)
 
     def _awaited(self) -> set[str]:
-        """The subshells from which something is awaited."""
+        """The ids of the subshells for which calls wait."""
         waiting = [sink.subshell_id for sink in self._executions()] + [slot.subshell_id for slot in self._slots()]
         return {subshell_id for subshell_id in waiting if subshell_id is not None}
 
@@ -94,7 +94,7 @@ class Subshells:
         return [] if outputs is None else [sink for sink in outputs.executions.values() if sink.awaits_idle()]
 
     def _end_orphans(self) -> None:
-        """End what is awaited from subshells that are gone; many deletions in a row are asked about but twice."""
+        """End the calls that wait for subshells that are gone. Many deletions in a row cost two requests only."""
         try:
             while self._is_outdated:
                 self._is_outdated = False
@@ -102,14 +102,14 @@ class Subshells:
                 there = self._list(Deadline(None))
                 for subshell_id in () if there is None else awaited - there - self._endings.keys():
                     self._endings[subshell_id] = gevent.spawn(self._end, subshell_id)
-        except KClientError as exc:  # closed, dead or restarted: the calls that wait are told of that elsewhere
+        except KClientError as exc:  # closed, dead or restarted: then the calls that wait fail anyway
             log().debug("the calls in a deleted subshell were not ended: %s", exc)
         finally:
             if self._lister is gevent.getcurrent():
                 self._lister = None
 
     def _end(self, subshell_id: str) -> None:
-        """End what is awaited from a subshell that is gone, when its latest messages are in."""
+        """End the calls that wait for a subshell that is gone, after its latest messages have come."""
         try:
             self._read_latest_messages(subshell_id)
             self._give_up(subshell_id)

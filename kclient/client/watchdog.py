@@ -1,4 +1,4 @@
-"""The watchdog of a client: it notices an idle status or a reply that was lost, and ends the call that waits for it."""
+"""Watchdog: notices that an idle status or a reply was lost, and ends the call that waits for it."""
 
 from __future__ import annotations
 
@@ -22,39 +22,43 @@ from kclient.protocol.comms import CommRoutes, OpenComm
 from kclient.protocol.routing import Outputs, Slot
 
 OVERDUE_S: Final = 1.0
-"""Seconds between the one half of an answer and the other after which the kernel is asked again."""
+"""Seconds after one half of an answer (reply, idle status) after which the kernel is asked for the other half."""
 
 NUDGE_WAIT_S: Final = 10.0
-"""Seconds that an idle kernel has to answer a nudge. One that does not answer by then has another reason."""
+"""Seconds that an idle kernel has to answer a nudge. If it does not, it is silent for another reason than sleep."""
 
 PATIENCE_S: Final = 30.0
-"""Seconds for which an idle kernel may be silent about a request that is no code. A kernel for Kotlin is not busy while
-it looks for completions, which takes it seconds. Every kernel tells that it begins with code."""
+"""Seconds for which an idle kernel may be silent about a request that is no code. A kernel for Kotlin publishes no busy
+status while it looks for completions, which takes seconds. Every kernel publishes a status when it begins with code."""
 
 BACKLOG_S: Final = 60.0
-"""Seconds that iopub may lag behind shell: a flood is not read in the time that it takes to reply."""
+"""Seconds that iopub may lag behind shell: kclient reads a flood of outputs later than the reply."""
 
 
 class Watchdog:
-    """Ends executions whose idle was lost, and requests whose reply was: a kernel's PUB may drop messages.
+    """Ends executions whose idle status was lost, and requests whose reply was lost: a kernel's PUB may drop messages.
 
-    It asks kernel_info on the same shell. An answer that the kernel has not sent before it answers that, it never will
-    send. A shell that answers nothing holds up its own answers only. `overdue` has the table of what happens when.
+    It acts in three cases. `overdue` has the table of the steps.
 
-    It nudges a kernel that is idle although a request has come: ipykernel 7.3 may sleep on, with any number of messages
-    in a connection, until something comes over another connection.
+    | it notices                                  | it does                                                            |
+    |---------------------------------------------|--------------------------------------------------------------------|
+    | one half of an answer has come, the other   | asks kernel_info on the same shell; a shell answers in order, so   |
+    | half is overdue                             | an answer that is missing after that reply is lost                 |
+    | the kernel is idle, although a request was  | nudges it over another connection, because ipykernel 7.3 may sleep |
+    | sent                                        | until a message comes over another one; then asks as above         |
+    | the connection to a kernel that this        | asks as above, because answers that were sent during the cut are   |
+    | program did not start was cut and is back   | lost; if another kernel answers, all earlier requests are lost     |
 
-    When the connection to a kernel that this program did not start was cut and is back, it asks in the same way.
-    Answers that were sent meanwhile are lost. If another kernel answers, the requests of the old one are lost, too.
+    It asks each shell separately. A shell that answers nothing holds up its own answers only.
     """
 
     def __init__(self, channels: ChannelSet, readiness: Readiness, comm_routes: CommRoutes[OpenComm]) -> None:
         self._channels = channels
         self._readiness = readiness
         self._comm_routes = comm_routes
-        self._alarm = Timer(channels.owner, self._look_next_turn)
-        self._turn = Timer(channels.owner, self._look)
-        self._patience = Timer(channels.owner, self._look_at_silent)
+        self._overdue_timer = Timer(channels.owner, self._look_next_turn)
+        self._turn_timer = Timer(channels.owner, self._look)
+        self._patience_timer = Timer(channels.owner, self._look_at_silent)
         self._silent: dict[str, tuple[float, Overdue]] = {}
         self._watchers: dict[object, gevent.Greenlet[..., Any]] = {}
         self._nudged = -1.0
@@ -62,12 +66,12 @@ class Watchdog:
         self._unnoticed: Unnoticed | None = None
 
     def arm(self) -> None:
-        """Look for what is overdue in a second's time."""
-        if not self._alarm.is_set and not self._turn.is_set:
-            self._alarm.set(OVERDUE_S)
+        """Look for overdue answers after `OVERDUE_S`."""
+        if not self._overdue_timer.is_set and not self._turn_timer.is_set:
+            self._overdue_timer.set(OVERDUE_S)
 
     def expect_status(self, msg_id: str) -> None:
-        """A message was sent on the main shell that gets no reply, and that the kernel may overlook.
+        """A message that gets no reply was sent on the main shell. The kernel may overlook it.
 
         Kernels of protocol 4 publish no status about such a message, and overlook none.
         """
@@ -83,20 +87,20 @@ class Watchdog:
 
     @property
     def expects_status(self) -> bool:
-        """True if it is not known that the kernel has noticed the latest such message."""
+        """True until the kernel is known to have noticed the latest such message."""
         return self._unnoticed is not None and self._unnoticed.is_unnoticed()
 
     def stop(self) -> None:
         """Watch no longer: the channels close."""
-        self._alarm.cancel()
-        self._turn.cancel()
-        self._patience.cancel()
+        self._overdue_timer.cancel()
+        self._turn_timer.cancel()
+        self._patience_timer.cancel()
         self._silent.clear()
         gevent.killall(list(self._watchers.values()), block=False)
         self._watchers.clear()  # the traceback of each holds on to its channel
 
     def reconnected(self) -> None:
-        """The connection was cut and is back, perhaps to another kernel than the one that we know so far."""
+        """The connection was cut and is back, perhaps to another kernel."""
         keys = {("reconnected", channel.name): channel for channel in self._request_channels()}
         if not any(map(self._is_watched, keys)):
             self._known = self._readiness.kernel_session
@@ -111,7 +115,7 @@ class Watchdog:
     def _run(self, key: object, method: Callable[..., None], args: tuple[object, ...]) -> None:
         try:
             method(*args)
-        except KClientError as exc:  # closed, dead or restarted: the calls that wait are told of that elsewhere
+        except KClientError as exc:  # closed, dead or restarted: then the calls that wait fail anyway
             log().debug("the watch for lost messages ended: %s", exc)
         if self._watchers.get(key) is gevent.getcurrent():
             del self._watchers[key]
@@ -122,8 +126,8 @@ class Watchdog:
         return watcher is not None and not watcher.ready()
 
     def _look_next_turn(self) -> None:
-        """Look when the channels have taken in the messages that came while the loop stood still."""
-        self._turn.set(0)
+        """Look at the loop's next turn. Before, the channels take in what came while the loop stood still."""
+        self._turn_timer.set(0)
 
     def _look(self) -> None:
         for channel in self._channels.running():
@@ -145,12 +149,12 @@ class Watchdog:
         self._arm_again()
 
     def _arm_again(self) -> None:
-        """Look again, if an answer is owed that no greenlet watches for."""
+        """Look again later, if an answer is owed that no greenlet watches for."""
         owed = [overdue.since for overdue in self._owed() if not self._is_watched(overdue.shell)]
         if not self._is_watched("nudge"):
             owed += [overdue.since for overdue in self._unheard()]
-        if owed and not self._turn.is_set:
-            self._alarm.set(min(owed) + OVERDUE_S - perf_counter())
+        if owed and not self._turn_timer.is_set:
+            self._overdue_timer.set(min(owed) + OVERDUE_S - perf_counter())
 
     def _spawn_watch(self, key: object, all_overdue: Sequence[Overdue]) -> None:
         for overdue in all_overdue:
@@ -158,7 +162,7 @@ class Watchdog:
         self._spawn(key, self._watch, all_overdue)
 
     def _watch(self, all_overdue: Sequence[Overdue]) -> None:
-        """Ask on the shell of all these, and give up the answers that have not come by then."""
+        """Ask on the shell that owes all these, then give up the answers that have not come."""
         try:
             self._ask(all_overdue)
             for overdue in all_overdue:
@@ -181,7 +185,7 @@ class Watchdog:
             self._watch(code)
 
     def _look_at_silent(self) -> None:
-        """Give the kernel time for requests that it is silent about; ask when that time is over."""
+        """Ask about the requests that the kernel has been silent about for too long."""
         now = perf_counter()
         for _, overdue in list(self._silent.values()):
             if overdue.phase is Phase.SILENT and not overdue.is_still_owed():
@@ -192,7 +196,7 @@ class Watchdog:
             self._spawn_watch(("silent", over[0].msg_id), over)
         ends = [until for until, overdue in self._silent.values() if overdue.phase is Phase.SILENT]
         if ends:
-            self._patience.set(min(ends) - now)
+            self._patience_timer.set(min(ends) - now)
 
     def _ask_after_cut(self, channel: RequestChannel) -> None:
         pending = [slot for slot in channel.requests if slot.is_pending()]
@@ -212,7 +216,7 @@ class Watchdog:
         probe.forget()
 
     def _ask_and_nudge(self, channel: RequestChannel) -> Probe:
-        """The question may be lost with the connection, too, or overlooked: nudge and ask again, ever more rarely."""
+        """Ask until there is a reply, and nudge in between: a question may get lost. Each pause is twice as long."""
         pause = OVERDUE_S
         while True:
             with suppress(KernelTimeout, NoReply):
@@ -222,7 +226,7 @@ class Watchdog:
             pause *= 2
 
     def _ask(self, all_overdue: Sequence[Overdue]) -> None:
-        """Return when the kernel has answered a later request, or when it does not answer at all."""
+        """Return when the kernel has answered kernel_info with reply and idle status, or after `ASK_AT_MOST` tries."""
         channel, subshell_id = all_overdue[0].channel, all_overdue[0].subshell_id
         for _ in range(ASK_AT_MOST):
             if not any(overdue.is_still_owed() for overdue in all_overdue):
@@ -238,7 +242,7 @@ class Watchdog:
         return [channel for channel in self._channels.running() if isinstance(channel, RequestChannel)]
 
     def _owed(self) -> list[Overdue]:
-        """Answers of which one half has come, and of which a call awaits the other."""
+        """Answers of which one half has come, while a call waits for the other half."""
         channels = self._channels
         if channels.outputs is None or not channels.runs("shell"):
             return []
@@ -259,9 +263,9 @@ class Watchdog:
                     yield _overdue_reply(channel, slot, since, no_reply)
 
     def _unheard(self) -> list[Overdue]:
-        """Requests on the main shell of which nothing has come, if the kernel has been idle since the latest nudge.
+        """Requests on the main shell without any answer, if the kernel is idle and was not nudged in this idle time.
 
-        A kernel that has told no state yet counts as idle: to nudge a busy one does no harm.
+        A kernel that has published no status yet counts as idle: a nudge does no harm to a busy one.
         """
         channels = self._channels
         outputs = channels.outputs
@@ -269,26 +273,27 @@ class Watchdog:
             return []
         if outputs.execution_state not in ("idle", "unknown"):
             return []
-        if outputs.state_since <= self._nudged:  # it was nudged already in this time of rest
+        if outputs.state_since <= self._nudged:  # it was nudged in this idle time already
             return []
         unheard_of = [
-            _overdue_reply(channels.shell, slot, max(slot.sent, outputs.state_since), unheard)
+            _overdue_reply(channels.shell, slot, max(slot.sent, outputs.state_since), unheard, Phase.UNHEARD)
             for slot in channels.shell.requests
             if slot.on_settled is not None and slot.subshell_id is None and slot.msg_id not in self._silent
         ]
         latest = self._unnoticed
         if latest is not None and latest.is_unnoticed():
             since = max(latest.since, outputs.state_since)
-            unheard_of.append(Overdue(channels.shell, None, since, latest.is_unnoticed, latest.forget))
-        for overdue in unheard_of:
-            overdue.phase = Phase.UNHEARD
+            is_owed, forget = latest.is_unnoticed, latest.forget
+            unheard_of.append(Overdue(channels.shell, None, since, is_owed, forget, phase=Phase.UNHEARD))
         return unheard_of
 
 
-def _overdue_reply(channel: RequestChannel, slot: Slot, since: float, failure: Failure) -> Overdue:
+def _overdue_reply(
+    channel: RequestChannel, slot: Slot, since: float, failure: Failure, phase: Phase = Phase.OWED
+) -> Overdue:
     give_up = partial(channel.give_up, [slot], failure)
     is_code = slot.reply_type == "execute_reply"
-    return Overdue(channel, slot.subshell_id, since, slot.is_pending, give_up, slot.msg_id, is_code)
+    return Overdue(channel, slot.subshell_id, since, slot.is_pending, give_up, slot.msg_id, is_code, phase)
 
 
 def no_reply(msg_id: str | None) -> NoReply:
@@ -296,7 +301,7 @@ def no_reply(msg_id: str | None) -> NoReply:
 
 
 def unheard(msg_id: str | None) -> NoReply:
-    return NoReply("the kernel is idle and has not answered the request: that, or its reply, was lost", msg_id=msg_id)
+    return NoReply("the kernel is idle and has not answered: the request, or its reply, was lost", msg_id=msg_id)
 
 
 def lost(msg_id: str | None) -> NoReply:

@@ -1,7 +1,7 @@
 """File descriptors: are there enough for what is about to be opened?
 
-libzmq ends the whole process where it cannot get the first of them, and goes on trying to connect, in silence, where it
-cannot get the others. So who opens a client or starts a kernel asks here first.
+libzmq ends the whole process if it cannot get the descriptors of its context. If it cannot get those of a connection,
+it tries for ever to connect, and reports no error. So kclient asks here before it opens a client or starts a kernel.
 """
 
 from __future__ import annotations
@@ -18,95 +18,96 @@ from typing import Final
 from kclient.concurrency.unpatched import new_poll
 from kclient.errors import TooManyFiles
 
-CHANNEL: Final = 2 if sys.platform == "linux" else 3
-"""Of an open channel: its connection, and what ZeroMQ signals its socket by, a pair where there is no eventfd."""
+CHANNEL_DESCRIPTORS: Final = 2 if sys.platform == "linux" else 3
+"""Of an open channel: its connection, and the eventfd by which ZeroMQ signals the socket, or a pair instead of it."""
 
-CLIENT: Final = 5 * CHANNEL
+CLIENT_DESCRIPTORS: Final = 5 * CHANNEL_DESCRIPTORS
 """Of a client with all of its channels."""
 
-PROCESS: Final = 2
+PROCESS_DESCRIPTORS: Final = 2
 """Of a kernel's process: its pidfd, and the hidden file with its output."""
 
-PORTS: Final = 5
-"""That hold the ports of a kernel until it has bound them."""
+PORT_DESCRIPTORS: Final = 5
+"""Of the sockets that hold the ports of a kernel until the kernel has bound them."""
 
-KERNEL: Final = PROCESS + PORTS + CLIENT
-"""Of a kernel that starts, and of the client to it; without `PORTS` when it is ready."""
+KERNEL_DESCRIPTORS: Final = PROCESS_DESCRIPTORS + PORT_DESCRIPTORS + CLIENT_DESCRIPTORS
+"""Of a kernel that starts, and of the client to it. A kernel that is ready takes `PORT_DESCRIPTORS` fewer."""
 
-RESERVE: Final = 16
-"""Left free for what comes once, the loop's and the ZeroMQ context's 9, or for a moment: a fork, a restart, a knock."""
+SPARE_DESCRIPTORS: Final = 16
+"""To keep free: 9 that the loop and the ZeroMQ context open once, others for a fork, a restart, a nudge."""
 
-LAPSE: Final = 60.0
-"""Seconds; who never waits until a kernel is ready cannot say that all is open."""
+LAPSE_S: Final = 60.0
+"""Seconds after which a reservation ends by itself: a caller that never waits for the kernel does not end it."""
 
-_MOST: Final = 2**31 - 1
-"""A descriptor is a C int, whatever the limit."""
+_MAX_DESCRIPTORS: Final = 2**31 - 1
+"""A descriptor is a C int, whatever the limit is."""
 
-_claims: set[weakref.ref[FileDescriptorReservation]] = set()
+_reservations: set[weakref.ref[FileDescriptorReservation]] = set()
 
-os.register_at_fork(after_in_child=_claims.clear)  # they are the parent's
+os.register_at_fork(after_in_child=_reservations.clear)  # they are the parent's
 
 
 class FileDescriptorReservation:
-    """Descriptors that will be opened soon, by libzmq's thread perhaps: nobody else may count on them meanwhile.
+    """Descriptors that will be opened soon, perhaps by libzmq's thread. Until then they are not free for others.
 
-    `is_over`, a method, tells whether they are open by now; it is asked only when there seem to be too few for others.
+    `is_over`, a method, tells whether they are open by now. It is called only if there seem to be too few for others.
     """
 
     def __init__(self, is_over: Callable[[], bool] | None = None) -> None:
         self._is_over = None if is_over is None else weakref.WeakMethod(is_over)
         self._count = 0
         self._until = 0.0
-        self._ref = weakref.ref(self, _claims.discard)
-        hash(self._ref)  # it keeps this; to ask first when we are gone, as `discard` would, is an error
+        self._ref = weakref.ref(self, _reservations.discard)
+        hash(self._ref)  # the reference keeps its hash; `discard` needs it when this object is gone
 
-    def take(self, count: int, what: str, *, later: int, reserve: int = RESERVE) -> None:
-        """`count` of them are needed for `what`, the last `later` some time after this.
+    def reserve(self, count: int, what: str, *, later: int, spare: int = SPARE_DESCRIPTORS) -> None:
+        """`what` needs `count` descriptors: reserve the last `later` of them, which are not opened at once.
 
-        Raises TooManyFiles unless they, and a `reserve`, are free and not claimed by others.
+        Replaces its earlier reservation. Raises TooManyFiles unless `count` descriptors and `spare` more are
+        free and not reserved by others.
         """
-        self.end()
-        check(count, what, reserve=reserve)
+        self.release()
+        check(count, what, spare=spare)
         self._count = later
-        self._until = monotonic() + LAPSE
-        _claims.add(self._ref)
+        self._until = monotonic() + LAPSE_S
+        _reservations.add(self._ref)
 
-    def end(self) -> None:
-        """All is open, or will never be. Idempotent."""
-        _claims.discard(self._ref)
+    def release(self) -> None:
+        """All descriptors are open by now, or will never be opened. Idempotent."""
+        _reservations.discard(self._ref)
 
     @classmethod
-    def total(cls, *, thoroughly: bool = False) -> int:
-        """How many are claimed by all; `thoroughly` ends those that are over."""
+    def total_reserved(cls, *, thoroughly: bool = False) -> int:
+        """How many descriptors are reserved by all; `thoroughly` first releases the reservations that are over."""
         found, now = 0, monotonic()
-        for claim in [ref() for ref in list(_claims)]:  # a list in one step: other threads claim some, too
-            if claim is None:
+        for reservation in [ref() for ref in list(_reservations)]:  # a list in one step: other threads add some, too
+            if reservation is None:
                 continue
-            is_over = claim._is_over() if thoroughly and claim._is_over is not None else None
-            if claim._until <= now or (is_over is not None and is_over()):
-                claim.end()
+            is_over = reservation._is_over() if thoroughly and reservation._is_over is not None else None
+            if reservation._until <= now or (is_over is not None and is_over()):
+                reservation.release()
             else:
-                found += claim._count
+                found += reservation._count
         return found
 
 
-def check(count: int, what: str, *, reserve: int = RESERVE) -> None:
-    """Raise TooManyFiles unless so many for `what`, and a `reserve`, are free.
+def check(count: int, what: str, *, spare: int = SPARE_DESCRIPTORS) -> None:
+    """Raise TooManyFiles unless `count` descriptors for `what`, and `spare` more, are free.
 
-    It takes 5 us for a client, and 0.2 ms where 300 others are about to connect.
+    It takes 5 us for a client, and 0.2 ms if 300 others are about to connect.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or _are_free(count + reserve + FileDescriptorReservation.total(), soft):
+    if soft == resource.RLIM_INFINITY or _are_free(count + spare + FileDescriptorReservation.total_reserved(), soft):
         return
-    claimed = FileDescriptorReservation.total(thoroughly=True)
-    if _are_free(count + reserve + claimed, soft):
+    reserved = FileDescriptorReservation.total_reserved(thoroughly=True)
+    if _are_free(count + spare + reserved, soft):
         return
     in_use = soft - _free(soft, soft)
     raise TooManyFiles(
-        f"{what}: that takes {count} file descriptors"
-        + (f", and {reserve} are to be left for what comes later" if reserve else "")
-        + f"; of the {soft} that this process may have {in_use} are open"
-        + (f" and {claimed} about to be opened" if claimed else "")
+        f"{what} takes {count} file descriptors"
+        + (f", and {spare} more must stay free" if spare else "")
+        + f"; of the {soft} that this process may have, {in_use} are open"
+        + (f" and {reserved} about to be opened" if reserved else "")
         + f"; close what is not needed, or raise the limit: {_remedy(soft, hard)}",
         needed=count,
         in_use=in_use,
@@ -128,11 +129,11 @@ def _are_free(wanted: int, limit: int) -> bool:
 
 
 def _free(wanted: int, limit: int) -> int:
-    """How many numbers below `limit` are free; it stops counting at `wanted`.
+    """How many descriptors below `limit` are free; stops counting at `wanted`.
 
-    The system gives out the lowest: those at the top are free, unless the process is near its limit, or was once.
+    The system gives out the lowest numbers. Those at the top are free, unless the process is, or was, near its limit.
     """
-    found, top, window = 0, min(limit, _MOST), wanted
+    found, top, window = 0, min(limit, _MAX_DESCRIPTORS), wanted
     while top > 0 and found < wanted:
         bottom = max(0, top - window)
         poll = new_poll()

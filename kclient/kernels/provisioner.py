@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.file_limits import CLIENT, KERNEL, RESERVE, FileDescriptorReservation
+from kclient.concurrency.file_limits import (
+    CLIENT_DESCRIPTORS,
+    KERNEL_DESCRIPTORS,
+    SPARE_DESCRIPTORS,
+    FileDescriptorReservation,
+)
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Parking
 from kclient.errors import (
@@ -77,7 +82,7 @@ class Provisioner:
         self.process: KernelProcess | None = None
         self.launch: Launch | None = None
         self.argv: list[str] = []
-        self.claim = FileDescriptorReservation()
+        self.reservation = FileDescriptorReservation()
         self._owner = Owner()
         self._spec: KernelSpec | None = None
         self._wants_guard = orphan_guard
@@ -92,9 +97,11 @@ class Provisioner:
             self._spec = find_kernel_spec(self.kernel_name)
         return self._spec
 
-    def claim_descriptors(self, *, reserve: int = RESERVE) -> None:
+    def reserve_descriptors(self, *, spare: int = SPARE_DESCRIPTORS) -> None:
         """Reserve file descriptors for a start and its channels. Raises TooManyFiles before anything is started."""
-        self.claim.take(KERNEL, f"the kernel {self.kernel_name!r}", later=CLIENT, reserve=reserve)
+        self.reservation.reserve(
+            KERNEL_DESCRIPTORS, f"the kernel {self.kernel_name!r}", later=CLIENT_DESCRIPTORS, spare=spare
+        )
 
     def start(self, launch: Launch, on_exit: Callable[[], None], deadline: Deadline) -> None:
         """Start the process. If the kernel chooses its ports, wait until it has reported them.
@@ -313,7 +320,7 @@ class Provisioner:
 
     def clean_up(self) -> None:
         """Remove the files, end the reservation of file descriptors, and have the guard forget the kernel."""
-        self.claim.end()
+        self.reservation.release()
         self.endpoint.remove()
         if self._guarded is not None:
             self._guarded.release()

@@ -1,1 +1,1 @@
-"""One kernel that this program owns: it starts, restarts and ends the process and has a client to it."""
+"""A manager starts, restarts and ends one kernel process, and has a client to it."""

@@ -1,4 +1,4 @@
-"""Automatic restarts: what a manager does about a kernel that has died, and nobody meant it to."""
+"""Automatic restarts: a manager replaces a kernel that has died by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kclient.concurrency.log import log
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Timer
 from kclient.errors import DeadKernelError, InvalidArgument, KClientError, copies_of
-from kclient.manager.backoff import RESTART_LIMIT, STABLE_START_TIME, Backoff
+from kclient.manager.backoff import RESTART_LIMIT, STABLE_START_TIME_S, Backoff
 
 OnRestart = Callable[[Any, DeadKernelError, int], object]
 """Called as ``on_restart(manager, death, count)``; `manager` is a KernelManager."""
@@ -26,29 +26,30 @@ OnGiveUp = Callable[[Any, DeadKernelError], object]
 """Called as ``on_give_up(manager, error)``; `manager` is a KernelManager."""
 
 START_TIMEOUT_S: Final = 60.0
-"""Seconds; that of start_kernel."""
+"""The same as the default timeout of start_kernel."""
 
 
 @attrs.frozen
 class AutoRestart:
     """How a kernel that dies is restarted: pass it as `restart=` to KernelManager or start_kernel.
 
-    Calls that wait when the kernel dies raise DeadKernelError, since they may be the cause; those made after that wait,
-    within their timeout, for the next kernel. The first restart is made at once, the next 0.1 s after a failure, each
-    further one after twice the time. `limit` is how many may follow each other (None: any number): a kernel that ran
-    for `stable_start_time` seconds begins anew, one that was not ready `start_timeout` seconds after its start (None:
-    ever) has failed. Then it is given up: every call raises DeadKernelError, until restart_kernel().
+    Calls that wait when the kernel dies raise DeadKernelError, since they may be the cause. Later calls wait for the
+    next kernel, within their timeout. The first restart comes at once, the second 0.1 s after a failure, and each
+    further pause is twice as long, up to 30 s. After `limit` restarts in a row (None: no limit) the kernel is given up:
+    every call raises DeadKernelError, until restart_kernel(). The row ends, and the count begins anew, when a kernel
+    has run for `stable_start_time` seconds. A start has failed if the kernel is not ready after `start_timeout` seconds
+    (None: it never fails for that reason).
 
-    `on_restart(manager, death, count)` is called when the next kernel is ready and before any other greenlet's call
-    gets to it, so it can run set-up code; `count` is the number of restarts in a row. It must not wait for a greenlet
-    that calls the kernel. `on_give_up(manager, error)` is called when there will be no further one. Both run in a
-    greenlet of the manager; what they raise is logged.
+    `on_restart(manager, death, count)` is called when the next kernel is ready, before the calls of other greenlets get
+    to it. So it can run set-up code. `count` is the number of restarts in a row. It must not wait for a greenlet that
+    calls the kernel. `on_give_up(manager, error)` is called when the kernel is given up. Both run in a greenlet of the
+    manager. Their exceptions are logged.
 
-    A kernel that the program ends itself (shutdown_kernel, kill_kernel) stays dead; a signal counts as a death.
+    A kernel that the program ends itself (shutdown_kernel, kill_kernel) is not restarted. One that a signal ends is.
     """
 
     limit: int | None = RESTART_LIMIT
-    stable_start_time: float = STABLE_START_TIME
+    stable_start_time: float = STABLE_START_TIME_S
     on_restart: OnRestart | None = None
     on_give_up: OnGiveUp | None = None
     start_timeout: float | None = attrs.field(default=START_TIMEOUT_S, kw_only=True)
@@ -61,12 +62,12 @@ class AutoRestart:
         check_callback(self.on_give_up, "on_give_up")
 
     def backoff(self) -> Backoff:
-        """A new count of its failures."""
+        """A new Backoff with this limit and this stable_start_time."""
         return Backoff(self.limit, self.stable_start_time)
 
 
 def as_policy(restart: object) -> AutoRestart | None:
-    """What `restart=` asks for; raises InvalidArgument."""
+    """The AutoRestart that the argument `restart=` means, or None; raises InvalidArgument."""
     if restart is True:
         return AutoRestart()
     if restart is False:
@@ -77,7 +78,7 @@ def as_policy(restart: object) -> AutoRestart | None:
 
 
 class Life(Protocol):
-    """The life of the kernel that is restarted."""
+    """The kernel that is restarted, as the Restarter sees it."""
 
     @property
     def availability(self) -> Availability:
@@ -88,9 +89,9 @@ class Life(Protocol):
 
 
 class Restarter:
-    """Restarts a kernel by `life.revive`, in a greenlet that lives while there is something to do.
+    """Restarts a kernel by `life.revive`, in a greenlet that runs only during a restart.
 
-    In between only a timer waits, which keeps nothing alive: a manager that is dropped is not restarted.
+    Between restarts only a timer waits. It keeps no manager alive, and a manager that is dropped is not restarted.
     """
 
     def __init__(self, policy: AutoRestart, manager: Callable[[], KernelInterface | None], life: Life) -> None:
@@ -99,7 +100,7 @@ class Restarter:
         self._owner = Owner()
         self._manager = manager
         self._life = life
-        self._alarm = Timer(self._owner, self._go_on)
+        self._timer = Timer(self._owner, self._go_on)
         self._death: DeadKernelError | None = None
         self._gives_up = False
         self._greenlet: gevent.Greenlet[..., Any] | None = None
@@ -108,30 +109,30 @@ class Restarter:
 
     @property
     def is_at_work(self) -> bool:
-        """True from a death until the next kernel is there for everyone, or will never be."""
+        """True from a death until all calls may go to the next kernel, or until the kernel is given up."""
         return self._death is not None or self._greenlet is not None
 
     def started(self) -> None:
-        """From here on the kernel runs."""
+        """The kernel runs from now on."""
         self._since = monotonic()
 
     def died(self, death: DeadKernelError) -> None:
-        """The kernel has died; in a while, when its latest messages are read, there will be another."""
+        """The kernel has died. Restart it after a pause, in which its latest messages are read."""
         lasted = 0.0 if self._since is None else monotonic() - self._since
         self._since = None
         wait = self._backoff.after(lasted)
         self._death = death
         self._gives_up = wait is None
-        self._alarm.set(max(READ_ON_S, wait or 0.0))
+        self._timer.set(max(READ_ON_S, wait or 0.0))
 
     def make_way(self) -> None:
-        """End a try that is under way; it is made again unless `cancel` follows."""
+        """End a restart that is under way. It is made again unless `cancel` follows."""
         if self._greenlet is not None and self._trying is self._greenlet and not self.is_here():
             self._greenlet.kill(block=False)
 
     def cancel(self) -> None:
-        """The program sees to its kernel itself: what comes after that is counted anew."""
-        self._alarm.cancel()
+        """The program starts or ends the kernel itself: make no restart, and count failures anew."""
+        self._timer.cancel()
         self._backoff.reset()
         self._death = self._since = None
         if self._greenlet is not None and not self.is_here():
@@ -139,11 +140,11 @@ class Restarter:
         self._greenlet = None
 
     def is_here(self) -> bool:
-        """True in the greenlet that restarts, unless that was cancelled."""
+        """True in the greenlet that restarts, unless the restart was cancelled."""
         return gevent.getcurrent() is self._greenlet
 
     def _go_on(self) -> None:
-        if self._greenlet is None and self._death is not None:  # else a callback is to end first
+        if self._greenlet is None and self._death is not None:  # else a callback must end first
             self._greenlet = gevent.spawn(self._run)
 
     def _run(self) -> None:
@@ -154,7 +155,7 @@ class Restarter:
         finally:
             if self.is_here():
                 self._greenlet = None
-            if not self._alarm.is_set:
+            if not self._timer.is_set:
                 self._go_on()
 
     def _see_to(self, manager: KernelInterface) -> None:
@@ -168,28 +169,28 @@ class Restarter:
             self._let_in(manager, death)
 
     def _try(self, manager: KernelInterface, death: DeadKernelError) -> bool:
-        """True if there is a kernel again, and it has not died since."""
+        """Restart. True if the next kernel is ready, and has not died since."""
         log().warning("%s; it is restarted (%d in a row)", death.headline, self._backoff.failures)
         self._trying = me = gevent.getcurrent()
         try:
             self._life.revive(Deadline(self._policy.start_timeout))
-        except Exception as exc:  # noqa: BLE001 - a launcher may be anybody's
+        except Exception as exc:  # noqa: BLE001 - a launcher of the program may raise anything
             if self.is_here():
                 failure = _as_death(exc)
                 self.died(failure)
                 self._life.availability.begin_restart(failure.headline)
         except BaseException:
-            if self.is_here():  # it made way
+            if self.is_here():  # `make_way` ended it
                 self._death = death
-                self._alarm.set(READ_ON_S)
+                self._timer.set(READ_ON_S)
             raise
         finally:
-            if self._trying is me:  # else it was cancelled, and another tries
+            if self._trying is me:  # else it was cancelled, and another greenlet restarts
                 self._trying = None
         return self.is_here() and self._death is None
 
     def _let_in(self, manager: KernelInterface, death: DeadKernelError) -> None:
-        """After on_restart, let every call through."""
+        """Call on_restart, then let every call through."""
         self._life.availability.admit(gevent.getcurrent())
         try:
             self._call(self._policy.on_restart, manager, death, self._backoff.failures)
@@ -228,7 +229,7 @@ class Restarter:
 
 
 def _as_death(error: Exception) -> DeadKernelError:
-    """Why a restart has failed, which is not always that the kernel died."""
+    """The error of a restart that has failed, as a DeadKernelError. The kernel need not have died."""
     if isinstance(error, DeadKernelError):
         return error
     if not isinstance(error, KClientError):

@@ -1,4 +1,4 @@
-"""When to try again what keeps failing: for a kernel that dies, and for a pool whose kernels do not come up."""
+"""Backoff: when to start a kernel again that keeps dying, or a pool's kernel that fails to start."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from kclient.concurrency.deadline import check_seconds
 from kclient.errors import InvalidArgument
 
 RESTART_LIMIT: Final = 5
-"""Starts in a row after failures; jupyter_client's KernelRestarter.restart_limit."""
+"""Number of restarts in a row; the same as jupyter_client's KernelRestarter.restart_limit."""
 
-STABLE_START_TIME: Final = 10.0
-"""Seconds after which a kernel's start was a good one; jupyter_client's KernelRestarter.stable_start_time."""
+STABLE_START_TIME_S: Final = 10.0
+"""A kernel that ran so long started well; the same as jupyter_client's KernelRestarter.stable_start_time."""
 
-FIRST: Final = 0.1
-"""Seconds before the second try; the first is made at once, each later one waits twice as long as the one before."""
+FIRST_WAIT_S: Final = 0.1
+"""Seconds before the second try. The first comes at once; each later pause is twice as long as the one before."""
 
-MOST: Final = 30.0
-"""Seconds between two tries at most."""
+LONGEST_WAIT_S: Final = 30.0
+"""Seconds between two tries, at most."""
 
 
 class Backoff:
-    """Counts failures in a row. What lasted `stable_start_time` seconds was none, and what comes after it is the first.
+    """Counts failures in a row. A try that lasted `stable_start_time` seconds ends the row, and the count begins anew.
 
-    `limit` is the number of new tries in a row, None for as many as it takes.
+    `limit` is the number of new tries in a row; None means no limit.
     """
 
-    def __init__(self, limit: int | None = RESTART_LIMIT, stable_start_time: float = STABLE_START_TIME) -> None:
+    def __init__(self, limit: int | None = RESTART_LIMIT, stable_start_time: float = STABLE_START_TIME_S) -> None:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise InvalidArgument(f"the limit of restarts must be a whole number, 0 or more, or None; not {limit!r}")
         self.limit = limit
@@ -34,7 +34,7 @@ class Backoff:
         self.failures = 0
 
     def after(self, lasted: float) -> float | None:
-        """Seconds to wait before the next try, after one that `lasted` so many seconds; None to give up."""
+        """Seconds to wait before the next try, if the latest `lasted` so many seconds; None means give up."""
         if lasted >= self.stable_start_time:
             self.failures = 0
         self.failures += 1
@@ -42,8 +42,8 @@ class Backoff:
             return None
         if self.failures == 1:
             return 0.0
-        return min(MOST, FIRST * 2.0 ** min(self.failures - 2, 64))
+        return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self.failures - 2, 64))
 
     def reset(self) -> None:
-        """It works: the next failure is the first again."""
+        """The latest try was good: the next failure is the first again."""
         self.failures = 0

@@ -1,4 +1,4 @@
-"""ClientHolder: the client of a manager, made when first needed, and a new one after a shutdown."""
+"""ClientHolder: has the client of a manager. It makes it when first needed, and a new one after a shutdown."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 class ClientHolder:
     """Holds the `current` client of a manager, None while there is none.
 
-    The next client answers input requests and takes comms as the one before. Its channels are of the classes that
-    `manager` names, which is held weakly.
+    The next client answers input requests and accepts comms as the one before did. Its channels are of the classes
+    that `manager` names. This object holds `manager` weakly.
     """
 
     def __init__(self, manager: KernelInterface, session: Session, spin: float) -> None:
         self.current: KernelClient | None = None
-        self.session = session
+        self._session = session
         self._manager = weakref.ref(manager)
         self._spin = spin
         self._former: KernelConnection | None = None
+
+    @property
+    def session(self) -> Session:
+        """Key and message ids of the current client, and of the next one."""
+        return self._session
 
     @property
     def connection(self) -> KernelConnection | None:
@@ -40,10 +45,10 @@ class ClientHolder:
         return self.current is not None and self.current.channels_running
 
     def make(self, provisioner: Provisioner, on_death: Callable[[], None] | None) -> KernelClient:
-        """A new client of that kernel, which is the current one from here on."""
+        """Make a client of that kernel. It is the current one from here on."""
         kernel = provisioner if provisioner.process is not None else None
         info = provisioner.endpoint.info
-        client = KernelClient(info, kernel=kernel, session=self.session, spin=self._spin, on_death=on_death)
+        client = KernelClient(info, kernel=kernel, session=self._session, spin=self._spin, on_death=on_death)
         manager = self._manager()
         if manager is not None:
             client.use_channel_classes_of(manager)
@@ -54,14 +59,18 @@ class ClientHolder:
         return client
 
     def fit(self, provisioner: Provisioner) -> None:
-        """Let session and client go on with the keys and the ports that the kernel has now."""
+        """Let session and client use the keys and the ports that the kernel has now."""
         info = provisioner.endpoint.info
-        self.session.server_key = info.curve_publickey
+        self._session.server_key = info.curve_publickey
         if self.current is not None and self.current.connection != info:
             self.current.move(info)
 
+    def use_session(self, session: Session) -> None:
+        """Use that session for the next client."""
+        self._session = session
+
     def drop(self) -> None:
-        """Close the client; the next one is new."""
+        """Close the client. The next call of `make` makes a new one."""
         if self.current is not None:
             self._former = self.current.kernel_connection
             self.current.stop_channels()

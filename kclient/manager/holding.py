@@ -1,4 +1,4 @@
-"""What a manager leaves behind when it is dropped: the kernel that it has."""
+"""Holding: ends the kernel of a manager that is dropped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from kclient.kernels.provisioner import Provisioner
 
 
 class Holding:
-    """The kernel that a lifecycle has now. A finalizer holds this, and nothing else of the manager."""
+    """Holds the kernel that a lifecycle has now. A finalizer holds this, and nothing else of the manager."""
 
     def __init__(self, provisioner: Provisioner) -> None:
-        self.provisioner = provisioner
+        self._provisioner = provisioner
+
+    @property
+    def provisioner(self) -> Provisioner:
+        """The kernel."""
+        return self._provisioner
+
+    def replace(self, provisioner: Provisioner) -> Provisioner:
+        """Hold that kernel from now on; returns the one before."""
+        former, self._provisioner = self._provisioner, provisioner
+        return former
 
     def abandon(self) -> None:
         """The manager was dropped, or the program ends: kill the process, and remove its files."""
-        self.provisioner.abandon()
+        self._provisioner.abandon()

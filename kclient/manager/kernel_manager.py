@@ -1,4 +1,4 @@
-"""KernelManager: own a kernel process and a client to it."""
+"""KernelManager: owns a kernel process, and a client to it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _Self = TypeVar("_Self", bound="KernelManager")
 class KernelManager(KernelInterface):
     """Starts, restarts and ends one kernel, and talks to it; a context manager.
 
-    `transport` is ``"tcp"`` or ``"ipc"``; `ip` an address of this machine (``"*"`` means all of them) or, for ipc, a
-    path prefix; both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
-    directory. `launcher` runs the process. `encryption`, `handshake`, `orphan_guard`, `restart` and `spin` are those
+    `transport` is ``"tcp"`` or ``"ipc"``. `ip` is an address of this machine (``"*"`` means all of them) or, for ipc, a
+    path prefix. Both have safe defaults. `connection_file` is the path to write, by default in Jupyter's runtime
+    directory. `launcher` starts the process. `encryption`, `handshake`, `orphan_guard`, `restart` and `spin` are those
     of `kclient.start_kernel`. Raises NoSuchKernel when the kernel spec is first needed.
     """
 
     kernel_id: str
-    """Tells this manager's kernel from others, also after a restart; a random UUID."""
+    """A random UUID that identifies this manager's kernel, also after a restart."""
 
     shutdown_wait_time: float = 5.0
     """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
@@ -106,7 +106,7 @@ class KernelManager(KernelInterface):
 
     @property
     def client(self) -> KernelClient:
-        """The client; a new one after a shutdown."""
+        """The client. After a shutdown there is a new one."""
         return self._lifecycle.client
 
     @property
@@ -135,7 +135,7 @@ class KernelManager(KernelInterface):
         self, shell: bool = True, iopub: bool = True, stdin: bool = True, hb: bool = True, control: bool = True
     ) -> None:
         """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
-        self._lifecycle.provisioner.claim.end()
+        self._lifecycle.provisioner.reservation.release()
         self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
 
     def stop_channels(self) -> None:
@@ -152,7 +152,7 @@ class KernelManager(KernelInterface):
     def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers and its outputs arrive here.
 
-        Raises LaunchError if its process ends instead, and KernelTimeout after `timeout` seconds; both show its output.
+        Raises LaunchError if the process ends, and KernelTimeout after `timeout` seconds. Both show its output.
         """
         deadline = as_deadline(timeout)
         with self._owner.call():
@@ -170,22 +170,24 @@ class KernelManager(KernelInterface):
         stderr: Output = None,
         timeout: Timeout = 60,
     ) -> None:
-        """Write the connection file and start the process; `wait_for_ready` waits until it answers.
+        """Write the connection file and start the process. `wait_for_ready` then waits until the kernel answers.
 
-        A kernel that chooses its ports itself has `timeout` seconds to report them; then the connection file is there.
-        Raises KernelTimeout if it does not, and RemoteProtocolError if its ports cannot be used; it is killed then.
+        A kernel that chooses its ports itself has `timeout` seconds to report them; its connection file is written
+        after that. It is killed if it does not report them (KernelTimeout), or if they are unusable
+        (RemoteProtocolError).
 
-        `env` is added to the environment; `stdout` and `stderr` are as in `subprocess`, by default a hidden file whose
-        end error messages show. Raises NoSuchKernel, LaunchError, ConnectionFileError, TooManyFiles, and InvalidState,
-        a RuntimeError, if a kernel runs already or the ip is not one of this machine, which it then lists.
+        `env` is added to the environment. `stdout` and `stderr` are as in `subprocess`; by default the output goes to a
+        hidden file, and error messages show its end. Raises NoSuchKernel, LaunchError, ConnectionFileError and
+        TooManyFiles. Raises InvalidState, a RuntimeError, if a kernel runs already, or if `ip` is no address of this
+        machine; the error lists those.
         """
         self._owner.check()
         self._lifecycle.start(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-        """Ask the kernel to exit, wait, and force it if it does not; `now` kills it at once.
+        """Ask the kernel to exit, wait, and force it if it does not exit. `now` kills it at once.
 
-        Stops the channels and removes the files, unless a `restart` is to follow. Without a kernel it just cleans up.
+        Then, unless a `restart` will follow, it stops the channels and removes the files, also if there is no kernel.
         """
         if self._owner.forked:
             return
@@ -193,18 +195,18 @@ class KernelManager(KernelInterface):
         self._lifecycle.shut_down(now=now, restart=restart, exit_wait_s=self.shutdown_wait_time)
 
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
-        """End the process and start another with the same keys and connection file, and ports unless it chooses them.
+        """End the process and start another, with the same keys and connection file.
 
-        `launch` changes arguments of the last start_kernel. What is pending fails with KernelRestarted. If channels
-        run, it returns when the new kernel is ready, or raises as `wait_for_ready` does; the old one has half of
-        `timeout` at most to exit before it is killed. Raises InvalidState, a RuntimeError, before any start, and
-        TooManyFiles, with which the old kernel goes on.
+        The ports stay the same, unless the kernel chooses them itself. `launch` changes arguments of the last
+        start_kernel. Calls that wait raise KernelRestarted. The old kernel is killed if it does not exit within half of
+        `timeout`. If channels run, it returns when the new kernel is ready, or raises as `wait_for_ready` does. Raises
+        InvalidState, a RuntimeError, if no kernel was started yet. After a TooManyFiles the old kernel still runs.
         """
         self._owner.check()
         self._lifecycle.restart(Deadline(timeout), launch, now=now, exit_wait_s=self.shutdown_wait_time)
 
     def interrupt_kernel(self) -> None:
-        """Interrupt what the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
+        """Interrupt the code that the kernel runs now, by SIGINT or by message as its spec says; does not wait."""
         with self._owner.call():
             self._lifecycle.provisioner.require()
             interrupt_kernel(self.kernel_connection.channels)
@@ -215,7 +217,7 @@ class KernelManager(KernelInterface):
         self._lifecycle.provisioner.require().send_signal(signum)
 
     def kill_kernel(self) -> None:
-        """SIGKILL the kernel and its children, and wait for the end.
+        """Send SIGKILL to the kernel and its children, and wait for the end.
 
         `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
         """
@@ -223,7 +225,7 @@ class KernelManager(KernelInterface):
         self._lifecycle.kill()
 
     def is_alive(self) -> bool:
-        """True while the process runs or, for a kernel that was not started here, while its heartbeat does not fail."""
+        """True while the process runs. For a kernel that was not started here: while its heartbeat does not fail."""
         self._owner.check()
         if self.has_kernel:
             return self._lifecycle.provisioner.is_alive()
@@ -238,13 +240,13 @@ class KernelManager(KernelInterface):
         return self._endpoint.path
 
     def get_connection_info(self) -> dict[str, Any]:
-        """What the connection file holds, keys included."""
+        """The content of the connection file, keys included."""
         return self._endpoint.info.to_dict()
 
     def write_connection_file(self) -> None:
-        """Choose ports, keys and path, if that is still to be done, and write the file, readable by this user alone.
+        """Choose ports, keys and path, if they are not chosen yet. Write the file, readable by this user only.
 
-        The kernel spec says whether there are keys, unless encryption is off: raises NoSuchKernel.
+        Unless encryption is off, the kernel spec says whether there are keys to encrypt: raises NoSuchKernel.
         """
         self._owner.check()
         if self._endpoint.may_get_keys:
@@ -260,8 +262,10 @@ class KernelManager(KernelInterface):
         path = connection_file if connection_file is not None else self.connection_file
         if path is None:
             raise InvalidState("no connection file was named; pass its path")
-        self._endpoint.load(find_connection_file(path))  # finds it first, since it removes what was written here
-        self._lifecycle.clients.session = self._endpoint.new_session()
+        self._endpoint.load(
+            find_connection_file(path)
+        )  # the file must exist: `load` removes the one that was written here
+        self._lifecycle.clients.use_session(self._endpoint.new_session())
         self._lifecycle.drop_client()
 
     def cleanup_connection_file(self) -> None:

@@ -1,4 +1,4 @@
-"""Lifecycle: the kernel of a manager, from its start over its restarts to its end, and its client with it."""
+"""Lifecycle: starts, restarts and ends the kernel of a manager, and keeps its client in step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Lifecycle:
-    """Takes one step at a time with the kernel; a call that takes such a step holds the lock.
+    """One call at a time starts, restarts or ends the kernel. That call holds the lock.
 
-    `new_provisioner()` makes the kernel, which is not started yet. `on_death()` is called when the kernel has ended
-    by itself. `new_restarter(lifecycle)` makes what restarts it then, or returns None.
+    `new_provisioner()` makes a kernel that is not started yet. `on_death()` is called when the kernel has ended by
+    itself. `new_restarter(lifecycle)` makes the object that restarts it then, or returns None.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Lifecycle:
 
     @property
     def client(self) -> KernelClient:
-        """The client, made if there is none. That of a dead kernel says so."""
+        """The client, made if there is none. The calls of a dead kernel's client raise."""
         if self.clients.current is not None:
             return self.clients.current
         restarter = self.restarter
@@ -96,10 +96,10 @@ class Lifecycle:
                 raise InvalidState("a kernel was started already; restart_kernel() or shutdown_kernel() it first")
             if self.restarter is not None:
                 self.restarter.cancel()
-            self.provisioner.claim_descriptors()
+            self.provisioner.reserve_descriptors()
             connection = self.clients.connection
             if connection is not None:
-                connection.availability.begin_restart()  # calls wait: where the kernel will listen is not known yet
+                connection.availability.begin_restart()  # calls wait: the kernel's addresses are not known yet
                 if connection.availability.failure is not None:  # of the kernel before
                     connection.reopen()
             try:
@@ -120,7 +120,7 @@ class Lifecycle:
         self._await_ready(deadline)
 
     def changed_launch(self, arguments: Mapping[str, Any]) -> Launch:
-        """The arguments of the latest start, some of them changed; raises InvalidState before any start."""
+        """The arguments of the latest start, with some changed; raises InvalidState before the first start."""
         if self.provisioner.launch is None:
             raise InvalidState("no kernel was started that could be restarted; call start_kernel() first")
         return self.provisioner.launch.changed(arguments)
@@ -143,7 +143,7 @@ class Lifecycle:
                 availability.end_restart()
 
     def revive(self, deadline: Deadline) -> None:
-        """What a Restarter does in its greenlet, while calls wait: start another kernel in the place of a dead one."""
+        """Start another kernel in the place of a dead one. A Restarter calls this in its greenlet, while calls wait."""
         with self._lock, self._owner.call():
             if self.restarter is None or not self.restarter.is_here():
                 return
@@ -158,7 +158,7 @@ class Lifecycle:
                 raise
 
     def shut_down(self, *, now: bool, restart: bool, exit_wait_s: float) -> None:
-        """End the process and, unless a restart is to follow, remove every trace of it."""
+        """End the process. Unless a restart will follow, remove its files and drop the client."""
         with self._in_charge(Deadline(None), now=now):
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart, exit_wait_s=exit_wait_s))
             if not restart:
@@ -166,47 +166,47 @@ class Lifecycle:
                 self.drop_client()
 
     def kill(self) -> None:
-        """SIGKILL the process, and wait for its end; raises InvalidState if there is none."""
+        """Send SIGKILL to the process, and wait for its end; raises InvalidState if there is none."""
         if self.restarter is None or not self.restarter.is_at_work:
             self.provisioner.require()
         with self._in_charge(Deadline(None), now=True):
             self._fail_pending(self._end_process(Deadline(None), now=True, restart=True, exit_wait_s=0.0))
 
     def drop_client(self) -> None:
-        """Close the client. That of a kernel that was given back stays: it says why it does not work."""
+        """Close the client. A retired one stays, so that its calls say why they fail."""
         if self._retired is None:
             self.clients.drop()
         elif self.clients.current is not None:
             self.clients.current.stop_channels()
             self.retire(self._retired)
 
-    # Handing the kernel on to another manager
+    # Handing the kernel over to another manager
 
     def retire(self, failure: Failure) -> None:
-        """The manager is not to be used any more: its calls, and those that wait, raise `failure` from here on."""
+        """The manager must no longer be used: new calls, and calls that wait, raise `failure` from here on."""
         self._retired = failure
         connection = self.clients.connection
         if connection is not None:
             connection.availability.fail(failure)
 
     def give_away(self) -> Provisioner:
-        """Let go of the kernel, which another lifecycle takes over. This one is left with none."""
-        provisioner, self.holding.provisioner = self.provisioner, self._new_provisioner()
+        """Return the kernel, for another lifecycle to take over. This one has none from here on."""
+        provisioner = self.holding.replace(self._new_provisioner())
         self._note(Event.ENDED)
         if self.clients.current is not None:
             self.clients.current.own(self.provisioner)
         return provisioner
 
     def take_over(self, provisioner: Provisioner) -> None:
-        """Go on with a kernel that another lifecycle gave away, and that has to answer again."""
-        self.holding.provisioner = provisioner
-        self.clients.session = provisioner.endpoint.new_session()
+        """Go on with a kernel that another lifecycle gave away. It counts as not ready until it answers."""
+        self.holding.replace(provisioner)
+        self.clients.use_session(provisioner.endpoint.new_session())
         self._note(Event.LAUNCH)
         self._note(Event.GIVE_UP)
         provisioner.tell_of_exit(weakly(self.exited))
 
     def answered(self) -> None:
-        """The kernel is known to answer."""
+        """The kernel answers."""
         self._note(Event.ANSWER)
 
     # Steps
@@ -244,9 +244,9 @@ class Lifecycle:
 
     @contextmanager
     def _in_charge(self, deadline: Deadline, *, now: bool = False) -> Iterator[None]:
-        """For a call that ends or restarts the kernel: no other does meanwhile, and no automatic restart follows."""
+        """Lock out other calls that end or restart the kernel, and cancel automatic restarts."""
         if now and self.provisioner.process is not None:
-            self.provisioner.process.kill()  # also the kernel for which a restart_kernel in another greenlet waits
+            self.provisioner.process.kill()  # a restart_kernel in another greenlet may be waiting for it
         restarter = self.restarter
         if restarter is not None:
             restarter.make_way()
@@ -277,7 +277,7 @@ class Lifecycle:
             self.restarter.started()
 
     def _await_ready(self, deadline: Deadline) -> None:
-        before = self.phase  # of the kernel of now: there may be another when the death of this one is told
+        before = self.phase  # of this kernel: another may have been started when its death is raised
         self._note(Event.AWAIT)
         with self._awaited():
             try:
@@ -294,14 +294,14 @@ class Lifecycle:
                 self.restarter.started()
             self._note(Event.ANSWER)
         self.provisioner.endpoint.let_go_of_ports()
-        self.provisioner.claim.end()
+        self.provisioner.reservation.release()
         if self.clients.current is not None:
             self.clients.current.release_reservation()
 
     def _replace(self, deadline: Deadline, launch: Launch, *, now: bool, exit_wait_s: float) -> None:
-        """End the process and start another, to which the same client goes on."""
+        """End the process and start another, with the same client."""
         connection = self.connection
-        self.provisioner.claim_descriptors(reserve=0)
+        self.provisioner.reserve_descriptors(spare=0)
         try:
             self._end_process(deadline.half(), now=now, restart=True, exit_wait_s=exit_wait_s)
             connection.reopen()
@@ -310,14 +310,14 @@ class Lifecycle:
             if connection.channels.runs("shell"):
                 self._await_ready(deadline)
         finally:
-            self.provisioner.claim.end()
+            self.provisioner.reservation.release()
         if connection.channels.runs("hb"):
             connection.channels.hb.resume()
 
     def _end_process(
         self, deadline: Deadline, *, now: bool, restart: bool, exit_wait_s: float
     ) -> DeadKernelError | None:
-        """Message first, then force; returns how it ended, None if there was no kernel."""
+        """Ask the process to exit, then force it; returns how it ended, None if there was no kernel."""
         if not self.has_kernel:
             return None
         self._note(Event.END)
@@ -331,7 +331,7 @@ class Lifecycle:
                 wait = deadline.at_most(exit_wait_s)
                 ask_to_exit(self.connection.channels, self.provisioner.wait_for_exit, wait, restart=restart)
                 self.provisioner.end(deadline)
-        except BaseException:  # given up half-way: the kernel may have been told, and end at any time
+        except BaseException:  # given up half-way: the kernel may have been asked, and may end at any time
             self._note(Event.LEAVE)
             if not self.provisioner.is_alive():
                 self.exited()

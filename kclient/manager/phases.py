@@ -7,9 +7,9 @@
 | AWAITED | has a process, or is about to; a call waits until it answers                      |
 | READY   | has answered                                                                      |
 | ENDING  | is being ended by this program                                                    |
-| LEFT    | was told to end by a call that gave up half-way; it may end at any time           |
+| LEFT    | was asked to end by a call that gave up half-way; it may end at any time          |
 | FAILED  | ended before it answered                                                          |
-| DIED    | ended by itself after it had answered, or when it had been told to                |
+| DIED    | ended by itself after it had answered, or after LEFT                              |
 
 | event   | it happens when                                                                   |
 |---------|-----------------------------------------------------------------------------------|
@@ -18,9 +18,9 @@
 | GIVE_UP | the last such call has ended without an answer                                    |
 | ANSWER  | the kernel has answered                                                           |
 | END     | a call begins to end the process                                                  |
-| LEAVE   | that call gave up half-way                                                        |
-| ENDED   | the process has ended as it was meant to, or was never there                      |
-| EXIT    | the process has ended, for whatever reason                                        |
+| LEAVE   | the call that ends the process gave up half-way                                   |
+| ENDED   | a call has ended the process, or the kernel is gone from this manager             |
+| EXIT    | the process has ended, for any reason                                             |
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Event = Enum("Event", "LAUNCH AWAIT GIVE_UP ANSWER END LEAVE ENDED EXIT")
 
 
 class Reaction(Enum):
-    """What is to be done about an event."""
+    """What the lifecycle must do about an event."""
 
     NOTHING = "nothing"
     REPORT = "fail the calls that wait"
@@ -70,14 +70,14 @@ _REACTIONS: Final = {
     Phase.FAILED: Reaction.REPORT,
     Phase.DIED: Reaction.REPORT,
 }
-"""What an EXIT means in each phase; in the others it was expected."""
+"""The reaction to an EXIT in each phase. In the other phases it was expected."""
 
 TRANSITIONS: Final[dict[tuple[Phase, Event], tuple[Phase, Reaction]]] = {
     (phase, event): (after, _REACTIONS.get(phase, Reaction.NOTHING) if event is Event.EXIT else Reaction.NOTHING)
     for event, row in _NEXT.items()
     for phase, after in row.items()
 }
-"""Phase and event to the next phase and the reaction. A pair that is not there cannot happen: KeyError."""
+"""From phase and event to the next phase and the reaction. A pair that is not there cannot happen: KeyError."""
 
 HAD_ANSWERED: Final = frozenset([Phase.READY, Phase.DIED])
-"""Phases of a kernel whose death is no failed start."""
+"""Phases of a kernel that has answered: its death is no failed start."""

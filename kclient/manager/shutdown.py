@@ -1,4 +1,4 @@
-"""The polite end of a kernel: a shutdown_request."""
+"""Asks a kernel to exit, by a shutdown_request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kclient.concurrency.log import log
 from kclient.errors import KClientError
 
 CONTROL_WAIT_S: Final = 1.0
-"""Seconds, half of its time at most, after which a kernel that says nothing on control is asked on shell as well."""
+"""Seconds, or half of the deadline if that is less, after which a kernel silent on control is asked on shell, too."""
 
 
 def ask_to_exit(
@@ -21,7 +21,7 @@ def ask_to_exit(
 ) -> None:
     """Send a shutdown_request on control and wait; send it on shell as well if control brings no reply.
 
-    Some kernels have no control channel. A kernel that cannot be asked is not waited for.
+    Some kernels have no control channel. If the request cannot be sent, it does not wait for the exit.
     """
     first_wait = deadline.half().at_most(CONTROL_WAIT_S)
     with ExitStack() as stack:

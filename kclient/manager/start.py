@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.file_limits import KERNEL, check
+from kclient.concurrency.file_limits import KERNEL_DESCRIPTORS, check
 from kclient.concurrency.owner import Owner
 from kclient.errors import LaunchError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _Manager = TypeVar("_Manager", bound="KernelManager")
 
 ATTEMPTS: Final = 3
-"""Starts with fresh ports, when another program took one between the choice and the kernel's bind."""
+"""Number of starts, each with new ports: another program may take a port before the kernel binds it."""
 
 
 def start_kernel(
@@ -45,25 +45,33 @@ def start_kernel(
     """Start a kernel, connect to it, and return its manager when it is ready, within `timeout` seconds.
 
     Use it in a `with` statement, which shuts the kernel down. `spin` is that of `connect`. Raises NoSuchKernel,
-    LaunchError with the command, exit code and output of a kernel that did not come up, TooManyFiles before anything
-    starts, and KernelTimeout; then nothing is left behind.
+    KernelTimeout, TooManyFiles before anything starts, and LaunchError if the kernel ends before it is ready, with its
+    command, exit code and output. After an error nothing is left behind.
 
-    `encryption` (CurveZMQ, of all five sockets) is "auto", for kernels whose spec declares that they can, "required",
-    which refuses others by an InvalidArgument before anything starts, or "off".
+    | `encryption` (CurveZMQ, all five sockets) | a kernel whose spec declares encryption | other kernels          |
+    |-------------------------------------------|-----------------------------------------|------------------------|
+    | "auto"                                    | encrypted                               | not encrypted          |
+    | "required"                                | encrypted                               | raises InvalidArgument |
+    | "off"                                     | not encrypted                           | not encrypted          |
 
-    With `handshake="auto"` a kernel whose spec says protocol 5.6 or newer chooses its tcp ports itself, so that nobody
-    can take them first, and reports them; others, and all with ``"off"``, are given theirs. ``"required"`` refuses
-    those others, with InvalidArgument, before anything starts.
+    | `handshake` | a kernel whose spec says protocol 5.6 or newer, over tcp          | other kernels             |
+    |-------------|-------------------------------------------------------------------|---------------------------|
+    | "auto"      | chooses and reports its ports, so no program can take them before | kclient chooses the ports |
+    | "required"  | the same                                                          | raises InvalidArgument    |
+    | "off"       | kclient chooses the ports                                         | kclient chooses the ports |
 
-    A kernel ends with the program that started it, unless this is killed (SIGKILL) and the kernel does not watch its
-    parent, as ipykernel does. `orphan_guard=True` is for those: a small process of its own, one for all kernels of the
-    program, waits for its end, then kills their process groups and removes their files. It raises LaunchError if there
-    is no room for that process, and InvalidArgument if the `launcher` does not return a LocalProcess.
+    Both raise InvalidArgument before anything starts.
 
-    With `restart=True`, or an AutoRestart, a kernel that dies once it is ready is restarted: see there what its calls
-    do. One that dies before is the LaunchError of this call.
+    A kernel ends with this program, with one exception: the program is killed (SIGKILL), and the kernel does not watch
+    its parent (ipykernel does). For that case `orphan_guard=True` starts a small process, one for all kernels of the
+    program. That process waits for the end of the program, then kills the kernels' process groups and removes their
+    files. It raises LaunchError if the process cannot be started, and InvalidArgument if the `launcher` does not return
+    a LocalProcess.
+
+    With `restart=True`, or an AutoRestart, a kernel that dies after it was ready is restarted; AutoRestart says how. If
+    it dies before that, this call raises LaunchError.
     """
-    check(KERNEL, f"the kernel {kernel_name!r}")  # or not even the next line could be sure to work
+    check(KERNEL_DESCRIPTORS, f"the kernel {kernel_name!r}")  # before the import, which takes descriptors, too
     from kclient.manager.kernel_manager import KernelManager
 
     deadline = Deadline(timeout)
@@ -87,7 +95,7 @@ def start_kernel(
 
 
 def start_until_ready(new: Callable[[], _Manager], launch: Mapping[str, Any], deadline: Deadline) -> _Manager:
-    """Start a kernel of a `new` manager, connect and wait until it is ready; again if its ports were taken meanwhile.
+    """Start a kernel with a manager that `new()` makes, connect and wait until it is ready. Retry if ports were taken.
 
     `launch` has the arguments of KernelManager.start_kernel. Raises as `start_kernel` does.
     """

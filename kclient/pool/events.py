@@ -1,4 +1,4 @@
-"""What a pool tells: how it is, what kernels it has, what has happened."""
+"""The reports of a pool: its state, its kernels, and its events."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import attrs
 
 @attrs.frozen
 class PoolStats:
-    """How a pool is, and what has happened since it was made.
+    """The state of a pool, and its counters since it was made.
 
-    `idle`, `busy` and `starting` are numbers of kernels, `waiting` of callers. Of the counters, `checkouts` are kernels
-    handed out, `waits` callers that had to wait, `timeouts` those of them in vain, `starts` kernels begun, `failures`
-    those that did not come up, `deaths` kernels that ended by themselves, `recycled` kernels that were given back.
-    `checkout_p50` and so on are seconds from call to kernel, of the latest 1000 check-outs, None before the first.
-    `last_failure` is what the latest start that failed, or the latest idle kernel that died, had to say.
+    | attribute                                | it is                                                                |
+    |------------------------------------------|----------------------------------------------------------------------|
+    | `idle`, `busy`, `starting`               | the number of kernels in that state                                  |
+    | `waiting`                                | the number of callers that wait for a kernel                         |
+    | `checkouts`                              | how many kernels were handed out                                     |
+    | `waits`                                  | how many callers had to wait                                         |
+    | `timeouts`                               | how many of those got no kernel in time                              |
+    | `starts`                                 | how many starts of a kernel began                                    |
+    | `failures`                               | how many of those failed                                             |
+    | `deaths`                                 | how many kernels ended by themselves                                 |
+    | `recycled`                               | how many kernels were given back                                     |
+    | `checkout_p50`, `checkout_p90`,          | seconds from call to kernel, of the latest 1000 check-outs; None     |
+    | `checkout_p99`, `checkout_max`           | before the first                                                     |
+    | `last_failure`                           | the text of the latest failed start, or latest death of an idle      |
+    |                                          | kernel; None if there was none                                       |
     """
 
     idle: int
@@ -36,9 +46,9 @@ class PoolStats:
 
 @attrs.frozen
 class PooledKernel:
-    """A kernel of a pool: its state is "starting", "idle", "busy" or "ending", its age in seconds; `uses` counts users.
+    """A kernel of a pool. `state` is "starting", "idle", "busy" or "ending"; `age` is in seconds; `uses` counts users.
 
-    `pid` is None until it is ready.
+    `pid` is None until the kernel is ready.
     """
 
     kernel_id: str
@@ -50,11 +60,19 @@ class PooledKernel:
 
 @attrs.frozen
 class PoolEvent:
-    """What happened in a pool, for metrics.
+    """An event in a pool, for metrics.
 
-    `kind` is "started", "start_failed" (`error`), "acquired", "released", "recycled" (a released kernel is ready again,
-    with max_uses), "ended", "died" (`exit_code`, negative for a signal, and `error`), "timeout" (nobody got a kernel)
-    or "closed". `seconds` is what a start, or a caller's wait, took.
+    | `kind`         | it happened that                                 | it has                                       |
+    |----------------|--------------------------------------------------|----------------------------------------------|
+    | "started"      | a kernel was started                             | `seconds` of the start                       |
+    | "start_failed" | a start failed                                   | `seconds` of the start, `error`              |
+    | "acquired"     | a caller got a kernel                            | `seconds` of the wait                        |
+    | "released"     | a kernel was given back                          |                                              |
+    | "recycled"     | a kernel is ready for its next user (`max_uses`) |                                              |
+    | "ended"        | the pool ended a kernel                          |                                              |
+    | "died"         | a kernel ended by itself                         | `exit_code`, negative for a signal, `error`  |
+    | "timeout"      | a caller got no kernel in time                   | `seconds` of the wait; no `kernel_id`        |
+    | "closed"       | the pool was closed                              | no `kernel_id`                               |
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""LentKernel: a kernel that goes from a pool to one user after the other. No user can reach the next one's kernel."""
+"""LentKernel: a pool's kernel in the hands of one user. A former user cannot reach the kernel of the next one."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from kclient.manager.start import start_until_ready
 
 
 class Lender(Protocol):
-    """The pool that a kernel belongs to."""
+    """The pool of a kernel, as the kernel sees it."""
 
     def give_back(self, kernel: LentKernel) -> bool:
-        """End its use; False if that was so already."""
+        """End the use of a kernel; False if it had ended already."""
 
     def kernel_died(self, kernel: LentKernel) -> None:
         """The kernel has ended by itself."""
 
 
 def _returned(msg_id: str | None) -> InvalidState:
-    return InvalidState("the kernel was given back to its pool, or shut down with it; take another: pool.kernel()")
+    return InvalidState("the kernel was given back to its pool, or shut down by it; take another: pool.kernel()")
 
 
 class LentKernel(KernelManager):
-    """The KernelManager of one user of a pool's kernel."""
+    """The KernelManager that one user of a pool's kernel has."""
 
-    def __init__(self, lender: Lender, kernel_name: str, **options: Any) -> None:
+    def __init__(self, lender: Lender, kernel_id: str, kernel_name: str, **options: Any) -> None:
         super().__init__(kernel_name, **options)
+        self.kernel_id = kernel_id
         self.is_returned = False
         self.lent_process: KernelProcess | None = None
         self._lender = lender
@@ -42,7 +43,7 @@ class LentKernel(KernelManager):
         self._was_signalled = False
 
     def __exit__(self, *exc_info: object) -> None:
-        """Give it back: ``with pool.acquire() as kernel`` does what one would expect."""
+        """Give the kernel back, at the end of ``with pool.acquire() as kernel``."""
         if self._is_lent:
             self._lender.give_back(self)
 
@@ -72,15 +73,15 @@ class LentKernel(KernelManager):
         super().kill_kernel()
 
     def lend(self) -> None:
-        """Remember which process it is: the user may start another in its place. Forget what it has published."""
+        """The use begins. Remember the process, since the user may start another one. Drop older iopub messages."""
         self._is_lent = True
         self.lent_process = self.process
-        with suppress(KClientError):  # it has died in this moment: in its user's hands, then
+        with suppress(KClientError):  # it has died at this moment: its user will learn that
             self.iopub_channel.get_msgs()
 
     @property
     def is_clean(self) -> bool:
-        """True if the process lives and has done everything that it was asked for."""
+        """True if the process lives, is the one that was lent, and owes no answer."""
         if self.process is None or self.process is not self.lent_process or not self.process.is_alive():
             return False
         connection = self.kernel_connection
@@ -91,13 +92,12 @@ class LentKernel(KernelManager):
         return is_idle and not channels.pending.unanswered and not connection.watchdog.expects_status
 
     def end_use(self) -> None:
-        """The user is done: calls that wait for the kernel, and every call from here on, get an InvalidState."""
+        """The use ends. Calls that wait for the kernel, and every later call, raise InvalidState."""
         self.is_returned = True
         self._lifecycle.retire(_returned)
 
     def inherit(self, former: LentKernel) -> None:
-        """Take the process over from its former user, who is left with none, and the connection to it if possible."""
-        self.kernel_id = former.kernel_id
+        """Take the process of `former`, which has none from then on, and its connections if possible."""
         connection = former._lifecycle.clients.connection
         provisioner = former._lifecycle.give_away()
         self._lifecycle.take_over(provisioner)
@@ -105,10 +105,10 @@ class LentKernel(KernelManager):
         if connection is not None and not former._was_signalled and hand_over(connection, self.kernel_connection):
             self._lifecycle.answered()
         former._lifecycle.drop_client()
-        former._lifecycle.clients.fit(former._lifecycle.provisioner)  # its client leads nowhere from here on
+        former._lifecycle.clients.fit(former._lifecycle.provisioner)  # its client leads to no kernel from here on
 
     def death(self) -> DeadKernelError:
-        """How it died."""
+        """The error that says how the process ended."""
         return self._lifecycle.provisioner.death()
 
     def _refuse_if_returned(self) -> None:
@@ -121,7 +121,7 @@ class LentKernel(KernelManager):
 
 @attrs.frozen
 class Recipe:
-    """How a pool's kernels are made; raises InvalidArgument for arguments that no kernel can have.
+    """Makes the kernels of a pool. Raises InvalidArgument for arguments that no kernel can have.
 
     `options` are those of KernelManager, `launch` those of its start_kernel.
     """
@@ -140,9 +140,7 @@ class Recipe:
         """Start a kernel, and warm it up; raises what `kclient.start_kernel` raises, and ExecutionError."""
 
         def new() -> LentKernel:
-            manager = LentKernel(lender, self.kernel_name, **self.options)
-            manager.kernel_id = kernel_id
-            return manager
+            return LentKernel(lender, kernel_id, self.kernel_name, **self.options)
 
         deadline = Deadline(self.start_timeout)
         kernel = start_until_ready(new, self.launch, deadline)
@@ -156,7 +154,7 @@ class Recipe:
 
     def renew(self, former: LentKernel, lender: Lender) -> LentKernel:
         """The same kernel for another user; raises KernelTimeout if it does not answer."""
-        kernel = LentKernel(lender, self.kernel_name, **self.options)
+        kernel = LentKernel(lender, former.kernel_id, self.kernel_name, **self.options)
         try:
             kernel.inherit(former)
             if not kernel.channels_running:
@@ -168,7 +166,7 @@ class Recipe:
         return kernel
 
     def _warm_up(self, kernel: LentKernel, code: str, deadline: Deadline) -> None:
-        """Run it; callers of the pool, who have not written it, are told what went wrong."""
+        """Run it. Its errors name `warm_up`, since a caller of the pool may not know that code."""
         try:
             kernel.run(code, timeout=deadline.left(), check=True, silent=True, keep_outputs=False)
         except KernelTimeout as exc:

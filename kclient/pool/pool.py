@@ -1,4 +1,4 @@
-"""KernelPool: kernels that are ready before somebody asks for one, and gone when that one is done."""
+"""KernelPool: keeps kernels ready for callers, and ends each kernel after its use."""
 
 from __future__ import annotations
 
@@ -25,27 +25,26 @@ _Self = TypeVar("_Self", bound="KernelPool")
 
 
 class KernelPool:
-    """Hands out warm kernels, first come first served; a context manager, which ends them all.
+    """Hands out warm kernels in the order of calls. As a context manager it ends them all.
 
-    `size` kernels are kept, those that are in use among them; up to `max_size` (default: `size`) while callers wait. A
-    kernel beyond `size` ends with its use, or when it was idle for 10 s. Kernels that are about to end count, since
-    they still have their memory: there are never more than `max_size` processes. As many start at a time as there are
-    processors.
+    The pool keeps `size` kernels, including those in use. While callers wait, it keeps up to `max_size` (default:
+    `size`). A kernel beyond `size` ends after its use, or when it has been idle for 10 s. There are never more than
+    `max_size` processes: kernels that are about to end count, too. No more
+    kernels start at a time than there are processors.
 
-    Each user gets a kernel of his own: when he is done it is killed, and another one started. With `max_uses` above 1
-    the same process goes on to the next user, with all variables, threads and files of the one before, if it is alive
-    and nothing of the former user still runs or waits in it; but through another KernelManager: that of the former user
-    raises InvalidState. `max_age` is in seconds: idle kernels that are older are replaced, by a new one first if there
-    is room below `max_size`, else one at a time.
+    Each user gets a kernel of their own. After the use it is killed and another one is started. With `max_uses` above 1
+    the next user may get the same process, with all variables, threads and files of the former user. The condition is
+    that it is alive, and that no code or request of the former user is left in it. The next user gets it as another
+    KernelManager; the calls of the former one raise InvalidState. Idle kernels older than `max_age` seconds are
+    replaced: if `max_size` allows, the new one is started first, else they are replaced one at a time.
 
-    `warm_up` is code that each new kernel runs, silently, before it is handed out; to start and to warm up it has
-    `start_timeout` seconds. While kernels fail to start, or die as soon as they are idle, the pool tries less and less
-    often, every 30 s in the end; after four failures in a row callers get the reason at once if there is no kernel they
-    could wait for.
+    Each new kernel runs the code `warm_up`, silently, before it is handed out. Its start and that code have
+    `start_timeout` seconds together. While kernels fail to start, or die while idle, the pool tries more and more
+    rarely, up to 30 s apart. After four failures in a row, callers get the error at once if no kernel is there.
 
-    `on_event` is called with each PoolEvent, in order, in a greenlet of its own; what it raises is logged. The other
+    `on_event` is called with each PoolEvent, in order, in a greenlet of its own. Its exceptions are logged. The other
     arguments are those of `kclient.start_kernel`. A pool belongs to the thread that made it, and not to a forked child.
-    Raises InvalidArgument; that the kernel cannot be started, callers learn.
+    Raises InvalidArgument. If the kernel cannot be started, `acquire` raises, not the constructor.
     """
 
     def __init__(
@@ -79,7 +78,9 @@ class KernelPool:
         }
         launch = {
             "cwd": cwd,
-            "env": dict(env) if isinstance(env, Mapping) else env,  # as it is now, for kernels that start later, too
+            "env": dict(env)
+            if isinstance(env, Mapping)
+            else env,  # a copy, so that kernels that start later get the same
             "extra_arguments": extra_arguments,
         }
         if warm_up is not None:
@@ -94,7 +95,7 @@ class KernelPool:
         )
         self._workers = Workers(scheduler, recipe, check_callback(on_event, "on_event"))
         self._finalizer = weakref.finalize(self, self._workers.abandon)
-        self._finalizer.atexit = False  # each manager has a finalizer of its own, for then
+        self._finalizer.atexit = False  # at exit, the finalizer of each manager ends its kernel
         self._workers.act()
 
     def __repr__(self) -> str:
@@ -108,13 +109,13 @@ class KernelPool:
     def __exit__(self, *exc_info: object) -> None:
         try:
             self.close()
-        except BaseException:  # Ctrl-C, say; nobody else will wait for the end
+        except BaseException:  # for example Ctrl-C: the kernels must end nevertheless
             self.close()
             raise
 
     @contextmanager
     def kernel(self, timeout: float | None = None) -> Iterator[KernelManager]:
-        """A kernel for a `with` block, which gives it back however the block ends; raises as `acquire` does."""
+        """A kernel for a `with` block, which always gives it back at its end. Raises as `acquire` does."""
         kernel = self._workers.acquire(timeout)
         try:
             yield kernel
@@ -122,17 +123,17 @@ class KernelPool:
             self._workers.give_back(kernel)
 
     def acquire(self, timeout: float | None = None) -> KernelManager:
-        """A kernel, warm and ready, to `release` later; waits in the order of calls, `timeout` seconds at most.
+        """A warm kernel, to `release` later. Callers wait in the order of calls, `timeout` seconds at most.
 
-        Raises KernelTimeout if none was free in time; what the kernel raises that cannot be started, if there is none
-        to wait for; and InvalidState after `close`. ``timeout=0`` answers at once.
+        Raises KernelTimeout if no kernel was free in time, and InvalidState after `close`. If starts keep failing and
+        there is no kernel to wait for, raises the error of the latest start. ``timeout=0`` returns or raises at once.
         """
         return self._workers.acquire(timeout)
 
     def release(self, kernel: KernelManager) -> None:
-        """Give back what `acquire` returned, at once: its calls raise InvalidState from here on.
+        """Give back a kernel that `acquire` returned. Does not wait. Its calls raise InvalidState from here on.
 
-        Raises InvalidArgument for what is no kernel of this pool, and InvalidState for one that was given back already.
+        Raises InvalidArgument if it is no kernel of this pool, and InvalidState if it was given back already.
         """
         workers = self._workers
         workers.owner.check()
@@ -142,31 +143,32 @@ class KernelPool:
             raise InvalidState(f"the kernel {kernel.kernel_id} was given back already")
 
     def stats(self) -> PoolStats:
-        """How the pool is now, and what has happened in it."""
+        """The state of the pool, and its counters."""
         return self._workers.stats()
 
     def kernels(self) -> list[PooledKernel]:
-        """Every kernel that there is, those that start and end, too."""
+        """All kernels, including those that start or end."""
         return self._workers.kernels()
 
     def shutdown_kernel(self, kernel_id: str) -> None:
-        """End the kernel of that id, whatever it is at, and replace it; its user's calls raise InvalidState.
+        """End the kernel of that id, in any state, and replace it. The calls of its user raise InvalidState.
 
-        Returns when it has ended. Raises InvalidArgument if there is none.
+        Returns when it has ended. Raises InvalidArgument if there is no such kernel.
         """
         self._workers.shut_down(kernel_id)
 
     def wait_until_warm(self, timeout: float | None = None) -> None:
-        """Return when `size` kernels are idle; raises why they cannot be, KernelTimeout, or InvalidState after close.
+        """Return when `size` kernels are idle.
 
-        It waits `timeout` seconds at most.
+        Raises KernelTimeout after `timeout` seconds, InvalidState after `close`, or the error of the latest start if
+        starts keep failing.
         """
         self._workers.wait_until_warm(timeout)
 
     def close(self) -> None:
-        """End every kernel, those in use, too, whose users' calls raise then; callers that wait get InvalidState.
+        """End every kernel, also those in use. Calls of their users, and callers that wait, raise InvalidState.
 
-        Returns when nothing is left of the pool. Once is enough; does nothing in a forked child.
+        Returns when all kernels have ended. Idempotent; does nothing in a forked child.
         """
         self._workers.close()
 
@@ -178,7 +180,7 @@ def _check_count(number: int, name: str, *, at_least: int = 1) -> int:
 
 
 def _processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""Scheduler: who of a pool's kernels is starting, idle, busy or ending, who waits for one, and what to do next.
+"""Scheduler: knows the state of a pool's kernels and the queue of its callers, and decides what to do next.
 
-It decides and does nothing else: `KernelPool` tells it what has happened and does what `next_steps` says.
+It acts on nothing itself: `Workers` report events to it, and carry out what `next_steps` returns.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 STARTING, IDLE, BUSY, ENDING = STATES = ("starting", "idle", "busy", "ending")
 
-EXTRA_IDLE: Final = 10.0
-"""Seconds that a kernel beyond `size` may be idle: longer than a burst of callers breathes, and than a start takes."""
+EXTRA_IDLE_S: Final = 10.0
+"""Seconds that a kernel beyond `size` may be idle: longer than a pause between bursts of callers, and than a start."""
 
-REFUSING: Final = 4
-"""Failures in a row, 0.3 s and the starts themselves, after which callers are told: fewer may be kills from outside."""
+FAILURES_BEFORE_REFUSAL: Final = 4
+"""Failures in a row after which callers get the error. Fewer may be kills from outside. Their pauses take 0.3 s."""
 
-LATELY: Final = 1000
-"""Check-outs of which the percentiles are."""
+MEASURED_CHECKOUTS: Final = 1000
+"""Number of latest check-outs that the percentiles are taken from."""
 
 
 @attrs.define(eq=False)
 class PoolEntry:
-    """A kernel of the pool. `kernel` and `starter` are what the pool knows it by, and not looked at here."""
+    """A kernel of the pool. `Workers` set `kernel` and `starter`; the scheduler does not use them."""
 
     kernel_id: str
     began: float
@@ -51,7 +51,7 @@ class PoolEntry:
 
 @attrs.define(eq=False)
 class Checkout:
-    """A caller's place in the queue: it gets `entry`, or `error`; then `wake` is to be called."""
+    """A caller's place in the queue. The scheduler sets `entry` or `error`; then the pool must call `wake`."""
 
     since: float
     wake: Callable[[], None]
@@ -65,7 +65,7 @@ class Checkout:
 
 @attrs.define
 class Counters:
-    """What has happened since the pool was made; `PoolStats` explains each."""
+    """The counters of `PoolStats`."""
 
     checkouts: int = 0
     waits: int = 0
@@ -78,7 +78,7 @@ class Counters:
 
 @attrs.frozen
 class Steps:
-    """What is to be done: kernels to start, to make ready for their next user and to end, callers to wake."""
+    """The next actions: kernels to start, to make ready for the next user and to end, callers to wake."""
 
     start: list[PoolEntry]
     renew: list[PoolEntry]
@@ -87,9 +87,9 @@ class Steps:
 
 
 class Scheduler:
-    """Every method that is told what has happened takes `now`, in seconds; then `next_steps` is to be asked.
+    """Methods that report an event take the time `now`, in seconds. After an event the pool must call `next_steps`.
 
-    `starters` kernels at most are started at a time.
+    At most `starters` kernels start at a time.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Scheduler:
         self.max_age = inf if max_age is None else max_age
         self.starters = starters
         self.counters = Counters()
-        self.lately: deque[float] = deque(maxlen=LATELY)
+        self.checkout_seconds: deque[float] = deque(maxlen=MEASURED_CHECKOUTS)
         self.last_failure: Exception | None = None
         self.is_closed = False
         self._states: dict[str, dict[PoolEntry, None]] = {state: {} for state in STATES}
@@ -118,7 +118,7 @@ class Scheduler:
             yield from entries
 
     def __len__(self) -> int:
-        """Processes, those that are about to end, too."""
+        """The number of processes, including those that are about to end."""
         return sum(map(len, self._states.values()))
 
     def count(self, state: str) -> int:
@@ -126,32 +126,32 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Callers in the queue."""
+        """The number of callers in the queue."""
         return len(self._queue)
 
     @property
     def is_failing(self) -> bool:
-        """True if the latest news of starts is bad news."""
+        """True if the latest start failed, or its kernel died while idle."""
         return self._backoff.failures > 0
 
     def find(self, kernel_id: object) -> PoolEntry | None:
         """The kernel of that id, unless it has ended."""
         return next((entry for entry in self if entry.kernel_id == kernel_id), None)
 
-    # Who waits, and who gets a kernel
+    # Callers
 
     def ask(self, now: float, wake: Callable[[], None]) -> Checkout:
-        """A place at the end of the queue."""
+        """Add a caller to the end of the queue."""
         checkout = Checkout(now, wake)
         self._queue[checkout] = None
         return checkout
 
     def offered(self) -> PoolEntry | None:
-        """The kernel that the first of the queue would get; the pool looks whether it is alive, and then lends it."""
+        """The kernel for the first caller in the queue. If it is alive, the pool then calls `lend`."""
         return next(iter(self._states[IDLE]), None) if self._queue else None
 
     def lend(self) -> Checkout:
-        """The first of the queue gets the kernel that is offered."""
+        """Give the offered kernel to the first caller in the queue."""
         checkout = next(iter(self._queue))
         del self._queue[checkout]
         checkout.entry = next(iter(self._states[IDLE]))
@@ -162,12 +162,12 @@ class Scheduler:
         return checkout
 
     def checked_out(self, seconds: float) -> None:
-        """A caller has its kernel, so long after it asked."""
+        """A caller got its kernel, so many seconds after it asked."""
         self.counters.checkouts += 1
-        self.lately.append(seconds)
+        self.checkout_seconds.append(seconds)
 
     def withdraw(self, checkout: Checkout) -> None:
-        """The caller of `checkout` is gone. A kernel that it had got, and not seen, is there for the next, unused."""
+        """The caller of `checkout` has given up. A kernel that it would have got is idle again, as if unused."""
         self._queue.pop(checkout, None)
         entry, checkout.entry = checkout.entry, None
         if entry is not None and entry.state == BUSY:
@@ -177,7 +177,7 @@ class Scheduler:
             entry.state = IDLE
 
     def give_back(self, entry: PoolEntry, now: float, *, reusable: bool) -> None:
-        """Its user is done with it; `reusable` if it is alive and nothing is left of what that user asked it for."""
+        """Its use has ended. `reusable`: it is alive, and no code or request of its user is left in it."""
         self.counters.recycled += 1
         if entry.state != BUSY:  # it was shut down meanwhile
             return
@@ -189,7 +189,7 @@ class Scheduler:
         else:
             self.remove(entry)
 
-    # What becomes of kernels
+    # Kernels
 
     def ready(self, entry: PoolEntry, now: float) -> None:
         """It can be lent."""
@@ -200,14 +200,14 @@ class Scheduler:
             self._move(entry, IDLE)
 
     def start_failed(self, entry: PoolEntry, error: Exception, now: float) -> None:
-        """It never came up, and is gone."""
+        """Its start failed, and there is no process."""
         if entry.state == STARTING:
             self.counters.failures += 1
             self.ended(entry)
             self._failed(entry, error, 0.0, now)
 
     def died(self, entry: PoolEntry, error: Exception, now: float) -> None:
-        """Its process has ended by itself: what its user did to it is no reason to try less often."""
+        """Its process has ended by itself. If it was in use, that does not count as a failure."""
         if entry.state == ENDING:
             return
         self.counters.deaths += 1
@@ -219,14 +219,14 @@ class Scheduler:
             self._failed(entry, error, now - entry.ready_at, now)
 
     def remove(self, entry: PoolEntry) -> None:
-        """End it, whatever it is at."""
+        """End it, in any state."""
         if entry.state != ENDING:
             self._renewing.discard(entry)
             self._move(entry, ENDING)
             self._end.append(entry)
 
     def ended(self, entry: PoolEntry) -> None:
-        """Nothing is left of it."""
+        """Its process has ended, and its files are removed."""
         self._renewing.discard(entry)
         self._states[entry.state].pop(entry, None)
 
@@ -237,24 +237,24 @@ class Scheduler:
             self.remove(entry)
 
     def stats(self) -> PoolStats:
-        lately = sorted(self.lately)
+        seconds = sorted(self.checkout_seconds)
         return PoolStats(
             idle=self.count(IDLE),
             busy=self.count(BUSY),
             starting=self.count(STARTING),
             waiting=self.waiting,
             **attrs.asdict(self.counters),
-            checkout_p50=percentile(lately, 50),
-            checkout_p90=percentile(lately, 90),
-            checkout_p99=percentile(lately, 99),
-            checkout_max=percentile(lately, 100),
+            checkout_p50=percentile(seconds, 50),
+            checkout_p90=percentile(seconds, 90),
+            checkout_p99=percentile(seconds, 99),
+            checkout_max=percentile(seconds, 100),
             last_failure=None if self.last_failure is None else str(self.last_failure),
         )
 
-    # What to do
+    # Decisions
 
     def next_steps(self, now: float) -> Steps:
-        """What is to be done now, said once; ask again when something has happened, or after `next_look` seconds."""
+        """The actions that are due, each returned once. Ask again after each event, and after `next_look` seconds."""
         self._retire(now)
         start = [self._enlist(now) for _ in range(self._to_start(now))]
         wake = []
@@ -268,30 +268,30 @@ class Scheduler:
         return Steps(start, renew, end, wake)
 
     def next_look(self, now: float) -> float | None:
-        """Seconds until there may be something to do although nothing happens; None if there will not be."""
+        """Seconds until an action may be due without an event; None if none will be."""
         if self.is_closed:
             return None
         times = [self._retry_at] if self._retry_at > now else []
         if self._states[IDLE]:
             times += [entry.ready_at + self.max_age for entry in self._states[IDLE] if self.max_age < inf]
             if self._extra() > 0:
-                times += [entry.idle_since + EXTRA_IDLE for entry in self._states[IDLE]]
+                times += [entry.idle_since + EXTRA_IDLE_S for entry in self._states[IDLE]]
         return min((time - now for time in times if time > now), default=None)
 
     def refusal(self, now: float) -> Exception | None:
-        """Why nobody need wait: the pool is closed; or starts fail again and again, and there is no kernel."""
+        """The error for all callers in the queue: the pool is closed, or starts keep failing and there is no kernel."""
         if self.is_closed:
             return InvalidState("the pool is closed; make a new KernelPool")
         return None if self._states[IDLE] or self._states[BUSY] else self._why_not(now)
 
     def obstacle(self, now: float) -> Exception | None:
-        """Why the pool does not become warm: as `refusal`, or starts fail although there are kernels."""
+        """The error that says why the pool does not get warm: as `refusal`, but also if there are some kernels."""
         return self.refusal(now) or self._why_not(now)
 
     def _why_not(self, now: float) -> Exception | None:
-        """The latest of `REFUSING` failures or more, none of them followed by a kernel for a caller, until a retry."""
+        """The latest failure, if there were many in a row and no new start is under way or due."""
         is_over = now >= self._retry_at or bool(self._states[STARTING])
-        return None if is_over or self._backoff.failures < REFUSING else self.last_failure
+        return None if is_over or self._backoff.failures < FAILURES_BEFORE_REFUSAL else self.last_failure
 
     def _to_start(self, now: float) -> int:
         if self.is_closed or now < self._retry_at:
@@ -309,9 +309,9 @@ class Scheduler:
         return entry
 
     def _retire(self, now: float) -> None:
-        """End idle kernels that are too many or too old, the old ones when others have taken their place.
+        """End idle kernels that are too many or too old. An old one ends when a new one has taken its place.
 
-        Where there is no room for another beside them, one at a time ends first.
+        If `max_size` leaves no room for the new one, one old kernel at a time ends first.
         """
         if self._queue or self.is_closed:
             return
@@ -321,18 +321,18 @@ class Scheduler:
                 is_full = len(self) >= self.max_size and not self._states[STARTING] and not self._states[ENDING]
                 if extra > 0 or is_full:
                     self.remove(entry)
-            elif extra > 0 and now >= entry.idle_since + EXTRA_IDLE:
+            elif extra > 0 and now >= entry.idle_since + EXTRA_IDLE_S:
                 self.remove(entry)
 
     def _extra(self) -> int:
-        """How many kernels beyond `size` there are; one that starts is none yet."""
+        """How many kernels beyond `size` are idle or busy."""
         return self.count(IDLE) + self.count(BUSY) - self.size
 
     def _is_old(self, entry: PoolEntry, now: float) -> bool:
         return now >= entry.ready_at + self.max_age
 
     def _failed(self, entry: PoolEntry, error: Exception, lasted: float, now: float) -> None:
-        """Wait longer before the next start; those that began before a failure have failed with it."""
+        """Wait longer before the next start. Kernels that were started before the latest failure count with it."""
         self.last_failure = error
         if entry.began >= self._failed_at:
             self._failed_at = now
@@ -346,5 +346,5 @@ class Scheduler:
 
 
 def percentile(values: list[float], percent: float) -> float | None:
-    """Of sorted `values`, the least that so many per cent of them do not exceed; None of none."""
+    """The least of the sorted `values` that so many per cent of them do not exceed; None if there are none."""
     return values[max(0, ceil(len(values) * percent / 100) - 1)] if values else None

@@ -1,4 +1,4 @@
-"""Workers: the greenlets that start, warm up, renew and end the kernels of a pool, as its scheduler says."""
+"""Workers: greenlets that start, warm up, renew and end the kernels of a pool, as its scheduler decides."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from kclient.pool.lent_kernel import LentKernel, Recipe
 from kclient.pool.scheduler import BUSY, IDLE, STARTING, Checkout, PoolEntry, Scheduler
 
 MAX_UNTOLD: Final = 10_000
-"""Events that are kept for an on_event that does not keep up; later ones are dropped."""
+"""Events that wait for a slow on_event. Further events are dropped."""
 
-LAST_EVENTS: Final = 1.0
-"""Seconds that `close` leaves to on_event for what it has not been told yet."""
+LAST_EVENTS_WAIT_S: Final = 1.0
+"""Seconds for which `close` waits until on_event has got all events."""
 
 
 class Workers:
-    """What a pool consists of. Its greenlets and watchers know this, so that the KernelPool itself can be dropped."""
+    """The parts of a pool. Its greenlets and watchers refer to this object, so the KernelPool itself can be dropped."""
 
     def __init__(self, scheduler: Scheduler, recipe: Recipe, on_event: Callable[[PoolEvent], object] | None) -> None:
         self.scheduler = scheduler
@@ -38,7 +38,7 @@ class Workers:
         self._lent: weakref.WeakKeyDictionary[LentKernel, PoolEntry | None] = weakref.WeakKeyDictionary()
         self._on_event = on_event
         self._callbacks = CallbackQueue("on_event of a KernelPool")
-        self._alarm = Timer(self.owner, self.act)
+        self._timer = Timer(self.owner, self.act)
         self._changed = Parking(self.owner)
         self._greenlets: set[gevent.Greenlet[..., None]] = set()
         self._is_over = self._has_dropped = False
@@ -59,7 +59,7 @@ class Workers:
                     entry = checkout.entry
                     if entry is not None and entry.kernel is not None and entry.state == BUSY:
                         return self._hand_over(entry.kernel, entry, checkout)
-                    # It was shut down in the moment when it was handed over.
+                    # The kernel was shut down while it was handed over: ask for another.
         except BaseException:
             if checkout is not None and not self.owner.forked:
                 if checkout.entry is not None and checkout.entry.kernel is not None:
@@ -75,7 +75,7 @@ class Workers:
             if not parking.wait(deadline) and deadline.is_over and not checkout.is_settled:
                 self.scheduler.counters.timeouts += 1
                 self._tell("timeout", seconds=monotonic() - checkout.since)
-                raise KernelTimeout("free kernel", deadline.timeout, hint=self._plight())
+                raise KernelTimeout("free kernel", deadline.timeout, hint=self._describe())
         if checkout.error is not None:
             raise checkout.error
 
@@ -88,11 +88,11 @@ class Workers:
         return kernel
 
     def knows(self, kernel: object) -> bool:
-        """True for what was acquired here, also if it was given back."""
+        """True if the kernel was acquired here, also if it was given back."""
         return isinstance(kernel, LentKernel) and kernel in self._lent
 
     def give_back(self, kernel: KernelManager) -> bool:
-        """End its use; False if that was so already."""
+        """End the use of a kernel; False if it had ended already."""
         if self.owner.forked:
             return True
         with self.owner.call():
@@ -133,7 +133,7 @@ class Workers:
                 if obstacle is not None:
                     raise copy(obstacle)
                 if not self._changed.wait(deadline) and deadline.is_over:
-                    raise KernelTimeout(f"{self.scheduler.size} idle kernels", deadline.timeout, hint=self._plight())
+                    raise KernelTimeout(f"{self.scheduler.size} idle kernels", deadline.timeout, hint=self._describe())
 
     def close(self) -> None:
         if self.owner.forked:
@@ -149,7 +149,7 @@ class Workers:
                 self._await_events()
 
     def abandon(self) -> None:
-        """The pool was dropped, at a moment when anything may be half done: kill now, and close at the loop's turn."""
+        """The pool was dropped, perhaps during a step: kill the kernels now, and close in the loop's next turn."""
         if self.owner.forked or self.scheduler.is_closed:
             return
         if self.owner.is_here:
@@ -159,11 +159,11 @@ class Workers:
         if self.owner.hub.loop is not None:
             self.owner.hub.loop.run_callback_threadsafe(self._begin_to_close)
 
-    # What the scheduler decides
+    # Carrying out what the scheduler decides
 
     def act(self) -> None:
-        """Hand out what is idle, and do what else is to be done; at once, it never waits."""
-        with self.owner.call():  # what a Ctrl-C left undone here, nobody would do
+        """Hand out idle kernels, and carry out the next steps. Never waits."""
+        with self.owner.call():  # a Ctrl-C here would leave steps undone for ever
             self._lend()
             now = monotonic()
             steps = self.scheduler.next_steps(now)
@@ -179,9 +179,9 @@ class Workers:
                 self._spawn(self._end, entry)
             seconds = self.scheduler.next_look(now)
             if seconds is None:
-                self._alarm.cancel()
+                self._timer.cancel()
             else:
-                self._alarm.set(seconds)
+                self._timer.set(seconds)
             self._changed.wake()
 
     def _lend(self) -> None:
@@ -204,7 +204,7 @@ class Workers:
         return greenlet
 
     def _work(self, work: Callable[..., None], *args: Any) -> None:
-        if not self.owner.forked:  # a fork takes greenlets along that have not begun
+        if not self.owner.forked:  # a forked child inherits greenlets that have not begun
             work(*args)
 
     def _has_worked(self, greenlet: gevent.Greenlet[..., None]) -> None:
@@ -215,7 +215,7 @@ class Workers:
         began = monotonic()
         try:
             kernel = self.recipe.make(entry.kernel_id, self)
-        except BaseException as exc:  # whatever a launcher raises is the callers' to know
+        except BaseException as exc:  # callers get the error, whatever a launcher raises
             if entry.state == STARTING:
                 error = _as_error(exc)
                 self.scheduler.start_failed(entry, error, monotonic())
@@ -231,7 +231,9 @@ class Workers:
         try:
             kernel = self.recipe.renew(former, self)
         except KClientError as exc:
-            log().debug("the kernel %s is replaced, since it is not ready for its next user: %s", entry.kernel_id, exc)
+            log().debug(
+                "the kernel %s is replaced, because it is not ready for its next user: %s", entry.kernel_id, exc
+            )
             self.scheduler.remove(entry)
         except BaseException:
             self.scheduler.remove(entry)
@@ -245,19 +247,19 @@ class Workers:
         entry.kernel = kernel
         self.scheduler.ready(entry, monotonic())
         self._tell(kind, entry, seconds=seconds)
-        if not kernel.is_alive():  # it died when nobody listened yet
+        if not kernel.is_alive():  # it died before `entry.kernel` was set
             self._died(entry, kernel)
 
     def _end(self, entry: PoolEntry) -> None:
-        """Nobody wants it any more: it is not asked, but killed."""
+        """Kill the kernel, without asking it to exit, and remove its files."""
         try:
             if entry.starter is not None:
                 entry.starter.kill()
             if entry.kernel is not None:
                 entry.kernel.end_use()
                 entry.kernel.shutdown_kernel(now=True)
-        except Exception:  # noqa: BLE001 - nobody waits for it, and nothing more can be done
-            log().exception("the kernel %s of a pool did not end as it should", entry.kernel_id)
+        except Exception:  # noqa: BLE001 - no caller waits for it, and no more can be done
+            log().exception("the kernel %s of a pool could not be ended", entry.kernel_id)
         finally:
             entry.kernel = entry.starter = None
             self.scheduler.ended(entry)
@@ -276,17 +278,15 @@ class Workers:
         self.scheduler.died(entry, death, monotonic())
         self._tell("died", entry, exit_code=death.exit_code, error=death)
 
-    # What is told
+    # Reports
 
-    def _plight(self) -> str:
-        """How things are, for a caller who got no kernel."""
+    def _describe(self) -> str:
+        """The state of the pool, for the error of a caller that got no kernel."""
         scheduler = self.scheduler
         others = scheduler.waiting - 1
-        text = (
-            f"of {scheduler.max_size} at most {scheduler.count(BUSY)} are busy and {scheduler.count(STARTING)} starting"
-        )
+        text = f"busy: {scheduler.count(BUSY)}, starting: {scheduler.count(STARTING)}, max_size: {scheduler.max_size}"
         if others > 0:
-            text += f"; {others} more callers wait"
+            text += f", other callers that wait: {others}"
         if scheduler.is_failing and scheduler.last_failure is not None:
             text += f"; the last failure: {scheduler.last_failure}"
         return text
@@ -305,7 +305,7 @@ class Workers:
 
     def _deliver(self, on_event: Callable[[PoolEvent], object], event: PoolEvent) -> None:
         self._untold -= 1
-        if not self.owner.forked:  # what the parent will be told, too
+        if not self.owner.forked:  # else the parent and the child would both report it
             on_event(event)
 
     def _await_events(self) -> None:
@@ -317,7 +317,7 @@ class Workers:
             told.wake()
 
         self._callbacks.add(note)
-        deadline = Deadline(LAST_EVENTS)
+        deadline = Deadline(LAST_EVENTS_WAIT_S)
         while not is_told and not deadline.is_over:
             told.wait(deadline)
         self._callbacks.stop()
@@ -330,7 +330,7 @@ def _listed(entry: PoolEntry, now: float) -> PooledKernel:
 
 
 def _as_error(exc: BaseException) -> Exception:
-    """What a caller may be raised: a gevent.Timeout, or what else a launcher raises, is no error of theirs."""
+    """The error for callers: a KClientError as it is; any other, for example a gevent.Timeout, as a LaunchError."""
     if isinstance(exc, KClientError):
         return exc
     error = LaunchError(f"cannot start the kernel: {type(exc).__name__}: {exc}")

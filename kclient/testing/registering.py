@@ -18,7 +18,7 @@ from kclient.protocol.registration import Registration
 from kclient.transport.zmq.context import context
 from kclient.transport.zmq.stream import ZmqStream
 
-RECEIPT_WAIT: Final = 5.0
+RECEIPT_WAIT_S: Final = 5.0
 """Seconds for the launcher's receipt. A kernel that gets none should end (JEP 66)."""
 
 
@@ -33,16 +33,16 @@ def read_registration(path: str | os.PathLike[str]) -> Registration:
 
 
 def register(owner: Owner, registration: Registration, info: ConnectionInfo) -> None:
-    """Report the ports of `info`, and return when the receipt is in; raises KernelTimeout."""
+    """Report the ports of `info`, and return when the receipt has come; raises KernelTimeout."""
     receipts = _Receipts(owner, registration)
     socket = context().socket(zmq.DEALER)
     socket.connect(registration.address)
-    wire = ZmqStream(owner, socket, receipts)
+    stream = ZmqStream(owner, socket, receipts)
     try:
-        wire.send(registration.report(info))
-        receipts.wait(Deadline(RECEIPT_WAIT))
+        stream.send(registration.report(info))
+        receipts.wait(Deadline(RECEIPT_WAIT_S))
     finally:
-        wire.close()
+        stream.close()
 
 
 class _Receipts:

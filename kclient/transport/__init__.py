@@ -1,1 +1,1 @@
-"""How messages travel to a kernel and back. Messages cross this seam, never frames."""
+"""Transports: they carry messages to a kernel and back. Channels see messages, never frames."""

@@ -42,16 +42,16 @@ class HeartbeatReceiver(Protocol):
 
 
 class Connection(Protocol):
-    """What the lines of all channels have in common. `open` follows `close` any number of times."""
+    """The part that the lines of all channels have in common. A closed line may be opened again."""
 
     def open(self) -> None:
         """Connect, without waiting; raises InvalidState, InvalidArgument and TooManyFiles."""
 
     def close(self) -> None:
-        """Disconnect at once; what was not sent is dropped. Idempotent."""
+        """Disconnect at once. Messages that were not sent are dropped. Idempotent."""
 
     def drain(self, seconds: float = TURN_S) -> None:
-        """Take in what has arrived, without waiting, for at most so many seconds."""
+        """Take in the messages that have arrived, without waiting, for at most so many seconds."""
 
     def glance(self) -> None:
         """Take in one message, if there is one."""
@@ -60,10 +60,10 @@ class Connection(Protocol):
         """Make sure that the loop still watches the line."""
 
     def disconnect(self) -> None:
-        """Stop trying to reach a kernel that is dead. What has arrived can still be taken in."""
+        """Stop trying to reach a kernel that is dead. Messages that have arrived can still be taken in."""
 
     def adopt(self, former: Connection) -> bool:
-        """Go on with the connection of `former`, which is closed by that; False if that cannot be done."""
+        """Go on with the connection of `former`, which is closed by that; False if this is not possible."""
 
 
 class Line(Connection, Protocol):
@@ -72,8 +72,8 @@ class Line(Connection, Protocol):
     def send(self, message: Message) -> None:
         """Send, without waiting. A Ctrl-C is raised when the message is out.
 
-        Raises InvalidArgument for a message that cannot be written, InvalidState if the kernel is not connected and the
-        line keeps nothing for later, and ChannelClosed.
+        Raises InvalidArgument for a message that cannot be written, ChannelClosed, and InvalidState if the kernel is
+        not connected and the line does not keep messages for later.
         """
 
     def is_connected(self) -> bool:
@@ -98,7 +98,7 @@ class Transport(Protocol):
         """The names of the channels that the kernel has, of "shell", "iopub", "stdin", "control" and "hb"."""
 
     def address(self, channel: str) -> str:
-        """Where the line of that channel leads, for people to read; raises InvalidPortNumber if that is not known."""
+        """The address of that channel, for people to read; raises InvalidPortNumber if it is not known."""
 
     def file_descriptors(self, channels: int) -> int:
         """How many file descriptors the lines of so many channels take."""
@@ -113,7 +113,7 @@ class Transport(Protocol):
         """A line for pings; None if the transport learns by itself that a kernel has died."""
 
     def is_refused(self) -> bool | None:
-        """True if nothing listens at the kernel's addresses; waits 1 s at most. None if that cannot be told."""
+        """True if no program listens at the kernel's addresses, None if that is unknown; waits 1 s at most."""
 
     def hint(self) -> str:
         """Why a kernel may be silent to a new client, and what to do, for an error message."""

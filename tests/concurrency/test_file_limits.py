@@ -16,7 +16,7 @@ from fixtures import WAIT
 
 import kclient
 from kclient.concurrency import file_limits
-from kclient.concurrency.file_limits import RESERVE, FileDescriptorReservation, check
+from kclient.concurrency.file_limits import SPARE_DESCRIPTORS, FileDescriptorReservation, check
 from kclient.protocol.session import Session
 
 pytestmark = pytest.mark.skipif(not leaks.PROC, reason="needs /proc")
@@ -68,9 +68,9 @@ some_socket = context().socket(1)
 
 
 @pytest.fixture(autouse=True)
-def no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what other tests claimed."""
-    monkeypatch.setattr(file_limits, "_claims", set())
+def no_reservations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the reservations of other tests."""
+    monkeypatch.setattr(file_limits, "_reservations", set())
 
 
 @pytest.fixture
@@ -91,15 +91,15 @@ def free(limit: Callable[[int, int], None]) -> int:
 
 
 @pytest.fixture
-def claim() -> Iterator[FileDescriptorReservation]:
-    claim = FileDescriptorReservation()
-    yield claim
-    claim.end()
+def reservation() -> Iterator[FileDescriptorReservation]:
+    reservation = FileDescriptorReservation()
+    yield reservation
+    reservation.release()
 
 
-def refusal(count: int, what: str = "a client", reserve: int = RESERVE) -> kclient.TooManyFiles:
+def refusal(count: int, what: str = "a client", spare: int = SPARE_DESCRIPTORS) -> kclient.TooManyFiles:
     with pytest.raises(kclient.TooManyFiles) as caught:
-        check(count, what, reserve=reserve)
+        check(count, what, spare=spare)
     return caught.value
 
 
@@ -107,18 +107,18 @@ def refusal(count: int, what: str = "a client", reserve: int = RESERVE) -> kclie
 
 
 def test_check_passes_up_to_the_last_free_descriptor(free: int) -> None:
-    check(free, "all", reserve=0)
-    assert refusal(free + 1, reserve=0).in_use == 300 - free
-    check(free - RESERVE, "all but the reserve")
-    refusal(free - RESERVE + 1)
+    check(free, "all", spare=0)
+    assert refusal(free + 1, spare=0).in_use == 300 - free
+    check(free - SPARE_DESCRIPTORS, "all but the spare ones")
+    refusal(free - SPARE_DESCRIPTORS + 1)
 
 
 def test_descriptors_at_the_top_are_counted_wherever_they_are(free: int) -> None:
     taken = [os.open(os.devnull, os.O_RDONLY)]
     taken += [os.dup2(taken[0], number) for number in (299, 298, 290, 150)]
     try:
-        check(free - 5, "the rest", reserve=0)
-        assert refusal(free - 4, reserve=0).in_use == 300 - free + 5
+        check(free - 5, "the rest", spare=0)
+        assert refusal(free - 4, spare=0).in_use == 300 - free + 5
     finally:
         for number in taken:
             os.close(number)
@@ -140,7 +140,7 @@ def test_error_says_what_is_needed_what_there_is_and_what_to_do(limit: Callable[
     assert (error.needed, error.limit, error.hard_limit, error.errno) == (10, 20, 5000, errno.EMFILE)
     assert 0 < error.in_use <= 20
     for text in (
-        *("a client: that takes 10 ", f"{RESERVE} are to be left", "of the 20 ", f"{error.in_use} are open"),
+        *("a client takes 10 ", f"{SPARE_DESCRIPTORS} more must stay free", "of the 20 ", f"{error.in_use} are open"),
         *("ulimit -n 5000", "resource.setrlimit(resource.RLIMIT_NOFILE, (5000, 5000))"),
     ):
         assert text in str(error)
@@ -154,40 +154,40 @@ def test_error_says_what_is_needed_what_there_is_and_what_to_do(limit: Callable[
 # What is about to be opened
 
 
-def test_what_is_claimed_is_nobody_elses(free: int, claim: FileDescriptorReservation) -> None:
-    claim.take(40, "one", later=30, reserve=0)
-    check(free - 30, "the rest", reserve=0)
-    assert "30 about to be opened" in str(refusal(free - 29, reserve=0))
-    claim.take(free, "all", later=free, reserve=0)  # instead of those before
-    claim.end()
-    check(free, "all", reserve=0)
+def test_reserved_descriptors_do_not_count_as_free(free: int, reservation: FileDescriptorReservation) -> None:
+    reservation.reserve(40, "one", later=30, spare=0)
+    check(free - 30, "the rest", spare=0)
+    assert "30 about to be opened" in str(refusal(free - 29, spare=0))
+    reservation.reserve(free, "all", later=free, spare=0)  # instead of those before
+    reservation.release()
+    check(free, "all", spare=0)
 
 
-def test_claim_that_is_refused_claims_nothing(free: int, claim: FileDescriptorReservation) -> None:
+def test_reservation_that_is_refused_reserves_nothing(free: int, reservation: FileDescriptorReservation) -> None:
     with pytest.raises(kclient.TooManyFiles, match="too much"):
-        claim.take(free + 1, "too much", later=30, reserve=0)
-    check(free, "all", reserve=0)
+        reservation.reserve(free + 1, "too much", later=30, spare=0)
+    check(free, "all", spare=0)
 
 
-def test_claim_that_nobody_ends_lapses(
-    free: int, claim: FileDescriptorReservation, monkeypatch: pytest.MonkeyPatch
+def test_reservation_that_is_not_released_lapses(
+    free: int, reservation: FileDescriptorReservation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim.take(30, "one", later=30)
-    refusal(free, reserve=0)
-    later = file_limits.monotonic() + file_limits.LAPSE
+    reservation.reserve(30, "one", later=30)
+    refusal(free, spare=0)
+    later = file_limits.monotonic() + file_limits.LAPSE_S
     monkeypatch.setattr(file_limits, "monotonic", lambda: later)
-    check(free, "all", reserve=0)
+    check(free, "all", spare=0)
 
 
-def test_claim_of_what_was_dropped_is_over(free: int) -> None:
-    claim = FileDescriptorReservation()
-    claim.take(30, "one", later=30)
-    refusal(free, reserve=0)
-    del claim
-    check(free, "all", reserve=0)
+def test_reservation_that_was_dropped_is_over(free: int) -> None:
+    reservation = FileDescriptorReservation()
+    reservation.reserve(30, "one", later=30)
+    refusal(free, spare=0)
+    del reservation
+    check(free, "all", spare=0)
 
 
-def test_claim_of_nothing_is_dropped_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_reservation_is_dropped_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     FileDescriptorReservation()
@@ -195,86 +195,88 @@ def test_claim_of_nothing_is_dropped_in_silence(monkeypatch: pytest.MonkeyPatch)
     assert said == []
 
 
-def test_forked_child_claims_nothing_for_its_parent(run_script: Callable[..., str]) -> None:
+def test_forked_child_reserves_nothing_for_its_parent(run_script: Callable[..., str]) -> None:
     code = """
 import os
 from kclient.concurrency import file_limits
-claim = file_limits.FileDescriptorReservation()
-claim.take(30, "one", later=30)
+reservation = file_limits.FileDescriptorReservation()
+reservation.reserve(30, "one", later=30)
 child = os.fork()
 if not child:
-    os._exit(file_limits.FileDescriptorReservation.total())
-print(file_limits.FileDescriptorReservation.total(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(file_limits.FileDescriptorReservation.total_reserved())
+print(file_limits.FileDescriptorReservation.total_reserved(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert run_script(code) == "30 0"
 
 
-def test_whether_a_claim_is_over_is_asked_only_when_there_are_too_few(free: int) -> None:
+def test_whether_a_reservation_is_over_is_asked_only_when_there_are_too_few(free: int) -> None:
     class Client:
         asked = 0
 
         def __init__(self) -> None:
-            self.claim = FileDescriptorReservation(self.is_connected)
+            self.reservation = FileDescriptorReservation(self.is_connected)
 
         def is_connected(self) -> bool:
             self.asked += 1
             return self.asked > 1
 
     client = Client()
-    client.claim.take(30, "one", later=30)
-    check(free - 30, "the rest", reserve=0)
+    client.reservation.reserve(30, "one", later=30)
+    check(free - 30, "the rest", spare=0)
     assert client.asked == 0
-    refusal(free, reserve=0)
-    check(free, "all", reserve=0)
+    refusal(free, spare=0)
+    check(free, "all", spare=0)
     assert client.asked == 2
 
 
 @over_tcp
-def test_client_that_is_connected_claims_nothing(kernel: kclient.KernelManager) -> None:
+def test_client_that_is_connected_reserves_nothing(kernel: kclient.KernelManager) -> None:
     with kclient.KernelClient(kernel.connection_file) as client:
         client.start_channels()
         assert client.stdin_channel.wait_for_peer(WAIT)
-        assert FileDescriptorReservation.total() == 5
-        assert FileDescriptorReservation.total(thoroughly=True) == 0
+        assert FileDescriptorReservation.total_reserved() == 5
+        assert FileDescriptorReservation.total_reserved(thoroughly=True) == 0
 
 
 @over_tcp
 @pytest.mark.parametrize("end", ["wait_for_ready", "stop_channels"])
-def test_client_claims_until_it_is_ready_or_stopped(kernel: kclient.KernelManager, end: str) -> None:
+def test_client_has_its_reservation_until_it_is_ready_or_stopped(kernel: kclient.KernelManager, end: str) -> None:
     with kclient.KernelClient(kernel.connection_file) as client:
         client.start_channels()
-        assert FileDescriptorReservation.total() == 5
+        assert FileDescriptorReservation.total_reserved() == 5
         getattr(client, end)()
-        assert FileDescriptorReservation.total() == 0
+        assert FileDescriptorReservation.total_reserved() == 0
 
 
 @over_tcp
-def test_dropped_client_claims_nothing(kernel: kclient.KernelManager) -> None:
+def test_dropped_client_reserves_nothing(kernel: kclient.KernelManager) -> None:
     client = kclient.KernelClient(kernel.connection_file)
     client.start_channels()
     del client
     gc.collect()
-    assert FileDescriptorReservation.total() == 0
+    assert FileDescriptorReservation.total_reserved() == 0
 
 
 # What a client and a kernel take
 
 
-def test_client_and_kernel_take_what_is_claimed_for_them(run_script: Callable[..., str]) -> None:
+def test_client_and_kernel_take_as_many_as_are_reserved_for_them(run_script: Callable[..., str]) -> None:
     """A kernel that starts has its ports held, too, and no channels yet."""
     code = """
-from kclient.concurrency.file_limits import CLIENT, KERNEL, PORTS, PROCESS, FileDescriptorReservation
+from kclient.concurrency.file_limits import (
+    CLIENT_DESCRIPTORS, KERNEL_DESCRIPTORS, PORT_DESCRIPTORS, PROCESS_DESCRIPTORS, FileDescriptorReservation
+)
 before = count()
 with kclient.KernelManager() as kernel:
     kernel.start_kernel()
-    assert count() == before + PROCESS + PORTS, (before, count())
-    assert FileDescriptorReservation.total() == CLIENT
+    assert count() == before + PROCESS_DESCRIPTORS + PORT_DESCRIPTORS, (before, count())
+    assert FileDescriptorReservation.total_reserved() == CLIENT_DESCRIPTORS
     kernel.start_channels()
     kernel.wait_for_ready(60)
-    assert FileDescriptorReservation.total() == 0
-    until(lambda: count() == before + KERNEL - PORTS)  # it is libzmq's thread that connects
+    assert FileDescriptorReservation.total_reserved() == 0
+    until(lambda: count() == before + KERNEL_DESCRIPTORS - PORT_DESCRIPTORS)  # it is libzmq's thread that connects
     with kclient.connect(kernel.connection_file, timeout=60):
-        until(lambda: count() == before + KERNEL - PORTS + CLIENT)
+        until(lambda: count() == before + KERNEL_DESCRIPTORS - PORT_DESCRIPTORS + CLIENT_DESCRIPTORS)
 print("ok")
 """
     assert run_script(LIMITED + WARM + code) == "ok"
@@ -334,7 +336,7 @@ with kclient.connect(path, timeout=30) as client:
 for client in clients:
     client.close()
 """
-    assert run_script(LIMITED + code.replace("16 +", f"{RESERVE} +"), str(kernel.connection_file)) == "42"
+    assert run_script(LIMITED + code.replace("16 +", f"{SPARE_DESCRIPTORS} +"), str(kernel.connection_file)) == "42"
 
 
 @over_tcp

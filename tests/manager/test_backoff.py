@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kclient import InvalidArgument
-from kclient.manager.backoff import MOST, Backoff
+from kclient.manager.backoff import LONGEST_WAIT_S, Backoff
 
 
 def test_the_first_try_is_made_at_once_and_each_later_one_after_twice_the_time() -> None:
@@ -31,7 +31,7 @@ def test_without_a_limit_it_goes_on_for_ever_and_never_waits_longer_than_the_mos
     backoff = Backoff(limit=None)
     waits = [backoff.after(0.0) for _ in range(5000)]
     assert None not in waits
-    assert waits[-1] == MOST
+    assert waits[-1] == LONGEST_WAIT_S
 
 
 def test_a_success_makes_the_next_failure_the_first() -> None:

@@ -144,7 +144,7 @@ def test_without_a_kernel_in_time_the_caller_is_told_how_things_are(make_pool: C
     pool = make_pool()
     with pool.kernel():
         for timeout in (0, 0.01):
-            with pytest.raises(KernelTimeout, match="no free kernel within .*; of 1 at most 1 are busy and 0 starting"):
+            with pytest.raises(KernelTimeout, match="no free kernel within .*; busy: 1, starting: 0, max_size: 1"):
                 pool.acquire(timeout)
     stats = pool.stats()
     assert (stats.waits, stats.timeouts, stats.waiting) == (2, 2, 0)
@@ -513,7 +513,7 @@ def test_caller_who_waits_for_others_is_told_the_last_failure_in_the_end(
     pool = make_pool(max_size=2)
     with pool.kernel():
         launcher.before = broken
-        with pytest.raises(KernelTimeout, match="1 are busy.*the last failure: it is broken"):
+        with pytest.raises(KernelTimeout, match="busy: 1, .*the last failure: it is broken"):
             pool.acquire(0.05)
 
 
@@ -626,7 +626,7 @@ def test_on_event_that_fails_harms_nobody(
 def test_on_event_that_never_returns_holds_up_nobody_for_long(
     make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(workers, "LAST_EVENTS", 0.01)
+    monkeypatch.setattr(workers, "LAST_EVENTS_WAIT_S", 0.01)
     monkeypatch.setattr(workers, "MAX_UNTOLD", 2)
     pool = make_pool(on_event=lambda event: Event().wait())
     with pool.kernel() as kernel:

@@ -13,9 +13,9 @@ from kclient import InvalidState, LaunchError
 from kclient.pool.scheduler import (
     BUSY,
     ENDING,
-    EXTRA_IDLE,
+    EXTRA_IDLE_S,
+    FAILURES_BEFORE_REFUSAL,
     IDLE,
-    REFUSING,
     STARTING,
     STATES,
     Checkout,
@@ -209,8 +209,8 @@ def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
     house.scheduler.withdraw(house.ask())
     house.come_up()
     assert house.counts() == (0, 1, 1, 0)
-    assert house.scheduler.next_look(house.now) == EXTRA_IDLE
-    house.pass_by(EXTRA_IDLE - 1)
+    assert house.scheduler.next_look(house.now) == EXTRA_IDLE_S
+    house.pass_by(EXTRA_IDLE_S - 1)
     assert house.counts() == (0, 1, 1, 0)
     house.pass_by(1)
     assert house.counts() == (0, 0, 1, 1)
@@ -312,7 +312,7 @@ def test_caller_gets_the_reason_when_starts_fail_and_none_is_left_to_wait_for() 
     house = House()
     checkout = house.ask()
     asked_at = house.now
-    assert house.fail_until(REFUSING).wake == [checkout]
+    assert house.fail_until(FAILURES_BEFORE_REFUSAL).wake == [checkout]
     assert house.now - asked_at < 0.5
     assert isinstance(checkout.error, LaunchError)
     assert checkout.error is not BROKEN
@@ -322,14 +322,14 @@ def test_caller_gets_the_reason_when_starts_fail_and_none_is_left_to_wait_for() 
 def test_few_failed_starts_are_nothing_to_tell_callers_who_can_wait() -> None:
     house = House()
     checkout = house.ask()
-    assert not house.fail_until(REFUSING - 1).wake
+    assert not house.fail_until(FAILURES_BEFORE_REFUSAL - 1).wake
     assert house.scheduler.obstacle(house.now) is None
     house.pass_by(1)
     house.come_up()
     house.give_back(checkout)
     house.end()
     waits = house.ask()
-    assert not house.fail_until(REFUSING - 1).wake  # the kernel in between was a good one
+    assert not house.fail_until(FAILURES_BEFORE_REFUSAL - 1).wake  # the kernel in between was a good one
     house.pass_by(1)
     house.come_up()
     assert got(waits).state == BUSY
@@ -337,7 +337,7 @@ def test_few_failed_starts_are_nothing_to_tell_callers_who_can_wait() -> None:
 
 def test_caller_waits_while_the_next_try_is_under_way() -> None:
     house = House()
-    house.fail_until(REFUSING)
+    house.fail_until(FAILURES_BEFORE_REFUSAL)
     house.pass_by(1)
     assert house.counts() == (1, 0, 0, 0)
     checkout = house.ask()
@@ -349,7 +349,7 @@ def test_caller_waits_on_while_another_kernel_lives() -> None:
     house = warm(size=1, max_size=2)
     house.ask()
     waits = house.ask()
-    house.fail_until(REFUSING)
+    house.fail_until(FAILURES_BEFORE_REFUSAL)
     assert not waits.is_settled
     assert house.scheduler.is_failing
 
@@ -423,7 +423,7 @@ def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None
 def test_pool_is_not_warm_for_the_reason_why_starts_fail_even_beside_kernels_that_live() -> None:
     house = House(size=2)
     house.scheduler.ready(house.entries(STARTING)[0], house.now)
-    house.fail_until(REFUSING)
+    house.fail_until(FAILURES_BEFORE_REFUSAL)
     assert house.scheduler.obstacle(house.now) is BROKEN
     assert house.scheduler.refusal(house.now) is None
 

@@ -15,7 +15,7 @@ from kclient.errors import BadMessage
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session
 from kclient.transport.zmq.context import context
-from kclient.transport.zmq.frames import VIEW_FROM, FrameReader, MessageReader
+from kclient.transport.zmq.frames import VIEW_FROM_BYTES, FrameReader, MessageReader
 
 Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
 
@@ -150,8 +150,8 @@ def frames_alive() -> int:
 def test_large_buffers_are_views_and_all_else_is_bytes(pair: Pair) -> None:
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
-    buffers = [b"s" * (VIEW_FROM - 1), b"l" * VIEW_FROM, b"", b"L" * 10 * VIEW_FROM]
-    socket.send_multipart(with_buffers(ours, *buffers, text="x" * VIEW_FROM))
+    buffers = [b"s" * (VIEW_FROM_BYTES - 1), b"l" * VIEW_FROM_BYTES, b"", b"L" * 10 * VIEW_FROM_BYTES]
+    socket.send_multipart(with_buffers(ours, *buffers, text="x" * VIEW_FROM_BYTES))
     (frames,) = all_of(MessageReader(receiver, 0))
     message = theirs.deserialize(frames)
     assert [type(frame) for frame in frames[:6]] == [bytes] * 6
@@ -168,7 +168,7 @@ def test_memory_of_a_view_is_freed_with_the_last_who_holds_it(pair: Pair) -> Non
     before = frames_alive()
     gc.disable()
     try:
-        socket.send_multipart(with_buffers(Session(b"key"), b"x" * VIEW_FROM))
+        socket.send_multipart(with_buffers(Session(b"key"), b"x" * VIEW_FROM_BYTES))
         (frames,) = all_of(MessageReader(receiver, 0))
         message = Session(b"key").deserialize(frames)
         part = message.buffers[0][10:20]
@@ -187,8 +187,8 @@ def test_large_content_behind_a_message_that_is_too_short_is_bytes(pair: Pair, t
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
     socket.send_multipart([b"topic"] * topics + [DELIMITER, b"x", b"{}"])
-    long = [b"topic"] * topics + with_buffers(ours, b"b" * VIEW_FROM, number=math.nan, text="x" * VIEW_FROM)
+    long = [b"topic"] * topics + with_buffers(ours, b"b" * VIEW_FROM_BYTES, number=math.nan, text="x" * VIEW_FROM_BYTES)
     socket.send_multipart(long)
     _, frames = all_of(MessageReader(receiver, topics))
     message = theirs.deserialize(frames)
-    assert (len(message.content["text"]), message.buffers) == (VIEW_FROM, [b"b" * VIEW_FROM])
+    assert (len(message.content["text"]), message.buffers) == (VIEW_FROM_BYTES, [b"b" * VIEW_FROM_BYTES])

@@ -1,4 +1,4 @@
-"""Reading messages off a socket, without waiting: a list of frames, or zmq.Again where there is none."""
+"""Reads messages from a socket, without waiting: a list of frames, or zmq.Again if there is none."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import zmq.backend
 
 from kclient.protocol.framing import DELIMITER, FRAMES, end_of_first
 
-# The method of libzmq's binding itself: a green socket's takes five times as long.
+# The method of pyzmq's C binding: that of a green socket takes five times as long.
 _recv: Final = zmq.backend.Socket.recv
 
-VIEW_FROM: Final = 64 * 1024
-"""Bytes from which on a buffer of a message is not copied out of ZeroMQ's memory.
+VIEW_FROM_BYTES: Final = 64 * 1024
+"""Size from which on a buffer of a message is a view of ZeroMQ's memory, not a copy.
 
-A view takes 0.3 us. A copy of less takes 1 us at most, and bytes are handier; one of 1 MiB takes 22 us, 15 % of the
-time that it takes to get here over ipc, and more where the system has to find the memory first.
+A view takes 0.3 us. A smaller copy takes 1 us at most, and bytes are handier. A copy of 1 MiB takes 22 us, 15 % of the
+time that the message takes to arrive over ipc, and more if the system must find the memory first.
 """
 
-# A plain number: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them.
-_DONTWAIT: Final = int(zmq.DONTWAIT)
+DONTWAIT: Final = int(zmq.DONTWAIT)
+"""A plain number: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them."""
 
 
 class FrameReader:
-    """Messages of any layout. A Frame knows whether more follow: to ask RCVMORE takes 0.6 us."""
+    """Reads messages of any layout. A Frame knows whether more follow; asking the socket for RCVMORE takes 0.6 us."""
 
     def __init__(self, socket: zmq.Socket[Any]) -> None:
         self._socket = socket
@@ -40,15 +40,15 @@ class FrameReader:
         """Add the frames up to the end of the message."""
         more = True
         while more:
-            frame = _recv(self._socket, _DONTWAIT, False)
+            frame = _recv(self._socket, DONTWAIT, False)
             frames.append(frame.bytes)
             more = frame.more
 
 
 class MessageReader(FrameReader):
-    """Jupyter's messages, which have `topics` frames before their delimiter: 2 us for six frames instead of 4.4.
+    """Reads Jupyter's messages, with `topics` frames before the delimiter: six frames in 2 us instead of 4.4 us.
 
-    Up to the delimiter, and after the four dicts, ZeroMQ is asked whether more follow; between them it is not.
+    It asks ZeroMQ whether more frames follow up to the delimiter and after the four dicts, but not between the two.
     """
 
     def __init__(self, socket: zmq.Socket[Any], topics: int) -> None:
@@ -68,37 +68,37 @@ class MessageReader(FrameReader):
         if end == len(frames):
             self._ahead = []
             return frames
-        frames = list(map(bytes, frames))  # what was taken for a buffer may be the content of another message
+        frames = list(map(bytes, frames))  # a frame that was read as a buffer may be the content of another message
         self._ahead = frames[end:]
         return frames[:end]
 
     def _read_head(self) -> list[bytes]:
-        """What comes up to the delimiter; the whole message, if that is not where it should be."""
+        """The frames up to the delimiter; the whole message, if the delimiter is not where it should be."""
         socket = self._socket
         frames: list[bytes] = []
         for _ in range(self._topics):
-            frame = _recv(socket, _DONTWAIT, False)
+            frame = _recv(socket, DONTWAIT, False)
             frames.append(frame.bytes)
             if frames[-1] == DELIMITER or not frame.more:
                 return frames
-        frames.append(_recv(socket, _DONTWAIT))
+        frames.append(_recv(socket, DONTWAIT))
         if frames[-1] != DELIMITER and socket.get(zmq.RCVMORE):
             self._read_rest(frames)
         return frames
 
     def _read_body(self, frames: list[bytes]) -> None:
-        """Add the frames after the delimiter; those of the message behind it, too, if they are too few."""
+        """Add the frames after the delimiter. If they are too few, frames of the message behind are added, too."""
         try:
-            frames += map(_recv, repeat(self._socket, FRAMES - 2), repeat(_DONTWAIT))
-            frame = _recv(self._socket, _DONTWAIT, False)
+            frames += map(_recv, repeat(self._socket, FRAMES - 2), repeat(DONTWAIT))
+            frame = _recv(self._socket, DONTWAIT, False)
             frames.append(frame.bytes)
             while frame.more:
-                frame = _recv(self._socket, _DONTWAIT, False)
+                frame = _recv(self._socket, DONTWAIT, False)
                 frames.append(buffer_of(frame))
-        except zmq.Again:  # they are too few, and nothing is behind them
+        except zmq.Again:  # the frames are too few, and no message is behind them
             pass
 
 
 def buffer_of(frame: zmq.Frame) -> Any:
-    """What `frame` holds: bytes or, if that is much, a read-only view, which keeps the frame."""
-    return frame.bytes if len(frame) < VIEW_FROM else frame.buffer.toreadonly()
+    """The content of `frame`: bytes, or a read-only view if it is large. The view keeps the frame alive."""
+    return frame.bytes if len(frame) < VIEW_FROM_BYTES else frame.buffer.toreadonly()

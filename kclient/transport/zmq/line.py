@@ -27,7 +27,7 @@ PING: Final = (b"", b"ping")
 
 
 class ZmqConnection(ABC):
-    """A socket that is connected by `open`: `connect()` makes it, and `address()` says where it leads."""
+    """A line over one socket. `connect()` makes the connected socket; `address()` is the address that it has."""
 
     def __init__(
         self, owner: Owner, name: str, connect: Callable[[], zmq.Socket[Any]], address: Callable[[], str]
@@ -62,7 +62,7 @@ class ZmqConnection(ABC):
         self._stream = None
 
     def adopt(self, former: Connection) -> bool:
-        """Go on with the socket of `former`; False if that is not open, or no ZeroMQ line."""
+        """Go on with the socket of `former`, which is closed by that; False if it is not open, or no ZeroMQ line."""
         if not isinstance(former, ZmqConnection) or former._stream is None:
             return False
         stream, address = former._stream, former._connected_to
@@ -72,19 +72,19 @@ class ZmqConnection(ABC):
         return True
 
     def follow_address(self) -> None:
-        """Connect anew if the line is open and the kernel listens elsewhere by now; what was not sent is dropped."""
+        """Connect anew if the line is open and the address has changed. Messages that were not sent are dropped."""
         if self._stream is not None and self._address() != self._connected_to:
             self.close()
             self.open()
 
     def disconnect(self) -> None:
-        """Stop trying to reach a kernel that is dead: at 5 ms a try that takes 2 % of a processor."""
+        """Stop trying to reach a kernel that is dead: a try every 5 ms takes 2 % of a processor."""
         if self._stream is not None and not self._stream.is_closed:
             with suppress(zmq.ZMQError):  # ENOENT: it is disconnected already
                 self._stream.socket.disconnect(self._connected_to)
 
     def drain(self, seconds: float = TURN_S) -> None:
-        """Take in what is on the socket, without waiting, for at most so many seconds."""
+        """Take in the messages that are on the socket, without waiting, for at most so many seconds."""
         if self._stream is not None:
             self._stream.drain(seconds)
 
@@ -145,14 +145,14 @@ class ZmqLine(ZmqConnection):
         self._had_peer = self._was_cut = False
 
     def send(self, message: Message) -> None:
-        """Sign and send; raises InvalidArgument, InvalidState for a socket that keeps nothing, and ChannelClosed."""
+        """Sign and send; raises InvalidArgument, ChannelClosed, and InvalidState if the socket keeps no messages."""
         stream = self._stream
         if stream is None:
             raise ChannelClosed(self.name)
         stream.send(self._session.serialize(message))
 
     def is_connected(self) -> bool:
-        """True if the kernel is connected; only a line that tells of cuts knows."""
+        """True if the kernel is connected; only a line that tells of cuts can tell."""
         return self._stream is not None and self._stream.has_peer()
 
     def wait_until_connected(self, deadline: Deadline) -> bool:

@@ -24,18 +24,17 @@ from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import READABLE, TURN_S, Parking, switch_soon, weakly
 from kclient.errors import ChannelClosed, InvalidState
-from kclient.transport.zmq.frames import FrameReader
+from kclient.transport.zmq.frames import DONTWAIT, FrameReader
 
 NEXT_TURN_S: Final = 1e-6
 """A timer of this length fires after the loop has really turned. Callbacks run 50 at a time ahead of timers."""
 
-# The methods of libzmq's binding itself: a green socket's take five times as long, a plain one's twice.
+# Methods of pyzmq's C binding: those of a green socket take five times as long, those of a plain one twice.
 _send: Final = zmq.backend.Socket.send
 _get: Final[Callable[[zmq.Socket[Any], int], int]] = zmq.backend.Socket.get  # type: ignore[assignment]
 
-# Plain numbers: an operation on pyzmq's enums costs 1 us, and a round trip has a dozen of them.
-_MORE: Final = int(zmq.SNDMORE) | int(zmq.DONTWAIT)
-_DONTWAIT: Final = int(zmq.DONTWAIT)
+# Plain numbers, as DONTWAIT is.
+_MORE: Final = int(zmq.SNDMORE) | DONTWAIT
 _POLLIN: Final = int(zmq.POLLIN)
 _POLLOUT: Final = int(zmq.POLLOUT)
 _EVENTS: Final = int(zmq.EVENTS)
@@ -43,7 +42,7 @@ _EVENTS: Final = int(zmq.EVENTS)
 
 @lru_cache(maxsize=64)
 def _send_flags(count: int) -> tuple[int, ...]:
-    return (*[_MORE] * (count - 1), _DONTWAIT)
+    return (*[_MORE] * (count - 1), DONTWAIT)
 
 
 class FrameReceiver(Protocol):
@@ -89,20 +88,20 @@ class ZmqStream:
         self._again: Any = loop.timer(NEXT_TURN_S)
         self._readable: Any = loop.io(_get(socket, zmq.FD), READABLE)
         self._readable.start(self._on_readable)
-        # A pipe signals only a reader that has found it empty before, so have a look without being told.
+        # The descriptor signals only a reader that has found it empty before. So look once without a signal.
         self._again.start(self._pump)
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message, and see that what has arrived meanwhile is taken in; raises ChannelClosed.
+        """Queue a message, and take in the messages that have arrived meanwhile. A Ctrl-C is raised when it is out.
 
-        A Ctrl-C is raised when the message is out.
+        Raises ChannelClosed, and InvalidState if the kernel is not connected and the socket does not keep the message.
         """
         is_held = sigint.hold(self._owner.hub)
         try:
             list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
             if not self._is_pumping and self._has_input():
                 self.drain()
-        except zmq.Again as exc:  # to a peer that is not there yet, with ZMQ_IMMEDIATE, or that has turned us away
+        except zmq.Again as exc:  # the peer is not there yet (with ZMQ_IMMEDIATE), or has refused the connection
             raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
         except zmq.ZMQError as exc:
             self._lose()
@@ -112,13 +111,13 @@ class ZmqStream:
                 sigint.release(self._owner.hub)
 
     def drain(self, seconds: float = TURN_S) -> None:
-        """Take in what is there, for at most so many seconds; what is left waits for the loop's next turn."""
+        """Take in messages for at most so many seconds. Those that are left wait for the loop's next turn."""
         self._take_in_for(seconds)
 
     def glance(self) -> None:
-        """Take in one message, if there is one; what is left waits for the loop's next turn.
+        """Take in one message, if there is one. Those that are left wait for the loop's next turn.
 
-        It costs 3 us less than `drain`, which learns by an exception that there is no more.
+        It costs 3 us less than `drain`, which reads until pyzmq raises an exception.
         """
         if self._has_input():
             self._take_in_for(0)
@@ -140,14 +139,14 @@ class ZmqStream:
             return True  # the socket is closed; the next read finds out
 
     def _on_readable(self) -> None:
-        if not self._again.active:  # it would be a second time in one turn of the loop
+        if not self._again.active:  # else the pump would run twice in one turn of the loop
             self._pump()
 
     def _pump(self) -> None:
-        """Take in, in the hub, and switch to the greenlets that are woken by that, for at most `TURN_S` seconds.
+        """Take in messages and switch to the greenlets that they wake, for at most `TURN_S` seconds. Runs in the hub.
 
-        The first greenlet to be woken goes on before the pump looks for more messages: that look takes 3 us where there
-        are none. Where there are more, they are taken in together, which saves a switch for each.
+        The first greenlet that is woken goes on before the pump looks for more messages: if there are none, that look
+        takes 3 us. After that all messages are taken in together, which saves a switch for each.
         """
         if self._is_taking_in:
             return
@@ -174,7 +173,7 @@ class ZmqStream:
                 self._go_on_soon()
 
     def _take_in(self, until: float, woken: Sequence[object] = ()) -> bool:
-        """True when the socket is empty; False if, before that, a greenlet was woken or it is past `until`."""
+        """Take in messages. True if the socket is empty; False if, before that, a greenlet was woken or time was up."""
         receiver = self._receiver()
         if receiver is None or self._owner.forked:
             self._stop_watching()
@@ -209,13 +208,13 @@ class ZmqStream:
             self._again.start(self._go_on)
 
     def _go_on(self) -> None:
-        """Take in again, and watch again: the loop stops a watcher whose callback has raised."""
+        """Take in and watch again: the loop stops a watcher whose callback has raised."""
         if not self.is_closed:
             self._readable.start(self._on_readable)
             self._pump()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:
-        """Until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
+        """Wait until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
         while not self.is_closed:
             self.drain()
             if self.has_peer():
@@ -235,7 +234,7 @@ class ZmqStream:
         return bool(events & _POLLOUT)
 
     def mend(self) -> None:
-        """Watch again, if a Ctrl-C struck the loop as it called us: it stops a watcher whose callback has raised.
+        """Watch again if a Ctrl-C was raised in a callback of ours: the loop stops a watcher whose callback has raised.
 
         That can happen only while the main greenlet waits outside of kclient.
         """
@@ -243,12 +242,12 @@ class ZmqStream:
             self._go_on_soon()
 
     def close(self) -> None:
-        """Close the socket at once, without waiting for what was not sent. Idempotent."""
+        """Close the socket at once. Messages that were not sent are dropped. Idempotent."""
         if not self.is_closed:
             self.detach().close(0)
 
     def detach(self) -> zmq.Socket[Any]:
-        """Be closed, and leave the socket open for another stream."""
+        """Close this stream, and return its socket, still open, for another stream."""
         self.is_closed = True
         self._touched.wake()
         switch_soon(self._woken)
@@ -264,13 +263,13 @@ class ZmqStream:
             receiver.lost()
 
     def _stop_watching(self) -> None:
-        """In a forked child, whose loop still watches the parent's socket, or for a channel that was dropped."""
+        """Stop in a forked child, whose loop still watches the parent's socket, or if the receiver was dropped."""
         self._readable.stop()
         self._again.stop()
 
 
 def _retire_own_watcher(socket: zmq.Socket[Any]) -> None:
-    """Stop the watcher that a green socket starts at construction: ours stands in, and saves 2.5 us an event."""
+    """Stop the watcher that a green socket starts: the stream has its own. This saves 2.5 us an event."""
     watcher = getattr(socket, "_state_event", None)
     if watcher is not None:
         watcher.stop()

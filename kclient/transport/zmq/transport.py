@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
-from kclient.concurrency.file_limits import CHANNEL
+from kclient.concurrency.file_limits import CHANNEL_DESCRIPTORS
 from kclient.concurrency.owner import Owner
 from kclient.errors import InvalidArgument
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, make_address
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
 RECONNECT_IVL_MS: Final = 5
-"""Milliseconds between attempts to connect. ZeroMQ's own 100 would be most of the time that a kernel takes to start."""
+"""Milliseconds between attempts to connect. ZeroMQ's default, 100, would be most of the start of a kernel."""
 
 RECONNECT_IVL_MAX_MS: Final = 200
-"""Milliseconds between attempts to reach a kernel that this program did not start, and that may be gone for good."""
+"""Milliseconds at most between attempts to reach another program's kernel, which may be gone for good."""
 
 SOCKET_TYPES: Final = {
     "shell": zmq.DEALER,
@@ -37,20 +37,20 @@ SOCKET_TYPES: Final = {
 }
 
 TOPICS: Final = {"iopub": 1}
-"""Frames that come before the delimiter of a message."""
+"""Number of frames before the delimiter of a message; 0 for the other channels."""
 
 NO_ANSWER: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection, "
-    "for which the connection file has curve_publickey and curve_secretkey"
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection; "
+    "then its connection file has curve_publickey and curve_secretkey"
 )
 NO_ANSWER_ENCRYPTED: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, or have another key than this "
+    "nothing has come from the kernel: it may be busy, which an interrupt ends, have another key than this "
     "encrypted connection, or not encrypt at all"
 )
 
 
 class Addresses(Protocol):
-    """Where the channels of a kernel listen, as ConnectionInfo says it."""
+    """Where the channels of a kernel listen; ConnectionInfo is one."""
 
     def address(self, channel: str) -> str: ...
 
@@ -73,8 +73,8 @@ class OneAddress:
 class ZmqTransport:
     """Lines over ZeroMQ sockets of one hub. They are encrypted if the session has a server_key.
 
-    `context` is that of this process unless another is given. `is_ours` says that this program started the kernel, so
-    that it is told of the kernel's end; else attempts to reach the kernel become rarer.
+    `context` is that of this process unless another is given. `is_ours` says that this program started the kernel, and
+    so learns of its end. Attempts to reach another program's kernel become rarer with time.
 
     The shell and the stdin line share an identity (ROUTING_ID): the kernel sends its input requests to the identity
     that the request for code came from.
@@ -88,7 +88,7 @@ class ZmqTransport:
         context: zmq.Context[Any] | None = None,
         is_ours: bool = True,
     ) -> None:
-        self.is_ours = is_ours
+        self._is_ours = is_ours
         self._addresses = addresses
         self._session = session
         self._context = context
@@ -101,12 +101,12 @@ class ZmqTransport:
 
     @property
     def context(self) -> zmq.Context[Any]:
-        """The ZeroMQ context that the sockets are of."""
+        """The ZeroMQ context of the sockets."""
         return context() if self._context is None else self._context
 
     @property
     def channels(self) -> Sequence[str]:
-        """The channels that the kernel has; all of them, while its ports are not chosen yet."""
+        """The channels that the kernel has: all of them while its ports are not chosen yet."""
         addresses = self._addresses
         return [name for name in CHANNELS if addresses.port(name) or not addresses.port("shell")]
 
@@ -115,8 +115,8 @@ class ZmqTransport:
         return self._addresses.address(channel)
 
     def file_descriptors(self, channels: int) -> int:
-        """Descriptors of so many sockets, once they are connected."""
-        return CHANNEL * channels
+        """How many descriptors so many sockets take, once they are connected."""
+        return CHANNEL_DESCRIPTORS * channels
 
     def line(self, channel: str, receiver: Receiver) -> ZmqLine:
         """A line for that channel. The next one for the same channel has an identity of its own.
@@ -127,13 +127,14 @@ class ZmqTransport:
             self._identity = self._new_identity()
         self._made.add(channel)
         line = self._new_line(channel, receiver, None if channel == "stdin" else self._identity)
+        self._lines.add(line)
         if channel == "shell":
             self._shell = weakref.ref(line)
             self._reopen_stdin()
         return line
 
     def second_line(self, channel: str, receiver: Receiver) -> ZmqLine:
-        """A line over a connection of its own."""
+        """A line over a connection of its own, for a short time. It does not `move`."""
         return self._new_line(channel, receiver, self._new_identity())
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> ZmqHeartbeat:
@@ -145,15 +146,19 @@ class ZmqTransport:
         return line
 
     def is_refused(self) -> bool:
-        """True if nothing listens for the heartbeat nor, since some kernels have none, for shell."""
+        """True if no program listens at the ports of hb and shell. Some kernels have no heartbeat."""
         return all(refuses(self.address(name)) for name in ("hb", "shell") if self._addresses.port(name))
 
     def hint(self) -> str:
         """Why a kernel may be silent."""
         return NO_ANSWER_ENCRYPTED if self._session.server_key else NO_ANSWER
 
+    def own(self) -> None:
+        """This program started the kernel: see `is_ours`."""
+        self._is_ours = True
+
     def move(self, connection: ConnectionInfo) -> None:
-        """The kernel listens elsewhere since it was restarted. Lines that are open connect there."""
+        """The kernel was restarted and has other addresses. Open lines connect there."""
         self._addresses = connection
         for line in list(self._lines):
             line.follow_address()
@@ -163,7 +168,7 @@ class ZmqTransport:
         return b"%s-%d" % (self._session.identity, self._epoch)
 
     def _identity_of_shell(self) -> bytes:
-        """The identity of the shell line's socket, which may have been adopted, or the one that it will get."""
+        """The identity of the shell line's socket, which may be an adopted one; else the identity that it will get."""
         line = None if self._shell is None else self._shell()
         socket = None if line is None else line.socket
         if socket is None or socket.closed:
@@ -172,7 +177,7 @@ class ZmqTransport:
         return identity if isinstance(identity, bytes) else str(identity).encode()
 
     def _reopen_stdin(self) -> None:
-        """Let the stdin line have the identity of the new shell line."""
+        """Give the stdin line the identity of the new shell line."""
         for line in list(self._lines):
             if line.name == "stdin" and line.is_open:
                 line.close()
@@ -180,7 +185,7 @@ class ZmqTransport:
 
     def _new_line(self, channel: str, receiver: Receiver, identity: bytes | None) -> ZmqLine:
         self.address(channel)
-        line = ZmqLine(
+        return ZmqLine(
             self._owner,
             channel,
             partial(self._open_socket, channel, identity),
@@ -190,11 +195,9 @@ class ZmqTransport:
             topics=TOPICS.get(channel, 0),
             tells_of_cuts=channel == "stdin",
         )
-        self._lines.add(line)
-        return line
 
     def _open_socket(self, channel: str, identity: bytes | None) -> zmq.Socket[Any]:
-        """A socket that is connected; raises InvalidState, InvalidArgument and TooManyFiles."""
+        """A connected socket; raises InvalidState, InvalidArgument and TooManyFiles."""
         address = self.address(channel)
         within = self.context
         try:
@@ -206,7 +209,7 @@ class ZmqTransport:
             socket.rcvhwm = 0
             socket.sndhwm = 0
             socket.reconnect_ivl = RECONNECT_IVL_MS
-            socket.reconnect_ivl_max = 0 if self.is_ours else RECONNECT_IVL_MAX_MS
+            socket.reconnect_ivl_max = 0 if self._is_ours else RECONNECT_IVL_MAX_MS
             socket.ipv6 = "[" in address
             if self._session.server_key:
                 encrypt(socket, self._session.server_key)
