@@ -25,6 +25,7 @@ FLOOR = re.compile(r"^ +subgraph floor(\d+) .*?\n(.*?)^ +end$", re.MULTILINE | r
 ARROW = re.compile(r"^ +(\w+) --> (\w+)$", re.MULTILINE)
 ROW = re.compile(r"^\| `(\w+)` \|[^|]*\| (nothing|`[^|]*`) \|$", re.MULTILINE)
 MODULE = re.compile(r"\b(?:\w+/)*\w+\.py\b")
+PART = re.compile(r"^\| `(\w+)` \| `((?:\w+/)+\w+\.py)` \|", re.MULTILINE)
 CODE_PATH = re.compile(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`")
 METHOD = re.compile(r"\b([A-Z]\w+)\.(\w+)")
 CONSTANT = re.compile(r"`((?:[a-z_]\w*\.)+)(_?[A-Z][A-Z0-9_]+)`")
@@ -132,6 +133,19 @@ def test_every_method_on_the_way_of_a_message_exists() -> None:
     names = METHOD.findall(WAY)
     assert names
     assert [f"{owner}.{name}" for owner, name in names if not has_method(owner, name)] == []
+
+
+def test_every_part_that_a_table_names_is_in_its_module() -> None:
+    parts = PART.findall(DESIGN)
+    assert parts
+    texts = {path: (PACKAGE / path).read_text(encoding="utf-8") for _, path in parts}
+    assert [name for name, path in parts if not re.search(rf"^(class|def) {name}\b", texts[path], re.MULTILINE)] == []
+
+
+def test_every_protocol_of_the_seam_is_in_the_table() -> None:
+    seam = next(module for module in MODULES if module.name == "kclient.transport.base")
+    names = [node.name for node in seam.tree.body if isinstance(node, ast.ClassDef)]
+    assert [name for name in names if not re.search(rf"^\| `{name}` \|", DESIGN, re.MULTILINE)] == []
 
 
 def test_method_that_does_not_exist_is_found() -> None:
