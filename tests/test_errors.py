@@ -1,4 +1,4 @@
-"""The tree of errors: what can be caught as what, what each carries, and what it says."""
+"""The tree of errors: their base classes, their attributes and their texts."""
 
 import copy
 import inspect
@@ -125,7 +125,7 @@ def test_every_error_is_made_here():
     assert {type(error) for error in MADE} == set(BASES)
 
 
-# What each carries
+# Attributes
 
 
 CARRIES = [
@@ -164,7 +164,7 @@ def test_error_carries_the_facts():
         assert {name: getattr(error, name) for name in attributes} == attributes
 
 
-# What each says
+# Texts
 
 
 SAYS = [
@@ -235,7 +235,7 @@ def test_copied_or_pickled_error_is_the_same_error(error):
 
 
 def test_timeout_of_an_execution_can_be_pickled_without_it():
-    """An Execution has a socket and a hub, which cannot travel; all else can."""
+    """An Execution has a socket and a hub, which cannot be pickled. All else can."""
     error = KernelTimeout("end of the execution", 1.0, msg_id="a", execution=NotToBePickled(), result=RESULT)
     other = pickle.loads(pickle.dumps(error))
     assert (str(other), other.msg_id, other.execution) == (str(error), "a", None)

@@ -1,4 +1,4 @@
-"""The load generator of the benchmarks finds fault with an answer that is not as it has to be."""
+"""The load generator of the benchmarks reports every wrong answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRINT = Request("print", "print(4 ^ 1)", "5\n", "ok")
 
 
 class StubResponse:
-    """An answer in parts; it breaks off or never ends if the last part says so."""
+    """An answer in parts. The last part may be an error, or None for an answer that never ends."""
 
     def __init__(self, parts: list[bytes | BaseException | None], status: int, headers: dict[str, str]) -> None:
         self.status, self.headers = status, headers

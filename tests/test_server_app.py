@@ -34,7 +34,7 @@ def app() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A server's socket, and its client's."""
+    """The socket of a server, and that of its client."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -48,7 +48,7 @@ class StubKernel:
 
 
 class StubPool:
-    """Lends one kernel, whose `run` is given, or raises `error`."""
+    """A pool that lends one kernel with the given `run`, or raises `error`."""
 
     def __init__(self, run: Callable[..., Any], error: Exception | None = None) -> None:
         self.kernel = StubKernel(run)
@@ -68,7 +68,7 @@ class StubPool:
 
 @attrs.define
 class Response:
-    """What the application says, by `start_response` and by what that returns."""
+    """The answer of the application: `start_response` gives its head, the returned value its body."""
 
     status: str = ""
     headers: dict[str, str] = attrs.field(factory=dict)
@@ -164,7 +164,7 @@ def test_output_that_nobody_read_in_time_is_too_much(app: ModuleType) -> None:
 
 
 def writing(msg_type: str, **content: Any) -> Callable[..., kclient.Result]:
-    """A `run` of which one message comes."""
+    """A `run` that sends one message."""
 
     def run(*args: Any, on_output: Callable[[kclient.Message], object], **kwargs: Any) -> kclient.Result:
         on_output(Session("").msg(msg_type, content))

@@ -1,4 +1,4 @@
-"""`kclient.__version__`: that of the package, looked up when somebody asks."""
+"""`kclient.__version__` is the version of the package. It is looked up at the first access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether anybody listens at the addresses of a kernel that nobody here started."""
+"""`HeartbeatWatch`: it finds out whether a kernel still listens that this program did not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Too few file descriptors: one clear error, before anything is opened; what is open goes on."""
+"""With too few file descriptors a call raises one clear error before it opens any; open connections go on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kclient.protocol.session import Session
 pytestmark = pytest.mark.skipif(not leaks.PROC, reason="needs /proc")
 
 over_tcp = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
-"""ipc takes as many descriptors."""
+"""ipc takes as many descriptors as tcp."""
 
 HARD = 4000
 
@@ -53,7 +53,7 @@ def refused(call):
         return exc
     raise AssertionError("it was not refused")
 """
-"""The beginning of each program; a limit of its own would be one of the tests, too."""
+"""The beginning of each program. A limit set in this process would hold for the test run, too."""
 
 WARM = """
 from kclient.transport.zmq.context import context
@@ -64,18 +64,18 @@ from kclient.concurrency.waiting import Parking
 Parking(Owner()).wait(Deadline(0.001))
 some_socket = context().socket(1)
 """
-"""What the loop and the ZeroMQ context take once."""
+"""Open the descriptors that the loop and the ZeroMQ context open once."""
 
 
 @pytest.fixture(autouse=True)
 def no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what other tests claimed."""
+    """Forget the reservations of other tests."""
     monkeypatch.setattr(file_limits, "_claims", set())
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Have this process taken for one with other limits: numbers beyond them do not count."""
+    """Make this process believe in another limit: descriptors with higher numbers do not count."""
 
     def limit(soft: int, hard: int = HARD) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
@@ -85,7 +85,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.fixture
 def free(limit: Callable[[int, int], None]) -> int:
-    """How many are free below a limit of 300."""
+    """The number of free descriptors below a limit of 300."""
     limit(300, HARD)
     return 300 - sum(number < 300 for number in leaks.descriptors())
 
@@ -103,7 +103,7 @@ def refusal(count: int, what: str = "a client", reserve: int = RESERVE) -> kclie
     return caught.value
 
 
-# What is counted
+# Counting
 
 
 def test_check_passes_up_to_the_last_free_descriptor(free: int) -> None:
@@ -151,14 +151,14 @@ def test_error_says_what_is_needed_what_there_is_and_what_to_do(limit: Callable[
     assert refusal(10).hard_limit is None
 
 
-# What is about to be opened
+# Reservations
 
 
 def test_what_is_claimed_is_nobody_elses(free: int, claim: FileDescriptorReservation) -> None:
     claim.take(40, "one", later=30, reserve=0)
     check(free - 30, "the rest", reserve=0)
     assert "30 about to be opened" in str(refusal(free - 29, reserve=0))
-    claim.take(free, "all", later=free, reserve=0)  # instead of those before
+    claim.take(free, "all", later=free, reserve=0)  # the new ones replace those before
     claim.end()
     check(free, "all", reserve=0)
 
@@ -257,11 +257,11 @@ def test_dropped_client_claims_nothing(kernel: kclient.KernelManager) -> None:
     assert FileDescriptorReservation.total() == 0
 
 
-# What a client and a kernel take
+# The needs of a client and of a kernel
 
 
 def test_client_and_kernel_take_what_is_claimed_for_them(run_script: Callable[..., str]) -> None:
-    """A kernel that starts has its ports held, too, and no channels yet."""
+    """A kernel that starts needs descriptors for reserved ports too, but none for channels yet."""
     code = """
 from kclient.concurrency.file_limits import CLIENT, KERNEL, PORTS, PROCESS, FileDescriptorReservation
 before = count()
@@ -287,7 +287,7 @@ print("ok")
 def test_process_with_next_to_no_descriptors_left_is_not_aborted(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
-    """libzmq ends the process when it cannot get those of its context."""
+    """libzmq ends the process when it cannot open the descriptors of its context."""
     code = """
 from kclient.transport.zmq.context import context
 from kclient.protocol.session import Session
@@ -309,7 +309,7 @@ with kclient.connect(sys.argv[1], timeout=30) as client:
     assert len(errors) == 3 and all("RLIMIT_NOFILE" in str(exc) for exc in errors), errors
     print(client.run("6 * 7", timeout=30).text)
 """
-    with_noise = "import sys; sys.unraisablehook = lambda found: None\n"  # of zmq.green, about a socket without one
+    with_noise = "import sys; sys.unraisablehook = lambda found: None\n"  # printed by zmq.green
     assert run_script(with_noise + LIMITED + code, str(kernel.connection_file)) == "42"
 
 
@@ -341,7 +341,7 @@ for client in clients:
 def test_clients_that_are_opened_at_once_answer_or_are_refused(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
-    """Of what others are about to open none opens more: their connections would fail, again and again, in silence."""
+    """Two clients must not both count on the last free descriptors: their connections would fail again and again."""
     code = """
 path = sys.argv[1]
 limit(150)
@@ -398,7 +398,7 @@ with kclient.start_kernel(timeout=60) as kernel:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_context_that_has_no_socket_left_is_told_from_a_process_without_descriptors() -> None:
-    """zmq.green says on standard error that such a socket cannot be closed."""
+    """zmq.green prints on standard error that it cannot close such a socket."""
     context = zmq.green.Context()
     context.set(zmq.MAX_SOCKETS, 2)
     session = Session(b"key")

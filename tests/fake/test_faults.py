@@ -1,4 +1,4 @@
-"""What a kernel may lose, repeat or do late, and what a caller may do wrong."""
+"""Faults of a kernel, which loses, repeats or delays messages, and mistakes of a caller."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_output_beyond_the_limit_is_dropped_whole_and_the_run_still_ends(fake: F
     assert (len(outcome.stdout), outcome.truncated, outcome.complete) == (2000, True, True)
 
 
-# What is lost, and what else goes on meanwhile
+# Lost messages, and other calls meanwhile
 
 
 def lose_idle_of(code: str) -> Any:
@@ -98,7 +98,7 @@ def lose_idle_of(code: str) -> Any:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for what is overdue after 50 ms."""
+    """Let the watchdog ask for an overdue answer after 50 ms."""
     monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
 
 
@@ -149,7 +149,7 @@ def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client:
 def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
     fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a Kotlin kernel, which is busy with completions only when it has them; it answers others meanwhile."""
+    """A Kotlin kernel is busy with a completion only when it has found it. It answers other requests meanwhile."""
     real, late = fake.take, []
 
     def take(port: Any, frames: list[bytes]) -> None:
@@ -220,7 +220,7 @@ def test_kernel_that_never_answers_a_request_is_given_up_in_the_end(
 
 
 def test_kernel_that_asks_although_nobody_answers_is_interrupted_and_told_of(fake: FakeKernel, client: Client) -> None:
-    """As R does; the code would wait for ever."""
+    """R asks in this way. The code would wait for ever."""
     fake.script["ask"] = lambda request: request.ask("name? ")
     with pytest.raises(kclient.RemoteProtocolError, match=r"'name\? '.*on_input"):
         client.run("ask")
@@ -240,7 +240,7 @@ def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, c
 
 
 def overlook(fake: FakeKernel) -> list[list[bytes]]:
-    """Hold what comes on shell from the connection that sends first, until something comes over another."""
+    """Hold the messages of the first connection to shell until something comes over another connection."""
 
     def take(port: Any, frames: list[bytes]) -> None:
         if port.name != "shell":
@@ -260,7 +260,7 @@ def overlook(fake: FakeKernel) -> list[list[bytes]]:
 
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel, client: Client) -> None:
-    """As ipykernel 7.3, which may sleep on, whatever this connection brings, until something comes over another."""
+    """ipykernel 7.3 may sleep on in spite of messages over this connection, until something comes over another one."""
     held = overlook(fake)
     client.iopub_channel.flush()
     executions = [client.submit("6 * 7") for _ in range(3)]
@@ -271,7 +271,7 @@ def test_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: Fak
 
 @pytest.mark.usefixtures("impatient")
 def test_first_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel) -> None:
-    """Of a kernel that says on iopub that it welcomes us, and not yet that it is idle."""
+    """The kernel has sent its iopub_welcome, and has not yet said that it is idle."""
     fake.lose = lambda channel, message: message.msg_type == "status"
     with kclient.connect(fake.connection_info, timeout=20) as client:
         fake.lose = None
@@ -293,7 +293,7 @@ def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_th
             gevent.sleep(0.001)
         overlook(fake)
         overlooked = client.submit("6 * 7")
-        gevent.sleep(0.2)  # the time for which it is waited, and more
+        gevent.sleep(0.2)  # longer than the watchdog waits
         goes_on.set()
         assert overlooked.result(timeout=20).text == "42"
         assert long.result(timeout=20).ok
@@ -301,7 +301,7 @@ def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_th
 
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_comm_message_that_the_kernel_did_not_notice_is_knocked_for(fake: FakeKernel, client: Client) -> None:
-    """Nobody awaits a reply to it, but the kernel does not say that it is busy with it either."""
+    """No call awaits a reply to it, but the kernel does not say that it is busy with it either."""
     held = overlook(fake)
     comm = client.comms.open("unknown")
     with pytest.raises(kclient.CommClosed):
@@ -387,7 +387,7 @@ def test_run_whose_callbacks_take_turns_with_a_flood_ends_at_its_timeout(fake: F
 
 
 class Stop(BaseException):
-    """What is no Exception, as gevent.Timeout and GreenletExit are none."""
+    """A BaseException that is no Exception, as gevent.Timeout and GreenletExit are."""
 
 
 def test_base_exception_of_on_output_comes_out_of_result(fake: FakeKernel, client: Client) -> None:
@@ -452,7 +452,7 @@ def test_abandoned_run_leaves_its_prompt_to_who_asks(fake: FakeKernel, client: C
 
 @pytest.mark.parametrize("of", ["run", "client"])
 def test_answer_to_code_that_has_ended_meanwhile_is_not_sent(fake: FakeKernel, client: Client, of: str) -> None:
-    """The kernel would give it to the code that asks next."""
+    """The kernel would give the answer to the code that asks next."""
     ended, answers = gevent.event.Event(), []
 
     def ask_and_end(request: Request) -> None:
@@ -568,7 +568,7 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
 
 
 def test_answer_to_code_that_was_given_up_meanwhile_is_not_sent(fake: FakeKernel, client: Client) -> None:
-    """Its kernel was started again, say, and stdin is not connected yet."""
+    """The kernel was started again, say, and stdin is not connected yet."""
     fake.lose = lambda channel, message: message.content.get("execution_state") == "busy"
     fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
 

@@ -1,4 +1,4 @@
-"""A kernel that dies is restarted: who waits then, who is told, and who decides otherwise."""
+"""Automatic restarts after a death: waiting calls, callbacks, and policies that decide otherwise."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Mortal(OddKernel):
 
 Mortal(sys.argv[-1]).serve()
 """
-"""Echoes code, but at ``exit`` runs what stands before it, and ends."""
+"""A kernel that echoes code. At the code ``exit`` it first runs other code, and then ends."""
 
 pytestmark = pytest.mark.kernel
 
 
 class Fragile(LocalLauncher):
-    """While it `fails` it starts nothing, and sets `failed`."""
+    """A launcher. While `fails` is set, each start fails and sets `failed`."""
 
     def __init__(self) -> None:
         self.starts = 0
@@ -62,7 +62,7 @@ class Fragile(LocalLauncher):
 
 
 class Witness:
-    """What the callbacks were told; `given_up` is set with the last of it. `on_restart` does what `then` does."""
+    """Callbacks that keep their arguments. `given_up` is set with the last. `on_restart` calls `then`."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -124,7 +124,7 @@ def echo(manager: kclient.KernelManager, text: str = "hello") -> None:
 
 
 def break_down(manager: kclient.KernelManager, launcher: Fragile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the kernel die and the first restart fail; the next one is far off."""
+    """Let the kernel die and the first restart fail. The next restart is far off."""
     monkeypatch.setattr(backoff, "FIRST", 1000.0)
     monkeypatch.setattr(backoff, "MOST", 1000.0)
     launcher.fails = True
@@ -283,7 +283,7 @@ def test_kernel_that_never_comes_up_is_the_launch_error_of_its_start(
     assert (witness.counts, witness.errors) == ([], [])
 
 
-# Who decides otherwise
+# Policies that decide otherwise
 
 
 def test_kernel_that_the_program_ends_is_not_restarted(

@@ -11,14 +11,14 @@ import kclient
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 ASK = "answer = input('name? '); answer"
 
 
 @pytest.fixture
 def attach(kernel):
-    """Make a manager of a subclass, ready, for the shared kernel, which it did not start."""
+    """Make a ready manager, of a subclass, for the shared kernel, which it did not start."""
     made = []
 
     def make(manager_class):
@@ -34,7 +34,7 @@ def attach(kernel):
         manager.stop_channels()
 
 
-# Who answers
+# Callbacks that answer
 
 
 def test_on_input_of_run_answers(client):
@@ -103,7 +103,7 @@ def test_allow_stdin_can_be_said_by_hand(client, background):
     assert client.execute(ASK, allow_stdin=False, timeout=WAIT).content["ename"] == "StdinNotImplementedError"
 
 
-# Nobody answers
+# No answer
 
 
 def test_code_gets_a_clear_error_when_nobody_will_answer(client):
@@ -227,7 +227,7 @@ def test_execution_that_waits_for_input_can_be_interrupted(client, background):
 
 
 def test_answer_to_a_question_of_the_past_is_not_taken_for_the_next(client, background):
-    """The kernel throws away what it finds on stdin before it asks."""
+    """The kernel discards messages that wait on stdin before it asks."""
     request = background(client.stdin_channel.get_msg)
     execution = client.submit(ASK)
     request.get()
@@ -239,7 +239,7 @@ def test_answer_to_a_question_of_the_past_is_not_taken_for_the_next(client, back
 
 @pytest.mark.parametrize("of", ["run", "client"])
 def test_death_of_the_kernel_while_on_input_answers_is_told_as_what_it_is(kernel_manager, caplog, of):
-    """The connection may be known to have ended before anybody has heard of the death."""
+    """The end of the connection may be known before the death of the process."""
 
     def answer(prompt, password):
         os.kill(kernel_manager.process.pid, signal.SIGKILL)

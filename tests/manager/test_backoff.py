@@ -1,4 +1,4 @@
-"""When to try again what keeps failing, and when to give up."""
+"""The delays between repeated attempts, and the attempt after which to give up."""
 
 from __future__ import annotations
 

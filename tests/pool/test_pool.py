@@ -1,4 +1,4 @@
-"""A pool of kernels that pass for processes, in this hub: what its users, and those who harm it, get."""
+"""A pool of fake kernels in this hub: check-out, return, failures, events, the end, and wrong use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kclient.pool.lent_kernel import Lender, LentKernel, Recipe
 from kclient.testing import result, stream
 
 AFTER_LAST_WORDS = 0.05
-"""Seconds after which a dead kernel's sockets are read no more."""
+"""Seconds after which the sockets of a dead kernel are closed."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def launcher() -> FakeLauncher:
 
 @pytest.fixture
 def make_pool(launcher: FakeLauncher, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """A KernelPool of fake kernels, which is closed with the test."""
+    """A KernelPool of fake kernels. It is closed at the end of the test."""
     monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
     install_fake(folder / "jupyter")
     pools: list[KernelPool] = []
@@ -62,7 +62,7 @@ def make_pool(launcher: FakeLauncher, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Told:
-    """An on_event: what it was told, and a place to wait for more."""
+    """An on_event that keeps its arguments. `wait_for` waits for more."""
 
     def __init__(self) -> None:
         self.events: list[PoolEvent] = []
@@ -82,7 +82,7 @@ class Told:
 
 
 class Blockade:
-    """A `before` that holds up every start until `open`."""
+    """A `before` that holds up every start until `open` is called."""
 
     def __init__(self) -> None:
         self._event = Event()
@@ -279,7 +279,7 @@ def test_what_is_no_kernel_of_the_pool_cannot_be_given_back(make_pool: Callable[
             with pytest.raises(InvalidArgument, match="not a kernel of this pool"):
                 pool.release(stranger)
     with pool.kernel() as kernel:
-        pool.release(kernel)  # and the end of the block does nothing more
+        pool.release(kernel)  # the end of the block does nothing more
     assert pool.stats().recycled == 1
 
 

@@ -1,4 +1,4 @@
-"""Whom a comm message is for, and what the comm messages that we send hold."""
+"""The receiver of a comm message, and the content of the comm messages that a client sends."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ NO_BOUND = 10**9
 
 
 class Taker:
-    """A comm, or who opens them."""
+    """A comm, or the collection that opens comms."""
 
     def __init__(self):
         self.failure = None
@@ -47,7 +47,7 @@ def comm_open(target_name="slider", comm_id="a", **more):
     return comm_message_of("comm_open", comm_id=comm_id, target_name=target_name, **more)
 
 
-# Whom it is for
+# The receiver
 
 
 @pytest.mark.parametrize("msg_type", ["comm_msg", "comm_close"])

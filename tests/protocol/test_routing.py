@@ -1,4 +1,4 @@
-"""Who gets a reply, who gets an output, and what is still owed."""
+"""The receiver of each reply and of each output, and the answers that a kernel still owes."""
 
 import pytest
 from hypothesis import settings
@@ -54,7 +54,7 @@ def open_and_await(requests, request):
 
 
 def settled(slot):
-    """What a waiter would do."""
+    """Stand for a waiter: the test looks at the slot itself."""
 
 
 def restarted(msg_id):
@@ -138,7 +138,7 @@ def test_id_that_another_awaits_can_not_be_asked_for(requests):
 
 
 def test_message_under_way_is_not_sent_again(requests):
-    """Its first waiter would lose its slot to the second, and wait for good."""
+    """Otherwise the second waiter would take the slot of the first, which would wait for ever."""
     request = ask()
     slot = open_and_await(requests, request)
     with pytest.raises(LocalProtocolError, match=request.msg_id):
@@ -224,7 +224,7 @@ def test_slot_knows_the_subshell_of_its_request(requests):
     assert requests.open(other).subshell_id == "s1"
 
 
-# Giving up
+# Waiters that give up
 
 
 def test_who_gave_up_may_ask_again(requests):
@@ -313,7 +313,7 @@ def test_abandoned_requests_are_remembered_up_to_a_bound():
     for request in asked:
         requests.route(answer(request))
     assert len(requests) == 0
-    assert len(requests.inbox) == 2  # the two forgotten ones are nobody's
+    assert len(requests.inbox) == 2  # the inbox has the two forgotten replies
 
 
 @pytest.mark.usefixtures("small_bounds")
@@ -441,7 +441,7 @@ def test_flood_of_strays_keeps_no_reply_from_its_waiter():
     assert len(requests.inbox) == BOUND
 
 
-# What is owed
+# Owed answers
 
 
 def owed(ledger):
@@ -525,7 +525,7 @@ def test_messages_that_are_no_reply_owe_nothing(requests):
 
 
 class Execution:
-    """What the routing sees of an execution; it keeps what it is given."""
+    """The part of an execution that the routing knows. It keeps the messages that it is given."""
 
     def __init__(self, outputs):
         self.request = ask()
@@ -669,7 +669,7 @@ def test_status_that_tells_no_state_changes_nothing(outputs):
 # Displays
 
 
-# Another kernel in its place
+# After a restart
 
 
 def status_of(session, request=None, times=1):
@@ -749,11 +749,11 @@ def test_update_that_belongs_to_no_execution_reaches_all_and_the_inbox(outputs):
     assert outputs.inbox.pop_all() == updates
 
 
-# Any order of everything
+# Any order of all calls
 
 
 class Asked:
-    """What the model knows of one request: where its slot is, and where its reply."""
+    """The state of one request in the model: that of its slot, and the place of its reply."""
 
     def __init__(self, message, slot, *, awaited):
         self.message = message
@@ -772,7 +772,7 @@ class Asked:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests under the calls that the channels make, in any order, beside a model of them."""
+    """Requests under the calls that channels make, in any order, beside a model of them."""
 
     MAX_BYTES = 100
 
@@ -869,7 +869,7 @@ class AnyOrder(RuleBasedStateMachine):
     @has("open")
     @rule(data=st.data(), gives_up=st.booleans())
     def claim(self, data, gives_up):
-        """get_reply: claim, then take what is there or wait."""
+        """As get_reply does: claim, then take the reply that is there, or wait."""
         one = self.any_of(data, "open")
         assert self.requests.claim(one.message.msg_id) is one.slot
         one.slot.on_settled = settled

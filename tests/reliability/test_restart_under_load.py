@@ -1,4 +1,4 @@
-"""Restarts while many greenlets call: each call gets its own reply or KernelRestarted, and what failed runs nowhere."""
+"""Restarts while many greenlets call: each call gets its own reply or KernelRestarted, and failed code runs nowhere."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ os.close(_fd)
 print({token!r})
 {token!r}
 """
-"""Leaves a line that tells which process ran it."""
+"""The code leaves a line that tells which process ran it."""
 
 
 class Load:
-    """Greenlets that call all the time, and what came of each call, by its token."""
+    """Greenlets that call all the time, and the outcome of each call by its token."""
 
     def __init__(self, manager: kclient.KernelManager, path: Path) -> None:
         self.own_reply: set[str] = set()
@@ -45,7 +45,7 @@ class Load:
         path.touch()
 
     def call(self, kind: int) -> None:
-        """Call until it is over; at the first call after that, too, the kernel has to be there."""
+        """Call until `is_over`, and note the outcome of each call."""
         while not self.is_over:
             token = f"t{next(self._numbers)}"
             try:

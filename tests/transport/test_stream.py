@@ -1,4 +1,4 @@
-"""The wire: no wake-up is lost, no flood starves the loop, and a dropped channel leaves nothing."""
+"""ZmqStream: no wake-up is lost, no flood starves the loop, and a dropped stream leaves nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kclient.transport.zmq.transport import RECONNECT_IVL_MS
 
 
 class Listener:
-    """Takes what a wire brings; each message takes `seconds` of computing."""
+    """Receives the messages of a stream. It computes for `seconds` at each message."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.owner = Owner()
@@ -71,7 +71,7 @@ def listener() -> Iterator[Listener]:
 
 
 def test_what_came_before_the_first_look_is_not_missed(listener: Listener) -> None:
-    """A ZeroMQ pipe signals nobody until its reader has found it empty once."""
+    """A ZeroMQ pipe sends no signal until its reader has found it empty once."""
     listener.peer.send(b"early")
     listener.wait_for(1)
 
@@ -125,7 +125,7 @@ def test_other_greenlets_run_between_the_turns_of_a_flood() -> None:
 
 
 def test_other_greenlets_run_between_those_that_a_flood_wakes() -> None:
-    """Each message wakes one, which computes for longer than a turn."""
+    """Each message wakes one greenlet, which computes for longer than a turn."""
     seen: list[int] = []
     done: list[int] = []
     listener = Listener()
@@ -172,14 +172,14 @@ def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Liste
     for number in range(3):
         listener.peer.send(str(number).encode())
     listener.wait_for(2)
-    listener.peer.send(b"3")  # when all is quiet again: the loop has stopped the watcher whose callback has failed
+    listener.peer.send(b"3")  # after the loop has stopped the watcher whose callback failed
     listener.wait_for(3)
     assert [frames[0] for frames in listener.messages] == [b"1", b"2", b"3"]
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def strike_after_first(real: Any) -> Any:
-    """`real`, with a Ctrl-C after its first call."""
+    """`real`, followed by a Ctrl-C at the first call."""
     calls = count()
 
     def call(*args: Any) -> Any:
@@ -193,7 +193,7 @@ def strike_after_first(real: Any) -> Any:
 
 @pytest.fixture
 def ctrl_c_after() -> Iterator[Callable[[float], None]]:
-    """`ctrl_c_after(seconds)` sends this process a SIGINT then, wherever it happens to be."""
+    """`ctrl_c_after(seconds)` sends this process a SIGINT after that time, wherever it runs then."""
     old = signal.signal(signal.SIGALRM, lambda signum, frame: os.kill(os.getpid(), signal.SIGINT))
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -203,7 +203,7 @@ def ctrl_c_after() -> Iterator[Callable[[float], None]]:
 def test_ctrl_c_between_two_frames_of_a_send_tears_no_message(
     listener: Listener, ctrl_c_after: Callable[[float], None]
 ) -> None:
-    """The messages, whose frames take some milliseconds to copy, arrive whole, if they do."""
+    """Copying the frames of a message takes some milliseconds. Each message arrives whole or not at all."""
     long = [bytes(2**20)] * 20
 
     def send_for(seconds: float) -> None:
@@ -234,7 +234,7 @@ def test_ctrl_c_between_two_frames_of_a_message_loses_none(listener: Listener, m
 def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    """The main greenlet waits elsewhere, so that the hub takes in what comes under Python's own handler."""
+    """The main greenlet waits elsewhere, so the hub reads the messages under Python's own handler."""
     strike, struck_in = strike_after_first(frames_module._recv), []
 
     def receive(*args: Any) -> Any:
@@ -285,7 +285,7 @@ def test_the_context_has_room_for_many_clients() -> None:
 
 
 def test_no_wake_up_is_lost_between_many_senders_and_receivers() -> None:
-    """Sends and receives interleave at random; a lost edge would show as a call that never returns."""
+    """Sends and receives interleave at random. After a lost edge a call would never return."""
     random_ = random.Random(7)
     script = {str(number): [stream("out\n"), result(str(number))] for number in range(10)}
     with FakeKernel(script, thread=True) as fake, kclient.connect(fake.connection_info) as client:
