@@ -47,7 +47,7 @@ class FakeProcess:
             gevent.spawn(self.kernel.close)
 
     def stderr_tail(self) -> str:
-        return "the last words"
+        return "the last output"
 
     def close(self) -> None:
         pass

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 import gevent
 import leaks
 import pytest
+from gevent.event import Event
 
 import kclient
+from kclient.kernels.process.local import LocalLauncher, LocalProcess
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -69,6 +71,18 @@ def make_gate(folder: Path) -> Iterator[Callable[[], Gate]]:
 @pytest.fixture
 def gate(make_gate: Callable[[], Gate]) -> Gate:
     return make_gate()
+
+
+class TellingLauncher(LocalLauncher):
+    """A LocalLauncher that sets `started` after each start."""
+
+    def __init__(self) -> None:
+        self.started = Event()
+
+    def start(self, argv: Sequence[str], **where: Any) -> LocalProcess:
+        process = super().start(argv, **where)
+        self.started.set()
+        return process
 
 
 class Background:

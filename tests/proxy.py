@@ -133,18 +133,18 @@ class Relay(Proxy):
         front_type, back_type = _SOCKETS[name]
         back = _End(self, name, CLIENT, back_type, self._owner)
         if name != "iopub":
-            back.wire.socket.routing_id = self._identity
+            back.stream.socket.routing_id = self._identity
         front = _End(self, name, KERNEL, front_type, self._owner)
         self._ends[CLIENT, name], self._ends[KERNEL, name] = front, back
         if self.kernel.curve_publickey:
-            encrypt(back.wire.socket, self.kernel.curve_publickey)
-        back.wire.socket.connect(self.kernel.address(name))
-        return int(front.wire.socket.bind_to_random_port("tcp://127.0.0.1"))
+            encrypt(back.stream.socket, self.kernel.curve_publickey)
+        back.stream.socket.connect(self.kernel.address(name))
+        return int(front.stream.socket.bind_to_random_port("tcp://127.0.0.1"))
 
     def close(self) -> None:
         gevent.killall(self._timers)
         for end in self._ends.values():
-            end.wire.close()
+            end.stream.close()
         self._ends.clear()
 
     def __enter__(self) -> Relay:
@@ -190,11 +190,11 @@ class _End:
             socket.xpub_verbose = True  # a client that comes back is welcomed again
         elif socket_type == zmq.DEALER:
             socket.reconnect_ivl = 5
-        self.wire = ZmqStream(owner, socket, self, name=f"relay's {name}")
+        self.stream = ZmqStream(owner, socket, self, name=f"relay's {name}")
 
     def send(self, frames: Frames) -> None:
         with suppress(ChannelClosed):  # a delayed message may come too late
-            self.wire.send(frames)
+            self.stream.send(frames)
 
     def receive(self, frames: Frames) -> None:
         self._relay.pass_on(self._to, self._name, frames)

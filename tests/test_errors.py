@@ -87,7 +87,7 @@ MADE = [
     KernelSpecExists("text", path="/k"),
     ChannelClosed("shell"),
     CommClosed("text", comm_id="id", target_name="slider", data={"why": "done"}),
-    DeadKernelError("the kernel died", exit_code=-9, stderr="last words", result=RESULT),
+    DeadKernelError("the kernel died", exit_code=-9, stderr="last output", result=RESULT),
     LaunchError("never came up", argv=["python", "-m", "x"], exit_code=3, stderr="no module"),
     KernelRestarted("id"),
     KernelTimeout("execute_reply on shell", 2.5, msg_id="id", result=RESULT, hint="interrupt it"),

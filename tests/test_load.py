@@ -141,7 +141,7 @@ def test_answer_that_does_not_end_hangs() -> None:
     assert answer_of(StubSession(STARTED, OUTPUT, None)).outcome == "hung"
 
 
-def test_who_leaves_has_had_his_output() -> None:
+def test_request_that_leaves_must_have_had_its_output() -> None:
     request = Request("leave", "", "5\n", "ok")
     assert answer_of(StubSession(STARTED, OUTPUT, None), request).outcome == "left"
     assert answer_of(StubSession(STARTED, OTHERS, None), request).outcome == "wrong"

@@ -154,7 +154,7 @@ def test_body_that_breaks_off_is_refused(app: ModuleType) -> None:
     assert response.headers["Connection"] == "close"
 
 
-def test_output_that_nobody_read_in_time_is_too_much(app: ModuleType) -> None:
+def test_output_that_is_not_read_in_time_is_too_much(app: ModuleType) -> None:
     def run(*args: Any, **kwargs: Any) -> kclient.Result:
         return kclient.Result(None, [], truncated=True)
 
@@ -213,7 +213,7 @@ def test_odd_values_are_json_for_browsers_or_a_clear_error(app: ModuleType, valu
     assert b"event: done" in response.body
 
 
-def test_client_who_sends_its_next_request_is_there(
+def test_client_that_sends_its_next_request_has_not_hung_up(
     app: ModuleType, pair: tuple[socket.socket, socket.socket], background: Callable[..., Background]
 ) -> None:
     ours, theirs = pair

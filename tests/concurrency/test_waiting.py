@@ -324,7 +324,7 @@ def test_all_objects_of_a_hub_share_its_wakeups():
     assert in_thread(lambda: Owner().wakeups) is not Owner().wakeups
 
 
-def test_wake_is_for_those_who_wait_now(parking):
+def test_wake_is_for_greenlets_that_wait_now(parking):
     parking.wake()
     assert parking.wait(Deadline(0.01)) is False
 
@@ -366,7 +366,7 @@ def test_killed_greenlet_leaves_the_others_waiting(parking):
     assert waiting.get(timeout=LONG) is True
 
 
-def test_wake_that_comes_too_late_for_a_killed_greenlet_hits_nobody(parking):
+def test_wake_that_comes_too_late_for_a_killed_greenlet_ends_no_wait(parking):
     waiting = gevent.spawn(parking.wait, FOR_EVER)
     gevent.idle()
     waiting.kill(block=False)
@@ -612,7 +612,7 @@ def test_killed_callback_is_over_and_its_greenlet_can_be_collected(parking):
 # Logging from the hub
 
 
-class Workers(logging.Handler):
+class KeepingHandler(logging.Handler):
     """Keeps log records, and lets other greenlets run meanwhile, as a handler that writes to a socket does."""
 
     def __init__(self, parking):
@@ -627,40 +627,40 @@ class Workers(logging.Handler):
 
 
 @pytest.fixture
-def keeper(parking):
-    return Workers(parking)
+def log_handler(parking):
+    return KeepingHandler(parking)
 
 
 @pytest.fixture
-def logger(keeper):
+def logger(log_handler):
     logger = logging.getLogger("kclient.tests.hub")
     logger.setLevel(logging.WARNING)
-    logger.addHandler(keeper)
+    logger.addHandler(log_handler)
     yield logger
-    logger.removeHandler(keeper)
+    logger.removeHandler(log_handler)
 
 
-def test_line_is_logged_at_once_outside_the_hub(logger, keeper):
+def test_line_is_logged_at_once_outside_the_hub(logger, log_handler):
     log_soon(logger, logging.WARNING, "%s of %d", "one", 2)
-    assert keeper.kept == [(logging.WARNING, "one of 2")]
+    assert log_handler.kept == [(logging.WARNING, "one of 2")]
 
 
-def test_line_is_logged_soon_in_the_hub_though_the_handler_blocks(logger, keeper, parking):
+def test_line_is_logged_soon_in_the_hub_though_the_handler_blocks(logger, log_handler, parking):
     assert in_hub(lambda: log_soon(logger, logging.ERROR, "%s", "from the hub")) is None
-    while not keeper.kept:
+    while not log_handler.kept:
         assert parking.wait(Deadline(LONG))
-    assert keeper.kept == [(logging.ERROR, "from the hub")]
+    assert log_handler.kept == [(logging.ERROR, "from the hub")]
 
 
-def test_line_below_the_level_costs_nothing(logger, keeper):
+def test_line_below_the_level_costs_nothing(logger, log_handler):
     class Costly:
         def __str__(self):
-            raise AssertionError("nobody wants to see it")
+            raise AssertionError("the line is below the level")
 
     log_soon(logger, logging.INFO, "%s", Costly())
     assert in_hub(lambda: log_soon(logger, logging.DEBUG, "%s", Costly())) is None
     gevent.idle()
-    assert keeper.kept == []
+    assert log_handler.kept == []
 
 
 def test_watcher_keeps_no_object_alive():

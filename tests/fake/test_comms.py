@@ -126,8 +126,8 @@ def test_comm_messages_leave_nothing_open(client: Client, comm: kclient.Comm) ->
     types = {message.msg_type for message in client.iopub_channel.flush(timeout=WAIT)}
     assert types == {"status"}, "what a comm takes is not in the inbox, the statuses of its messages are"
     assert (len(client.shell_channel.requests), client.shell_channel.get_msgs()) == (0, [])
-    ledger = client.kernel_connection.channels.pending
-    assert (ledger.unanswered, list(ledger.owed_idle), list(ledger.owed_reply)) == (set(), [], [])
+    pending = client.kernel_connection.channels.pending
+    assert (pending.unanswered, list(pending.owed_idle), list(pending.owed_reply)) == (set(), [], [])
 
 
 def test_message_for_a_subshell_says_so(fake: FakeKernel, client: Client, comm: kclient.Comm) -> None:
@@ -136,7 +136,7 @@ def test_message_for_a_subshell_says_so(fake: FakeKernel, client: Client, comm: 
     assert fake.requests[-1].header["subshell_id"] == "s"
 
 
-def test_status_of_a_comm_message_wakes_who_waits_for_it_in_get_msg(
+def test_status_of_a_comm_message_wakes_get_msg(
     fake: FakeKernel, client: Client, comm: kclient.Comm, background: Callable[..., Background]
 ) -> None:
     goes_on = gevent.event.Event()
@@ -184,7 +184,7 @@ def test_several_greenlets_may_receive_from_one_comm(comm: kclient.Comm, backgro
         {"buffers": [memoryview(b"abcd")[::2]]},
     ],
 )
-def test_what_cannot_be_sent_is_refused_and_changes_nothing(
+def test_message_that_cannot_be_sent_is_refused_and_changes_nothing(
     fake: FakeKernel, client: Client, comm: kclient.Comm, arguments: dict[str, Any]
 ) -> None:
     for call in (comm.send, comm.close, lambda **each: client.comms.open("echo", **each)):
@@ -347,7 +347,7 @@ def test_on_message_gets_what_waits_in_the_inbox_first(fake: FakeKernel, client:
     assert (number_of(first), told.wait(3)) == (0, [1, 2, 3])
 
 
-def test_what_goes_to_on_message_cannot_be_received(comm: kclient.Comm, background: Callable[..., Background]) -> None:
+def test_message_for_on_message_cannot_be_received(comm: kclient.Comm, background: Callable[..., Background]) -> None:
     waiting = background(comm.receive)
     comm.on_message = print
     for error in (waiting.error(), background(comm.receive).error()):
@@ -469,7 +469,7 @@ def test_script_that_only_polls_gets_its_messages() -> None:
             pass
 
 
-def test_comm_that_nobody_reads_keeps_the_newest_messages(
+def test_unread_comm_keeps_the_newest_messages(
     comm: kclient.Comm, fake: FakeKernel, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     comm.inbox.max_messages = 3
@@ -543,7 +543,7 @@ def test_comm_without_a_target_in_the_kernel_ends_with_a_clear_error() -> None:
             comm.receive(timeout=WAIT)
 
 
-def test_what_came_before_the_end_can_be_received_after_it(
+def test_message_that_came_before_the_end_can_be_received_after_it(
     fake: FakeKernel, client: Client, comm: kclient.Comm
 ) -> None:
     for number in range(2):

@@ -67,7 +67,7 @@ def test_client_without_the_key_is_turned_away_at_every_socket(fake: FakeKernel,
             client.start_channels()
             client.hb_channel.unpause()
             events = {name: parse_monitor_message(monitor.recv_multipart()) for name, monitor in monitors.items()}
-            fake.publish(*stream("for nobody"))
+            fake.publish(*stream("unread"))
             with pytest.raises(kclient.KernelTimeout):
                 client.control_channel.kernel_info(timeout=0.05)
             assert client.iopub_channel.get_msgs() == []
@@ -75,7 +75,7 @@ def test_client_without_the_key_is_turned_away_at_every_socket(fake: FakeKernel,
     assert fake.requests == []
 
 
-def test_what_is_sent_when_libzmq_has_given_up_is_lost_as_what_was_before(fake: FakeKernel) -> None:
+def test_request_is_lost_when_libzmq_has_given_up_the_connection(fake: FakeKernel) -> None:
     """libzmq gives up if only one side encrypts: it reconnects no more, and refuses to send."""
     with kclient.KernelClient(stranger(fake, "none")) as client:
         client.start_channels()

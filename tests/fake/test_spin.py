@@ -48,7 +48,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_call_that_is_answered_in_time_gives_nobody_else_a_turn(
+def test_call_that_is_answered_in_time_gives_no_other_greenlet_a_turn(
     client: Client, call: Callable[[Client], object]
 ) -> None:
     gevent.idle()
@@ -86,7 +86,7 @@ def test_input_is_answered_while_outputs_are_iterated() -> None:
         assert "".join(texts).split() == ["before", "Ada"]
 
 
-def test_what_came_behind_the_reply_is_taken_in_at_the_next_turn(client: Client) -> None:
+def test_message_behind_the_reply_is_taken_in_at_the_next_turn(client: Client) -> None:
     """The spin ends with the reply. The loop gets no second event for the message behind it."""
     first, second = (client.shell_channel.send("kernel_info_request") for _ in range(2))
     client.shell_channel.get_reply(first)

@@ -100,7 +100,7 @@ def test_kernel_is_not_known_before_it_has_told(plain: FakeKernel) -> None:
         assert client.kernel.implementation == "fake"
 
 
-def test_latest_reply_counts_whoever_asked_for_it(plain: FakeKernel) -> None:
+def test_latest_kernel_info_reply_counts_although_another_call_asked(plain: FakeKernel) -> None:
     with connect(plain) as client:
         assert client.kernel.supported_features == frozenset()
         plain.supported_features = FEATURES

@@ -150,7 +150,7 @@ def test_call_after_the_death_waits_for_the_next_kernel(start: Callable[..., kcl
         assert not manager.hb_channel.is_paused
 
 
-def test_kernel_that_dies_while_nobody_calls_is_restarted(
+def test_kernel_that_dies_while_no_call_is_pending_is_restarted(
     start: Callable[..., kclient.KernelManager], witness: Witness
 ) -> None:
     restarted = Event()
@@ -185,7 +185,7 @@ def test_calls_that_wait_at_the_death_fail_and_later_ones_wait_with_their_timeou
     assert [call.error() for call in calls] == [None] * 4
 
 
-def test_on_restart_is_called_before_anybody_else_gets_to_the_kernel(
+def test_on_restart_is_called_before_any_call_reaches_the_kernel(
     start: Callable[..., kclient.KernelManager], background: Callable[..., Background], witness: Witness
 ) -> None:
     manager = start(restart=witness.policy())
@@ -301,7 +301,7 @@ def test_kernel_that_the_program_ends_is_not_restarted(
 
 
 @pytest.mark.parametrize("end", ["shutdown_kernel", "kill_kernel"])
-def test_end_before_the_next_restart_wakes_who_waits_for_it(
+def test_end_before_the_next_restart_wakes_waiting_calls(
     start: Callable[..., kclient.KernelManager],
     background: Callable[..., Background],
     launcher: Fragile,
@@ -323,7 +323,7 @@ def test_end_before_the_next_restart_wakes_who_waits_for_it(
     assert launcher.starts == 3
 
 
-def test_restart_by_hand_comes_before_the_next_restart_and_serves_who_waits(
+def test_restart_by_hand_comes_before_the_next_restart_and_serves_waiting_calls(
     start: Callable[..., kclient.KernelManager],
     background: Callable[..., Background],
     launcher: Fragile,

@@ -82,7 +82,7 @@ def test_message_of_an_unknown_type_that_bears_an_id_of_ours_goes_to_the_inbox(c
     assert [message.msg_type for message in client.iopub_channel.flush()] == ["from_the_future"]
 
 
-def test_reply_to_nobody_goes_to_the_inbox(client):
+def test_reply_to_unknown_request_goes_to_the_inbox(client):
     """The kernel answers a request that this client never sent, as it may through a broken proxy."""
     client.run(
         "kernel = get_ipython().kernel\n"
@@ -96,7 +96,7 @@ def test_reply_to_nobody_goes_to_the_inbox(client):
     assert client.kernel_info(timeout=WAIT).content["language_info"]["name"] == "python"
 
 
-def test_wrong_key_gets_no_answer_and_harms_nobody(kernel):
+def test_wrong_key_gets_no_answer_and_does_no_harm(kernel):
     values = {**kernel.get_connection_info(), "key": "not the key"}
     with pytest.raises(kclient.KernelTimeout, match="kernel_info_reply"):
         kclient.connect(values, timeout=0.2)
@@ -167,7 +167,7 @@ def test_directory_or_unreadable_file_is_an_error(folder):
 
 
 @pytest.mark.parametrize("connection", [None, 3, [], object(), b"bytes.json"])
-def test_what_is_no_connection_is_an_error(connection):
+def test_invalid_connection_is_an_error(connection):
     with pytest.raises(kclient.ConnectionFileError):
         kclient.connect(connection)
 

@@ -225,7 +225,7 @@ def test_call_handlers_sees_every_message_once_in_order(attach):
     assert iopub.most_at_once == 1
 
 
-def test_call_handlers_sees_a_reply_that_somebody_awaits_and_input_requests(attach):
+def test_call_handlers_sees_awaited_replies_and_input_requests(attach):
     manager = attach(RecordingManager)
     manager.wait_for_ready(WAIT)
     shell, stdin, control = manager.shell_channel, manager.stdin_channel, manager.control_channel
@@ -241,7 +241,7 @@ def test_call_handlers_sees_a_reply_that_somebody_awaits_and_input_requests(atta
     assert control.types() == ["kernel_info_reply"]
 
 
-def test_what_call_handlers_raises_is_logged_and_breaks_nothing(attach, caplog):
+def test_error_of_call_handlers_is_logged_and_breaks_nothing(attach, caplog):
     class Broken(kclient.ShellChannel):
         def call_handlers(self, message):
             raise ZeroDivisionError(message.msg_type)
@@ -350,7 +350,7 @@ def test_execute_needs_no_iopub_channel(attach):
     assert manager.execute("1 + 1", user_expressions={"two": "1 + 1"}, timeout=WAIT).content["status"] == "ok"
 
 
-def test_stop_channels_wakes_everyone_who_waits(client, background, gate):
+def test_stop_channels_wakes_every_waiting_call(client, background, gate):
     execution = client.submit(f"print('on'); {gate.code}")
     next(iter(execution))
     waiting = {

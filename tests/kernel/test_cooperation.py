@@ -149,8 +149,7 @@ def test_everything_works_in_the_hub_of_another_thread(transport, kernel):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while thread.is_alive():
-        gevent.sleep(0.01)
+    gevent.get_hub().threadpool.apply(thread.join)
     assert outcome == {
         "run": "42",
         "complete": "ok",
@@ -174,8 +173,8 @@ def test_clients_of_several_threads_share_a_kernel(kernel):
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        gevent.sleep(0.01)
+    for thread in threads:
+        gevent.get_hub().threadpool.apply(thread.join)
     assert outcomes == [True] * 4
 
 

@@ -59,8 +59,8 @@ def test_kernel_lives_as_any_other(kernel):
     kernel.restart_kernel(timeout=WAIT)
     assert kernel.process.pid != pid
     assert kernel.run("mine", timeout=WAIT).error.ename == "NameError"
-    with pytest.raises(kclient.DeadKernelError, match="last words") as caught:
-        kernel.run("os = __import__('os'); os.write(2, b'last words'); os.kill(os.getpid(), 9)", timeout=WAIT)
+    with pytest.raises(kclient.DeadKernelError, match="last output") as caught:
+        kernel.run("os = __import__('os'); os.write(2, b'last output'); os.kill(os.getpid(), 9)", timeout=WAIT)
     assert caught.value.exit_code == -signal.SIGKILL
     kernel.restart_kernel(timeout=WAIT)
     process = kernel.process

@@ -42,7 +42,7 @@ def answered(client, channel):
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_get_msg_blocks_until_something_nobody_claims_arrives(client, background, channel):
+def test_get_msg_blocks_until_an_unclaimed_message_arrives(client, background, channel):
     getattr(client, channel).get_msgs()
     message = background(getattr(client, channel).get_msg)
     assert message.is_waiting

@@ -5,7 +5,7 @@ import gevent.event
 import pytest
 
 import kclient
-from kclient.client.interrupts import INTERRUPT_AGAIN
+from kclient.client.interrupts import INTERRUPT_AGAIN_S
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -159,13 +159,13 @@ def test_code_that_ignores_its_interrupt_gets_another(kernel):
     assert execution.result().text == "'twice'"
 
 
-def test_second_signal_is_not_sent_when_the_first_was_effective_but_nobody_has_looked(kernel):
+def test_second_signal_is_not_sent_when_the_effect_of_the_first_was_not_seen_yet(kernel):
     """The hub stands still until the second signal is due. The sockets hold the news that the code has ended."""
     running = kernel.submit(FOR_EVER)
     behind = kernel.submit("import time\nfor _ in range(100): time.sleep(0.01)\n'untouched'")
     next(iter(running))
     running.interrupt()
-    time.sleep(INTERRUPT_AGAIN + 0.1)  # time itself: the program computes, and gives the hub no turn
+    time.sleep(INTERRUPT_AGAIN_S + 0.1)  # time itself: the program computes, and gives the hub no turn
     assert was_interrupted(running)
     assert behind.result().text == "'untouched'"
 

@@ -322,14 +322,14 @@ def test_death_by_a_signal_wakes_everyone_who_waits(kernel_manager, background, 
 
 
 def test_death_of_the_kernel_by_its_own_hand_tells_exit_code_and_last_words(kernel_manager):
-    code = "import os, sys\nprint('out')\nsys.stdout.flush()\nos.write(2, b'my last words')\nos._exit(7)"
+    code = "import os, sys\nprint('out')\nsys.stdout.flush()\nos.write(2, b'my last output')\nos._exit(7)"
     with pytest.raises(kclient.DeadKernelError) as caught:
         kernel_manager.run(code)
     error = caught.value
     assert error.exit_code == 7
-    assert error.stderr.endswith("my last words")
+    assert error.stderr.endswith("my last output")
     assert "exit code 7" in str(error)
-    assert "my last words" in str(error)
+    assert "my last output" in str(error)
     assert error.result.reply is None
     assert not error.result.complete
 
@@ -422,7 +422,7 @@ def test_shutdown_now_does_not_ask(kernel_manager, folder, background, gate):
     assert isinstance(running.error(), (kclient.DeadKernelError, kclient.ChannelClosed))
 
 
-def test_shutdown_wakes_everyone_who_waits(kernel_manager, background, gate):
+def test_shutdown_wakes_every_waiting_call(kernel_manager, background, gate):
     calls = everything_that_waits(kernel_manager, background, gate)
     kernel_manager.shutdown_wait_time = 0.1
     kernel_manager.shutdown_kernel()
@@ -512,7 +512,7 @@ def test_calls_from_another_thread_raise_at_once(kernel):
     assert kernel.run("'unharmed'").ok
 
 
-def test_kernel_that_had_ended_before_anybody_waited_for_it_never_came_up(install_kernel):
+def test_kernel_that_had_ended_before_it_was_waited_for_never_came_up(install_kernel):
     with kclient.KernelManager(install_kernel("raise SystemExit(5)")) as manager:
         manager.start_kernel()
         manager.start_channels()

@@ -294,7 +294,7 @@ def test_on_output_may_run_more_code(client):
     assert (result.text, inner) == ("'outer'", ["'inner'"])
 
 
-def test_what_on_output_raises_comes_out_of_run_and_the_code_is_interrupted(client, gate):
+def test_error_of_on_output_interrupts_the_code_and_is_raised_by_run(client, gate):
     def fail(message):
         raise ZeroDivisionError(message.msg_type)
 

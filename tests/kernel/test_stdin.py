@@ -119,14 +119,14 @@ def test_code_gets_a_clear_error_without_a_stdin_channel(attach):
             super().start_channels(stdin=False)
 
     manager = attach(NoStdIn)
-    manager.on_input = lambda prompt, password: "nobody can hear me"
+    manager.on_input = lambda prompt, password: "not called"
     for result in (manager.run(ASK), manager.run(ASK, on_input=lambda prompt, password: "")):
         assert result.error.ename == "StdinNotImplementedError"
 
 
 def test_input_that_was_not_asked_for_is_refused(client):
     with pytest.raises(kclient.LocalProtocolError, match="not asked for input"):
-        client.input("to whom?")
+        client.input("unasked")
     assert client.run(ASK, on_input=lambda prompt, password: "x").ok
     with pytest.raises(kclient.LocalProtocolError, match="not asked for input"):
         client.input("again")
@@ -181,7 +181,7 @@ def test_other_greenlets_may_ask_while_on_input_answers(client, background):
     assert others[0].get().content["matches"] == ["import"]
 
 
-def test_what_on_input_raises_comes_out_of_run_and_the_code_is_interrupted(client):
+def test_error_of_on_input_interrupts_the_code_and_is_raised_by_run(client):
     def answer(prompt, password):
         raise ZeroDivisionError(prompt)
 
@@ -192,7 +192,7 @@ def test_what_on_input_raises_comes_out_of_run_and_the_code_is_interrupted(clien
     assert client.run("print('idle again')").stdout == "idle again\n"
 
 
-def test_what_on_input_of_the_client_raises_interrupts_the_code(client, caplog):
+def test_error_of_the_clients_on_input_interrupts_the_code(client, caplog):
     def answer(prompt, password):
         raise ZeroDivisionError(prompt)
 

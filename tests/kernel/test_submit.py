@@ -152,7 +152,7 @@ def test_result_waits_until_on_output_has_seen_all(client):
     assert execution.done()
 
 
-def test_what_on_output_raises_interrupts_the_code_and_comes_out_of_result(client, gate):
+def test_error_of_on_output_interrupts_the_code_and_is_raised_by_result(client, gate):
     def fail(message):
         raise ZeroDivisionError(message.msg_type)
 
@@ -213,7 +213,7 @@ def test_times_tell_when_what_happened(client, gate):
 # Forgotten executions
 
 
-def test_execution_that_nobody_keeps_is_collected_when_it_is_done(client):
+def test_execution_without_references_is_collected_when_it_is_done(client):
     gone = weakref.ref(client.submit("print('x')"))
     client.run("1")
     gc.collect()

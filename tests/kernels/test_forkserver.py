@@ -203,7 +203,7 @@ def test_output_goes_into_a_file_of_the_users_own(launch, either, folder):
     [{"cwd": "/nonexistent"}, {"cwd": "/etc/passwd"}, {"env": {"A": "\0"}}, {"env": {"A": "\ud800"}}, {"stdout": 999}],
     ids=str,
 )
-def test_what_cannot_be_started_is_a_launch_error(server, where):
+def test_command_that_cannot_be_started_is_a_launch_error(server, where):
     messages = []
     for launcher in (server, LocalLauncher()):
         with pytest.raises(LaunchError) as caught:
@@ -304,9 +304,9 @@ def test_module_that_cannot_be_imported_is_named_with_the_reason(folder, monkeyp
 
 
 def test_server_that_dies_as_it_imports_is_a_launch_error(folder, monkeypatch):
-    (folder / "deadly.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.kill(os.getpid(), 9)")
+    (folder / "deadly.py").write_text("import os, sys\nprint('last output', file=sys.stderr)\nos.kill(os.getpid(), 9)")
     monkeypatch.chdir(folder)
-    with ForkServer(["deadly"]) as server, pytest.raises(LaunchError, match="last words") as caught:
+    with ForkServer(["deadly"]) as server, pytest.raises(LaunchError, match="last output") as caught:
         server.start([sys.executable, "-S", "-c", ""])
     assert caught.value.exit_code == -signal.SIGKILL
 
@@ -379,7 +379,7 @@ def silent(own_server, launch):
     os.close(pidfd)
 
 
-def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
+def test_silent_server_is_replaced_although_no_start_waits_for_it(own_server, silent, background, monkeypatch):
     monkeypatch.setattr(server_module, "ANSWER_WAIT_S", 0.05)
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     assert gevent.select.select([silent], [], [], WAIT)[0]

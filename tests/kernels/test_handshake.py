@@ -99,7 +99,7 @@ def test_registration_file_is_private_and_there_only_while_it_is_needed(
     assert list(runtime_dir.iterdir()) == [Path(manager.connection_file or "")]
 
 
-def test_what_a_kernel_writes_in_the_place_of_its_registration_file_is_removed_after_its_end(
+def test_file_that_a_kernel_writes_over_its_registration_file_is_removed_after_its_end(
     stage: Stage, start: Callable[..., kclient.KernelManager], runtime_dir: Path
 ) -> None:
     manager = start()
@@ -507,7 +507,7 @@ def test_kernel_is_given_the_file_that_it_understands(
 
 
 @pytest.mark.parametrize("handshake", ["auto", "required"])
-def test_ports_that_somebody_may_know_already_are_not_the_kernels_to_choose(
+def test_kernel_does_not_choose_its_ports_when_they_may_be_known_already(
     install_kernel: Callable[..., str], handshake: str
 ) -> None:
     launcher = Refusal()

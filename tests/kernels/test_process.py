@@ -175,7 +175,7 @@ def test_exit_is_noticed_when_someone_else_reaps_the_child(watched_by, running):
     assert not running.is_alive()
 
 
-def test_code_that_nobody_can_know_is_none(running, monkeypatch):
+def test_exit_code_that_cannot_be_known_is_none(running, monkeypatch):
     monkeypatch.setattr(exit_watcher, "_PIDFD_GET_INFO", 0)
     os.kill(running.pid, signal.SIGKILL)
     os.waitpid(running.pid, 0)
@@ -296,7 +296,7 @@ def test_child_ends_with_a_process_that_exits(watched_by, launch, tmp_path):
     assert process.exit_code == 3
 
 
-def test_child_ends_with_a_process_that_somebody_else_reaps(watched_by, parent):
+def test_child_ends_with_a_process_that_is_reaped_elsewhere(watched_by, parent):
     os.kill(parent.pid, signal.SIGKILL)
     if watched_by == "pidfd":
         os.waitpid(parent.pid, 0)
@@ -455,7 +455,7 @@ def test_environment_is_ours_if_none_is_given(launch, monkeypatch):
         ([sys.executable, "x" * 3_000_000], {}, "Argument list too long"),
     ],
 )
-def test_what_cannot_be_started_is_an_error_that_names_command_and_reason(argv, where, reason):
+def test_command_that_cannot_be_started_is_an_error_that_names_it_and_the_reason(argv, where, reason):
     with pytest.raises(LaunchError) as caught:
         LocalLauncher().start(argv, **where)
     assert caught.value.argv == argv

@@ -123,7 +123,7 @@ def test_end_of_the_process_is_told_as_its_phase_says(phase: Phase, restarts: bo
     )
 
 
-def test_end_of_a_kernel_that_was_given_back_is_told_to_nobody() -> None:
+def test_end_of_a_kernel_that_was_given_back_is_not_told() -> None:
     world = World(restarts=True)
     world.life.phase = Phase.READY
     world.life.retire(lambda msg_id: InvalidState("given back"))

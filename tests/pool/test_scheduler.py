@@ -203,7 +203,7 @@ def test_kernel_beyond_size_ends_with_its_use() -> None:
     assert got(first).state == BUSY
 
 
-def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
+def test_kernel_beyond_size_that_no_caller_takes_ends_after_a_while() -> None:
     house = warm(size=1, max_size=2)
     house.ask()
     house.scheduler.withdraw(house.ask())
@@ -408,7 +408,7 @@ def test_kernels_that_die_idle_after_long_are_replaced_at_once() -> None:
         house.come_up()
 
 
-def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None:
+def test_deaths_under_users_do_not_slow_down_starts() -> None:
     house = warm(max_size=2)
     for _ in range(5):
         checkout = house.ask()
@@ -569,7 +569,7 @@ class Anything(RuleBasedStateMachine):
         assert self.house.scheduler.waiting == len(self.waiting)
 
     @invariant()
-    def nobody_waits_for_nothing(self) -> None:
+    def no_caller_waits_in_vain(self) -> None:
         """While a caller waits, an action is under way or the time of the next look is set."""
         if self.waiting:
             scheduler = self.house.scheduler

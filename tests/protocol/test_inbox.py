@@ -36,7 +36,7 @@ def test_message_that_is_wanted_is_taken_from_between_the_others():
     assert inbox.pop_all() == [messages[0], *messages[2:]]
 
 
-def test_who_has_looked_already_looks_only_at_what_came_since():
+def test_second_look_sees_only_newer_messages():
     inbox = Inbox(3, NO_BOUND)
     for nbytes in (1, 2, 3):
         inbox.append(message(nbytes))

@@ -259,7 +259,7 @@ def cyclic():
 
 
 @pytest.mark.parametrize("part", ["content", "metadata", "header", "parent_header"])
-def test_what_json_cannot_hold_is_an_invalid_argument(session, part):
+def test_value_that_json_cannot_hold_is_an_invalid_argument(session, part):
     when = datetime(2026, 1, 1, tzinfo=timezone.utc)
     for value in (b"x", {1, 2}, object(), when, when.date(), 1j, {(1, 2): 1}, {b"key": 1}, nested(DEEP), cyclic()):
         message = session.msg("x")

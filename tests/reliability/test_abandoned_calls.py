@@ -14,9 +14,10 @@ import gevent
 import gevent.event
 import pytest
 from figures import Figures
-from fixtures import WAIT, Background, in_forked_child
+from fixtures import WAIT, Background, TellingLauncher, in_forked_child
 
 import kclient
+from kclient.concurrency.deadline import Deadline
 from kclient.testing import FakeKernel, Request, result, stream
 from kclient.testing.script import DEFAULT_HANDLERS
 
@@ -74,8 +75,8 @@ class Call:
 
     wait: Callable[[], Any]
     afterwards: Callable[[], object] = lambda: None
-    is_there: Callable[[], bool] = lambda: True
-    """True when the call is at the point where it is to be abandoned."""
+    wait_until_there: Callable[[], object] = lambda: None
+    """Returns when the call is at the point where it is to be abandoned."""
 
 
 def request(name: str, *arguments: Any, on: str = "") -> Callable[[Client, HoldingKernel], Call]:
@@ -90,30 +91,33 @@ def run_that_has_begun(client: Client, fake: HoldingKernel) -> Call:
         client.control_channel.kernel_info(timeout=WAIT)
         assert [request.msg_type for request in fake.requests[-2:]] == ["interrupt_request", "kernel_info_request"]
 
-    outputs = client.iopub_channel.outputs
-    return Call(lambda: client.run("1"), check, lambda: bool(outputs.executing))
+    def wait_until_busy() -> None:
+        while not client.iopub_channel.outputs.executing:
+            client.iopub_channel.changed.wait(Deadline(WAIT))
+
+    return Call(lambda: client.run("1"), check, wait_until_busy)
 
 
 def run_in_on_output(client: Client, fake: HoldingKernel) -> Call:
     def show(message: kclient.Message) -> None:
-        shown.append(message)
+        shown.set()
         gevent.sleep(WAIT)
 
     fake.replies_first = True
-    shown: list[kclient.Message] = []
-    return Call(lambda: client.run("6 * 7", on_output=show), is_there=lambda: bool(shown))
+    shown = gevent.event.Event()
+    return Call(lambda: client.run("6 * 7", on_output=show), wait_until_there=lambda: shown.wait(WAIT))
 
 
 def run_in_on_input(client: Client, fake: HoldingKernel) -> Call:
     """A call whose prompt another caller may answer when it is abandoned."""
 
     def answer(prompt: str, password: bool) -> str:
-        asked.append(prompt)
+        asked.set()
         gevent.sleep(WAIT)
         return ""
 
-    asked: list[str] = []
-    return Call(lambda: client.run("ask", on_input=answer), lambda: client.input("Ada"), lambda: bool(asked))
+    asked = gevent.event.Event()
+    return Call(lambda: client.run("ask", on_input=answer), lambda: client.input("Ada"), lambda: asked.wait(WAIT))
 
 
 def execution_whose(wait: str, **callbacks: Any) -> Callable[[Client, HoldingKernel], Call]:
@@ -153,9 +157,9 @@ def message_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
 
         def check() -> None:
             client.iopub_channel.get_msgs()
-            stray = fake.session.msg("stray", {"for": "whoever asks"}, parent={"msg_id": "none"})
+            stray = fake.session.msg("stray", {"for": "the next caller"}, parent={"msg_id": "none"})
             fake.send(name, stray, [b"topic" if name == "iopub" else client.session.identity])
-            assert channel.get_msg(timeout=WAIT).content == {"for": "whoever asks"}
+            assert channel.get_msg(timeout=WAIT).content == {"for": "the next caller"}
 
         return Call(channel.get_msg, check)
 
@@ -230,7 +234,7 @@ def left_over(client: Client) -> dict[str, Any]:
     """All that the client still keeps of calls that are over. The watchdog may ask once more."""
     gevent.joinall(list(client.kernel_connection.watchdog._watchers.values()), timeout=WAIT)
     channels = [client.shell_channel, client.control_channel, client.iopub_channel, client.stdin_channel]
-    ledger = client.kernel_connection.channels.pending
+    pending = client.kernel_connection.channels.pending
     found = {
         "slots": [slot.msg_id for channel in channels[:2] for slot in channel.requests],
         "messages": [message for channel in channels for message in channel.get_msgs()],
@@ -238,8 +242,8 @@ def left_over(client: Client) -> dict[str, Any]:
         "parked at iopub": len(client.iopub_channel.changed),
         "parked for debug events": len(client.iopub_channel._debug_event_came),
         "executions": dict(client.iopub_channel.outputs.executions),
-        "unanswered": set(ledger.unanswered),
-        "owed": {**ledger.owed_idle, **ledger.owed_reply},
+        "unanswered": set(pending.unanswered),
+        "owed": {**pending.owed_idle, **pending.owed_reply},
         "answering": set(client.shell_channel.answering),
         "answerers": set(client.kernel_connection.input_requests._answerers),
     }
@@ -258,8 +262,7 @@ def test_abandoned_call_leaves_nothing_and_the_client_usable(
     fake.go.clear()
     call = CALLS[name](client, fake)
     waiting = background(call.wait)
-    while not call.is_there():
-        gevent.sleep(0.001)
+    call.wait_until_there()
     assert waiting.is_waiting
     abandon(waiting)
     fake.go.set()
@@ -348,7 +351,8 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
     abandon: Callable[[Background], None],
 ) -> None:
     """The calls are abandoned while the old kernel is to exit and while the new one is to come up."""
-    manager = start_kernel()
+    launcher = TellingLauncher()
+    manager = start_kernel(launcher=launcher)
     first = manager.process
     assert first is not None
     for end in (manager.restart_kernel, manager.shutdown_kernel):
@@ -358,9 +362,10 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
             assert call.is_waiting
             abandon(call)
         assert first.is_alive()
+    launcher.started.clear()
     restart = background(manager.restart_kernel, now=True, timeout=WAIT)
-    while manager.process is None or manager.process is first:
-        gevent.sleep(0.001)
+    assert launcher.started.wait(WAIT)
+    assert manager.process not in (None, first)
     manager.signal_kernel(signal.SIGSTOP)
     assert restart.is_waiting
     other = background(manager.run, "1")

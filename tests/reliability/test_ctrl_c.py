@@ -245,7 +245,7 @@ def test_ctrl_c_in_a_shutdown_leaves_a_manager_that_can_shut_down(
     assert capfd.readouterr().err == ""
 
 
-def test_handler_of_ctrl_c_is_put_back_whoever_of_several_greenlets_ends_last(
+def test_handler_of_ctrl_c_is_put_back_when_the_last_of_several_greenlets_ends(
     fake: FakeKernel, client: kclient.KernelClient
 ) -> None:
     """A callback that waits began while `result` let it run, and ends when no call is under way."""

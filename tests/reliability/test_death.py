@@ -40,7 +40,7 @@ import os, resource, threading
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 def die():
     {wait}
-    os.write(2, b'last words')
+    os.write(2, b'last output')
     {die}
 threading.Thread(target=die).start()
 print('on', flush=True)
@@ -91,7 +91,7 @@ def test_death_wakes_everyone_who_waits_at_once(
         errors = {name: call.error() for name, call in crowd.items()}
         assert {type(error) for error in errors.values()} == {kclient.DeadKernelError}, errors
         assert {error.exit_code for error in errors.values()} == {exit_code}
-        assert all("last words" in error.stderr and how in str(error) for error in errors.values())
+        assert all("last output" in error.stderr and how in str(error) for error in errors.values())
         latest = max(latest, *(call.ended - exit_of_kernel.at for call in crowd.values()))
         with pytest.raises(kclient.DeadKernelError, match=how):
             manager.run("1")

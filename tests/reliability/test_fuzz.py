@@ -15,6 +15,7 @@ from figures import Figures
 from fixtures import WAIT
 from fuzz import CHANNELS, DELIVERED, EITHER, Fuzzer
 from gevent.event import Event
+from gevent.queue import Queue
 
 import kclient
 from kclient.testing import FakeKernel, Request, stream
@@ -202,17 +203,16 @@ def test_mutated_messages_harm_nobody(
 def test_heartbeat_that_is_no_echo_harms_nobody(figures: Figures, errors_of_the_hub: list[str]) -> None:
     random = Random(5)
     with FakeKernel() as fake, kclient.connect(fake.connection_info, timeout=WAIT) as client:
-        pings: list[list[bytes]] = []
+        pings: Queue[list[bytes]] = Queue()
         fake.take = lambda port, frames: (  # type: ignore[method-assign]
-            pings.append(frames) if port.name == "hb" else FakeKernel.take(fake, port, frames)
+            pings.put(frames) if port.name == "hb" else FakeKernel.take(fake, port, frames)
         )
         client.hb_channel.pause()
         client.hb_channel.unpause()
-        while not pings:
-            gevent.sleep(0.001)
+        ping = pings.get(timeout=WAIT)
         for _ in range(figures.size(1000, 100_000)):
             frames = [random.randbytes(random.randrange(9)) for _ in range(random.randrange(1, 4))]
-            fake.send_frames("hb", [pings[0][0], *frames])
+            fake.send_frames("hb", [ping[0], *frames])
         assert client.kernel_info(timeout=WAIT).content["status"] == "ok"
         assert client.is_alive()
     assert errors_of_the_hub == []

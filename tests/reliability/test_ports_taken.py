@@ -151,7 +151,7 @@ def test_error_names_fixed_ports_that_are_taken(
     assert caught.value.taken_ports == (shell, hb)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="nobody can tell who listens")
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="needs /proc to see the listening sockets")
 def test_timeout_names_the_port_that_another_program_has_and_not_those_of_the_kernel(
     install_kernel: Callable[..., str], taker: Taker
 ) -> None:

@@ -8,11 +8,11 @@ from itertools import count
 from pathlib import Path
 from time import perf_counter
 
-import gevent
 import pytest
 from crowd import said_by
 from figures import Figures
 from fixtures import WAIT, Background
+from gevent.event import Event
 
 import kclient
 
@@ -39,6 +39,7 @@ class Load:
         self.wrong: list[str] = []
         self.kernel_infos = 0
         self.is_over = False
+        self._replied = Event()
         self._manager = manager
         self._path = path
         self._numbers = count()
@@ -56,6 +57,14 @@ class Load:
             if found != token:
                 self.wrong.append(f"{token} got {found!r}")
             self.own_reply.add(token)
+            self._replied.set()
+
+    def wait_for_replies(self, number: int) -> None:
+        """Return when `number` calls more than now have got their own reply."""
+        until = len(self.own_reply) + number
+        while len(self.own_reply) < until:
+            self._replied.clear()
+            assert self._replied.wait(WAIT)
 
     def _ask(self, kind: int, token: str) -> str | None:
         manager, code = self._manager, CODE.format(path=str(self._path), token=token)
@@ -93,9 +102,7 @@ def test_calls_during_restarts_get_their_own_reply_or_fail_and_do_not_run_later(
     for number in range(figures.size(2, 40)):
         assert manager.process is not None
         pids.append(manager.process.pid)
-        answered = len(load.own_reply)
-        while len(load.own_reply) < answered + len(callers):
-            gevent.sleep(0.01)
+        load.wait_for_replies(len(callers))
         load.restarts += 1
         started = perf_counter()
         manager.restart_kernel(now=number % 2 == 0, timeout=WAIT)

@@ -201,6 +201,6 @@ def test_kernel_that_prints_very_much_while_it_starts_does_start(
     figures.note("growth of memory meanwhile", memory.growth, "MiB", at_most=20)
     assert manager.run("print('on')", timeout=WAIT).stdout == "on\n"
     with pytest.raises(kclient.DeadKernelError) as caught:
-        manager.run("import os; os.write(2, b'last words'); os._exit(3)", timeout=WAIT)
-    assert caught.value.stderr.endswith("last words")
+        manager.run("import os; os.write(2, b'last output'); os._exit(3)", timeout=WAIT)
+    assert caught.value.stderr.endswith("last output")
     assert len(caught.value.stderr) < 100_000

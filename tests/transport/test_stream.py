@@ -41,7 +41,7 @@ class Listener:
         address = f"inproc://listener-{id(self)}"
         self.peer.bind(address)
         self.socket.connect(address)
-        self.wire = ZmqStream(self.owner, self.socket, self)
+        self.stream = ZmqStream(self.owner, self.socket, self)
 
     def receive(self, frames: list[bytes]) -> None:
         end = time.perf_counter() + self.seconds
@@ -59,7 +59,7 @@ class Listener:
             assert self.arrived.wait(deadline) or not deadline.is_over, f"{len(self.messages)} of {count}"
 
     def close(self) -> None:
-        self.wire.close()
+        self.stream.close()
         self.peer.close(0)
 
 
@@ -70,7 +70,7 @@ def listener() -> Iterator[Listener]:
     listener.close()
 
 
-def test_what_came_before_the_first_look_is_not_missed(listener: Listener) -> None:
+def test_message_that_came_before_the_first_look_is_not_missed(listener: Listener) -> None:
     """A ZeroMQ pipe sends no signal until its reader has found it empty once."""
     listener.peer.send(b"early")
     listener.wait_for(1)
@@ -86,7 +86,7 @@ def test_messages_arrive_whole_and_in_order(listener: Listener) -> None:
 
 def test_a_message_that_a_send_finds_is_taken_in_at_once(listener: Listener) -> None:
     listener.peer.send(b"here already")
-    listener.wire.send([b"question"])
+    listener.stream.send([b"question"])
     assert listener.messages == [[b"here already"]]
     assert listener.peer.recv() == b"question"
 
@@ -96,7 +96,7 @@ def test_a_drain_ends_after_its_turn_and_the_rest_comes_with_the_next() -> None:
     try:
         for number in range(5):
             slow.peer.send(str(number).encode())
-        slow.wire.drain()
+        slow.stream.drain()
         assert len(slow.messages) == 1
         slow.wait_for(5)
         assert [frames[0] for frames in slow.messages] == [b"0", b"1", b"2", b"3", b"4"]
@@ -168,7 +168,7 @@ def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Liste
         real(frames)
 
     failing = type("Failing", (), {"receive": staticmethod(fail_once)})
-    listener.wire._receiver = lambda: failing  # type: ignore[assignment]
+    listener.stream._receiver = lambda: failing  # type: ignore[assignment]
     for number in range(3):
         listener.peer.send(str(number).encode())
     listener.wait_for(2)
@@ -209,29 +209,29 @@ def test_ctrl_c_between_two_frames_of_a_send_tears_no_message(
     def send_for(seconds: float) -> None:
         ctrl_c_after(seconds)
         while True:
-            listener.wire.send(long)
+            listener.stream.send(long)
 
     for number in range(10):
         with pytest.raises(KeyboardInterrupt):
             send_for(0.001 + 0.0005 * number)
-        listener.wire.send([b"next"])
+        listener.stream.send([b"next"])
         while (frames := zmq.Socket.recv_multipart(listener.peer)) != [b"next"]:
             assert len(frames) == len(long)
 
 
 def test_ctrl_c_between_two_frames_of_a_message_loses_none(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener.wire.drain()
+    listener.stream.drain()
     sent = [[b"one", b"two", b"three"], [b"next"]]
     for frames in sent:
         zmq.Socket.send_multipart(listener.peer, frames)
     monkeypatch.setattr(frames_module, "_recv", strike_after_first(frames_module._recv))
     with pytest.raises(KeyboardInterrupt):
-        listener.wire.drain()
-    listener.wire.drain()
+        listener.stream.drain()
+    listener.stream.drain()
     assert listener.messages == sent
 
 
-def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
+def test_ctrl_c_in_the_loop_does_not_stop_a_stream(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     """The main greenlet waits elsewhere, so the hub reads the messages under Python's own handler."""
@@ -253,24 +253,24 @@ def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
     assert capfd.readouterr().err == "", "it is raised in the main greenlet, and gevent has nothing to report"
 
 
-def test_a_socket_that_somebody_else_closed_is_noticed(listener: Listener) -> None:
+def test_a_socket_that_was_closed_elsewhere_is_noticed(listener: Listener) -> None:
     listener.socket.close(0)
-    listener.wire.drain()
+    listener.stream.drain()
     assert listener.is_lost
-    assert listener.wire.is_closed
+    assert listener.stream.is_closed
 
 
-def test_sending_on_a_socket_that_somebody_else_closed_raises_channel_closed(listener: Listener) -> None:
+def test_sending_on_a_socket_that_was_closed_elsewhere_raises_channel_closed(listener: Listener) -> None:
     listener.socket.close(0)
     with pytest.raises(kclient.ChannelClosed):
-        listener.wire.send([b"x"])
+        listener.stream.send([b"x"])
     assert listener.is_lost
 
 
 def test_closing_twice_does_nothing(listener: Listener) -> None:
-    listener.wire.close()
-    listener.wire.close()
-    listener.wire.drain()
+    listener.stream.close()
+    listener.stream.close()
+    listener.stream.drain()
     assert listener.messages == []
 
 
