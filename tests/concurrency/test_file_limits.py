@@ -69,7 +69,7 @@ some_socket = context().socket(1)
 
 @pytest.fixture(autouse=True)
 def no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the reservations of other tests."""
+    """Forget what other tests claimed."""
     monkeypatch.setattr(file_limits, "_claims", set())
 
 
@@ -154,11 +154,11 @@ def test_error_says_what_is_needed_what_there_is_and_what_to_do(limit: Callable[
 # Reservations
 
 
-def test_claimed_descriptors_are_free_for_no_other_call(free: int, claim: FileDescriptorReservation) -> None:
+def test_what_is_claimed_is_nobody_elses(free: int, claim: FileDescriptorReservation) -> None:
     claim.take(40, "one", later=30, reserve=0)
     check(free - 30, "the rest", reserve=0)
     assert "30 about to be opened" in str(refusal(free - 29, reserve=0))
-    claim.take(free, "all", later=free, reserve=0)  # the new ones replace those before
+    claim.take(free, "all", later=free, reserve=0)  # instead of those before
     claim.end()
     check(free, "all", reserve=0)
 
@@ -169,7 +169,7 @@ def test_claim_that_is_refused_claims_nothing(free: int, claim: FileDescriptorRe
     check(free, "all", reserve=0)
 
 
-def test_claim_that_is_not_ended_lapses(
+def test_claim_that_nobody_ends_lapses(
     free: int, claim: FileDescriptorReservation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim.take(30, "one", later=30)
@@ -179,7 +179,7 @@ def test_claim_that_is_not_ended_lapses(
     check(free, "all", reserve=0)
 
 
-def test_dropped_claim_is_over(free: int) -> None:
+def test_claim_of_what_was_dropped_is_over(free: int) -> None:
     claim = FileDescriptorReservation()
     claim.take(30, "one", later=30)
     refusal(free, reserve=0)

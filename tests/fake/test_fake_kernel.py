@@ -244,7 +244,7 @@ def test_file_that_is_no_registration_file_is_refused(folder: Path, text: str) -
         FakeKernel(registration_file=folder / "none.json")
 
 
-def test_kernel_whose_registration_is_not_answered_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_of_whose_registration_nobody_takes_note_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registering, "RECEIPT_WAIT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         registration = Registration(kclient.ConnectionInfo(key=b"k"), "id", "127.0.0.1", deaf.getsockname()[1])

@@ -124,7 +124,7 @@ def echo(manager: kclient.KernelManager, text: str = "hello") -> None:
 
 
 def break_down(manager: kclient.KernelManager, launcher: Fragile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the kernel die and the first restart fail. The next restart is far off."""
+    """Let the kernel die and the first restart fail; the next one is far off."""
     monkeypatch.setattr(backoff, "FIRST", 1000.0)
     monkeypatch.setattr(backoff, "MOST", 1000.0)
     launcher.fails = True
