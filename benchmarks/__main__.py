@@ -16,9 +16,12 @@ from typing import Any
 
 import pyperf
 
+from benchmarks.builds import add_against
 from benchmarks.kernels import ROOT
 from benchmarks.readme import README, write_readme
 from benchmarks.report import run_script
+
+COMPARE_BUILDS = {"latency", "iopub", "concurrency", "scale", "startup"}
 
 MODULES = ["latency", "iopub", "concurrency", "scale", "startup", "pool", "service"]
 
@@ -31,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="too few calls to mean anything, in under a minute")
     parser.add_argument("--readme", action="store_true", help="write the tables and plots into benchmarks/README.md")
     parser.add_argument("--from", dest="done", type=Path, metavar="FOLDER", help="measure nothing: it is all there")
+    add_against(parser)
     options = parser.parse_args(argv)
     folder: Path = options.done or options.folder
     if options.done is None:
-        measure(folder, quick=options.quick)
+        measure(folder, options.against, quick=options.quick)
     if options.readme:
         PLOTS.mkdir(exist_ok=True)
         for module in MODULES:
@@ -42,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_readme(json.loads((folder / "figures.json").read_text(encoding="utf-8")))
 
 
-def measure(folder: Path, *, quick: bool) -> None:
+def measure(folder: Path, against: Path | None, *, quick: bool) -> None:
     """Run each module in a process of its own, so that none inherits another's memory."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"machine": {}, "results": []}
     for module in MODULES:
         files = ["--json", folder / f"{module}.json", "--plot", folder / f"{module}.png"]
-        run(module, *files, *["--quick"] * quick)
+        builds = ["--against", against] if against is not None and module in COMPARE_BUILDS else []
+        run(module, *files, *builds, *["--quick"] * quick)
         found = json.loads((folder / f"{module}.json").read_text(encoding="utf-8"))
         figures["machine"] = found["machine"]
         figures["results"] += found["results"]

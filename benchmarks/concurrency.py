@@ -14,24 +14,17 @@ from time import perf_counter, perf_counter_ns
 from typing import Protocol
 
 import attrs
-import gevent
 
 from benchmarks import stress
-from benchmarks.clients import Green, KClient, KClientSpin, Raw, RawUnrolled
+from benchmarks.builds import Builds, builds, ratios_of_recorders
+from benchmarks.clients import Green, Raw, RawUnrolled
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
+from benchmarks.turns import IN_FLIGHT, KCLIENTS, Pipelined, kclient_greenlets
 from kclient.bench.progress import ProgressLine
 from kclient.bench.recorder import Recorder
 from kclient.bench.results import Row, row_of
 from kclient.bench.table import LATENCY, figure
-
-IN_FLIGHT = 100
-
-
-class Pipelined(Protocol):
-    """Makes so many kernel_info calls, `IN_FLIGHT` of them at a time; records how long each took."""
-
-    def __call__(self, count: int, recorder: Recorder) -> None: ...
 
 
 class Opener(Protocol):
@@ -44,7 +37,8 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Pipe
     with closing(sockets(connection, iopub=False)) as raw:
         codec = raw.codec
 
-        def calls(count: int, recorder: Recorder) -> None:
+        def calls(count: int) -> tuple[list[int], float]:
+            began = perf_counter()
             sent: dict[str, int] = {}
             times = []
 
@@ -60,27 +54,7 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Pipe
                 times.append(perf_counter_ns() - sent.pop(parent["msg_id"]))
                 if answered + IN_FLIGHT < count:
                     ask()
-            recorder.record(times)
-
-        yield calls
-
-
-@contextmanager
-def kclient_greenlets(connection: Connection, opened: type[KClient] = KClient) -> Iterator[Pipelined]:
-    """Greenlets that each make one call after the other, on a client that they share."""
-    with closing(opened(connection, iopub=False)) as shared:
-
-        def calls(count: int, recorder: Recorder) -> None:
-            times: list[int] = []
-
-            def work() -> None:
-                for _ in range(count // IN_FLIGHT):
-                    start = perf_counter_ns()
-                    shared.kernel_info()
-                    times.append(perf_counter_ns() - start)
-
-            gevent.joinall([gevent.spawn(work) for _ in range(IN_FLIGHT)], raise_error=True)
-            recorder.record(times)
+            return times, perf_counter() - began
 
         yield calls
 
@@ -90,34 +64,39 @@ CLIENTS: dict[str, Opener] = {
     "raw + codec (again)": raw_codec,
     "raw + codec (unrolled)": partial(raw_codec, sockets=RawUnrolled),
     "zmq.green + codec": partial(raw_codec, sockets=Green),
-    "kclient": kclient_greenlets,
-    "kclient spin": partial(kclient_greenlets, opened=KClientSpin),
+    **{name: partial(kclient_greenlets, opened=opened) for name, opened in KCLIENTS.items()},
 }
 
 
 def measure(
-    transport: str, connections: Mapping[str, Connection], options: Options
+    transport: str, connections: Mapping[str, Connection], both: Builds, options: Options
 ) -> tuple[list[Row], dict[str, Recorder]]:
     """The rate of each client, a median over interleaved rounds, and its latencies."""
     count, rounds = options.pick(5000, 300), options.pick(10, 2)
-    recorders = {name: Recorder() for name in connections}
-    rates: dict[str, list[float]] = {name: [] for name in connections}
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(CLIENTS[name](connections[name])) for name in connections}
+        opened: dict[str, Pipelined] = {}
+        for name, connection in connections.items():
+            if both and name in KCLIENTS:
+                opened |= both.turns(name, "pipelined", name, connection)
+            else:
+                opened[name] = stack.enter_context(CLIENTS[name](connection))
+        recorders = {name: Recorder() for name in opened}
+        rates: dict[str, list[float]] = {name: [] for name in opened}
         progress = stack.enter_context(ProgressLine(f"pipelined, {transport}", (rounds + 1) * len(opened)))
         for calls in opened.values():
-            calls(options.pick(2000, IN_FLIGHT), Recorder())
+            calls(options.pick(2000, IN_FLIGHT))
             progress.advance()
         for _ in range(rounds):
             for name, calls in opened.items():
-                start = perf_counter()
-                calls(count, recorders[name])
-                rates[name].append(count / (perf_counter() - start))
+                times, seconds = calls(count)
+                recorders[name].record_round(times)
+                rates[name].append(count / seconds)
                 progress.advance()
-    rows = [
-        attrs.evolve(row_of("concurrency", transport, name, "pipelined", recorder), per_s=median(rates[name]))
-        for name, recorder in recorders.items()
-    ]
+    to_before = ratios_of_recorders(recorders)
+    rows = []
+    for name, recorder in recorders.items():
+        row = row_of("concurrency", transport, name, "pipelined", recorder).with_extra(**to_before.get(name, {}))
+        rows.append(attrs.evolve(row, per_s=median(rates[name])))
     return rows, recorders
 
 
@@ -127,12 +106,12 @@ def add_stress(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse("concurrency", __doc__ or "", argv, add_stress)
+    options = parse("concurrency", __doc__ or "", argv, add_stress, compares_builds=True)
     report = Report("concurrency", options)
-    with echo_kernel_each(list(CLIENTS)) as kernels:
+    with echo_kernel_each(list(CLIENTS)) as kernels, builds(options.against) as both:
         for transport in options.transports:
             connections = {name: kernels[name][transport] for name in CLIENTS}
-            rows, recorders = measure(transport, connections, options)
+            rows, recorders = measure(transport, connections, both, options)
             report.add_rates(transport, "pipelined", rows, [*LATENCY[:-1], figure("calls/s", "per_s")])
             report.add_panel(transport, "pipelined", recorders)
     report.say("jupyter_client cannot: whoever waits on its client takes what comes, the replies to others too.")

@@ -9,43 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
-from itertools import pairwise
 from queue import Empty
 from statistics import median
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 
-import attrs
 import gevent
 import zmq
 from jupyter_client.blocking import BlockingKernelClient
 
-from benchmarks.clients import Green, JupyterClient, KClient, Raw, RawUnrolled
+from benchmarks.builds import Builds, builds, ratios_to_before
+from benchmarks.clients import Green, JupyterClient, Raw, RawUnrolled
 from benchmarks.codec import execute_content
 from benchmarks.kernels import Connection, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
+from benchmarks.turns import KCLIENT_DRAINS, Drain, Drained, gaps
 from kclient.bench.progress import ProgressLine
 from kclient.bench.recorder import Recorder
 from kclient.bench.results import Row
 from kclient.bench.table import figure
 
-TICK = 0.001
-"""Seconds."""
-
 SILENCE = 2.0
 """Seconds without a message, after which the rest is lost."""
-
-
-@attrs.frozen
-class Drained:
-    """What became of one flood: messages that arrived, when the burst began, and when all was in."""
-
-    received: int
-    started: float
-    ended: float
-
-
-Drain = Callable[[int], Drained]
-"""Asks for a flood of that many messages, and takes it in."""
 
 
 @contextmanager
@@ -64,54 +48,6 @@ def raw_codec(connection: Connection, sockets: type[Raw] = Raw) -> Iterator[Drai
                     is_idle = content["execution_state"] == "idle"
             reply = raw.codec.read(raw.read_shell())
             return Drained(received, reply[3]["burst_started"], perf_counter())
-
-        yield drain
-
-
-@contextmanager
-def kclient_run(connection: Connection) -> Iterator[Drain]:
-    """All of the output in one Result."""
-    with closing(KClient(connection, iopub=True)) as opened:
-
-        def drain(count: int) -> Drained:
-            result = opened.client.run(f"flood {count}")
-            ended = perf_counter()
-            return Drained(result.stdout.count("\n"), result.reply.content["burst_started"], ended)
-
-        yield drain
-
-
-@contextmanager
-def kclient_submit(connection: Connection) -> Iterator[Drain]:
-    """Each message as it arrives."""
-    with closing(KClient(connection, iopub=True)) as opened:
-
-        def drain(count: int) -> Drained:
-            execution = opened.client.submit(f"flood {count}", keep_outputs=False)
-            received = sum(1 for _ in execution)
-            ended = perf_counter()
-            return Drained(received, execution.result().reply.content["burst_started"], ended)
-
-        yield drain
-
-
-@contextmanager
-def kclient_get_msg(connection: Connection) -> Iterator[Drain]:
-    """What no execution claims, from the inbox."""
-    with closing(KClient(connection, iopub=True)) as opened:
-        shell, iopub = opened.client.shell_channel, opened.client.iopub_channel
-
-        def drain(count: int) -> Drained:
-            msg_id = shell.send("execute_request", execute_content(f"flood {count}"))
-            received, is_idle = 0, False
-            while not is_idle:
-                for message in [iopub.get_msg(), *iopub.get_msgs()]:
-                    if message.msg_type == "stream":
-                        received += 1
-                    else:
-                        is_idle = message.content["execution_state"] == "idle"
-            reply = shell.get_reply(msg_id)
-            return Drained(received, reply.content["burst_started"], perf_counter())
 
         yield drain
 
@@ -148,28 +84,39 @@ DRAINS: dict[str, Callable[[Connection], AbstractContextManager[Drain]]] = {
     "raw + codec (again)": raw_codec,
     "raw + codec (unrolled)": partial(raw_codec, sockets=RawUnrolled),
     "zmq.green + codec": partial(raw_codec, sockets=Green),
-    "kclient run": kclient_run,
-    "kclient submit": kclient_submit,
-    "kclient get_msg": kclient_get_msg,
+    **KCLIENT_DRAINS,
     "jupyter_client": jupyter_client,
     "jupyter_client, RCVHWM 1000": partial(jupyter_client, high_water_mark=1000),
 }
 
 
-def measure_drains(transport: str, connections: Mapping[str, Connection], options: Options) -> list[Row]:
+def measure_drains(transport: str, connections: Mapping[str, Connection], both: Builds, options: Options) -> list[Row]:
     """The rate of each client, and how many messages it lost, over interleaved floods."""
-    count, rounds = options.pick(100_000, 300), options.pick(5, 2)
-    found: dict[str, list[Drained]] = {name: [] for name in connections}
+    count, rounds = size_of_floods(options, quick=(300, 2))
+    warm_up = options.pick(5000, 50)
     with ExitStack() as stack:
-        drains = {name: stack.enter_context(DRAINS[name](connections[name])) for name in connections}
+        drains: dict[str, Drain] = {}
+        for name, connection in connections.items():
+            if both and name in KCLIENT_DRAINS:
+                drains |= both.turns(name, "flood", name, connection, warm_up)
+            else:
+                drains[name] = stack.enter_context(DRAINS[name](connection))
+        found: dict[str, list[Drained]] = {name: [] for name in drains}
         progress = stack.enter_context(ProgressLine(f"drain, {transport}", (rounds + 1) * len(drains)))
         for drain in drains.values():
-            drain(options.pick(5000, 50))
+            drain(warm_up)
             progress.advance()
         for _ in range(rounds):
             for name, drain in drains.items():
                 found[name].append(drain(count))
                 progress.advance()
+    rates = {
+        name: [flood.received / (flood.ended - flood.started) for flood in floods] for name, floods in found.items()
+    }
+    to_before = ratios_to_before(
+        {name: 1 / median(each) for name, each in rates.items()},
+        {name: [1 / rate for rate in each] for name, each in rates.items()},
+    )
     return [
         Row(
             "iopub",
@@ -177,65 +124,63 @@ def measure_drains(transport: str, connections: Mapping[str, Connection], option
             name,
             "drain",
             n=sum(flood.received for flood in floods),
-            per_s=median(flood.received / (flood.ended - flood.started) for flood in floods),
-            extra={"lost": rounds * count - sum(flood.received for flood in floods)},
+            per_s=median(rates[name]),
+            extra={
+                "lost": rounds * count - sum(flood.received for flood in floods),
+                **to_before.get(name, {}),
+            },
         )
         for name, floods in found.items()
     ]
 
 
-def measure_ticker(drain: Drain | None, count: int, floods: int) -> Recorder:
-    """Nanoseconds between one tick and the next, of a greenlet that sleeps for 1 ms, while bursts come in.
-
-    Without a `drain` nothing comes in meanwhile: what the machine does by itself.
-    """
-    ticks: list[int] = []
-
-    def tick() -> None:
-        while True:
-            ticks.append(perf_counter_ns())
-            gevent.sleep(TICK)
-
-    recorder = Recorder()
-    ticker = gevent.spawn(tick)
-    try:
-        for _ in range(floods):
-            ticks.clear()
-            flood = drain(count) if drain is not None else quiet(count / 50_000)
-            gevent.sleep(0.02)  # the last gap ends after the flood
-            recorder.record(
-                end - start
-                for start, end in pairwise(ticks)
-                if flood.started <= end / 1e9 and start / 1e9 <= flood.ended  # of which some part was in the flood
-            )
-    finally:
-        ticker.kill()
-    return recorder
+def size_of_floods(options: Options, quick: tuple[int, int]) -> tuple[int, int]:
+    """Messages in a flood, and floods; more and smaller ones for two builds, whose turns are to be near each other."""
+    if options.quick:
+        return quick
+    return (100_000, 5) if options.against is None else (20_000, 25)
 
 
-def quiet(seconds: float) -> Drained:
+def measure_tickers(
+    transport: str, connections: Mapping[str, Connection], both: Builds, options: Options
+) -> dict[str, Recorder]:
+    """The gaps of a ticker beside each client, over interleaved floods; "no flood" is what the machine itself does."""
+    count, rounds = size_of_floods(options, quick=(3000, 1))
+    warm_up = options.pick(5000, 50)
+    with ExitStack() as stack:
+        tickers: dict[str, Callable[[int], list[int]]] = {"no flood": partial(gaps, quiet)}
+        if both:
+            tickers |= both.turns("kclient", "flooded_ticker", connections["kclient run"], warm_up)
+        for name, opened in {"kclient": "kclient run", "zmq.green + codec": "zmq.green + codec"}.items():
+            if name not in tickers:
+                drain = stack.enter_context(DRAINS[opened](connections[opened]))
+                drain(warm_up)
+                tickers[name] = partial(gaps, drain)
+        recorders = {name: Recorder() for name in tickers}
+        progress = stack.enter_context(ProgressLine(f"ticker, {transport}", rounds * len(tickers)))
+        for _ in range(rounds):
+            for name, ticker in tickers.items():
+                recorders[name].record_round(ticker(count))
+                progress.advance()
+    return recorders
+
+
+def quiet(count: int) -> Drained:
+    """As long as such a flood may take."""
     started = perf_counter()
-    gevent.sleep(seconds)
+    gevent.sleep(count / 50_000)
     return Drained(0, started, perf_counter())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse("iopub", __doc__ or "", argv)
+    options = parse("iopub", __doc__ or "", argv, compares_builds=True)
     report = Report("iopub", options)
-    count, floods = options.pick(100_000, 3000), options.pick(5, 1)
-    with echo_kernel_each(list(DRAINS)) as kernels:
+    columns = [figure("messages", "n"), figure("messages/s", "per_s"), figure("lost", "lost")]
+    with echo_kernel_each(list(DRAINS)) as kernels, builds(options.against) as both:
         for transport in options.transports:
             connections = {name: kernels[name][transport] for name in DRAINS}
-            columns = [figure("messages", "n"), figure("messages/s", "per_s"), figure("lost", "lost")]
-            report.add_rates(transport, "drain", measure_drains(transport, connections, options), columns)
-            recorders = {"no flood": measure_ticker(None, count, floods)}
-            for name, opener in {"kclient": kclient_run, "zmq.green + codec": DRAINS["zmq.green + codec"]}.items():
-                with (
-                    opener(connections["kclient run" if name == "kclient" else name]) as drain,
-                    ProgressLine(f"ticker, {name}, {transport}", 1),
-                ):
-                    drain(options.pick(5000, 50))
-                    recorders[name] = measure_ticker(drain, count, floods)
+            report.add_rates(transport, "drain", measure_drains(transport, connections, both, options), columns)
+            recorders = measure_tickers(transport, connections, both, options)
             report.add_calls(transport, "ticker, flooded", recorders)
     report.finish()
 

@@ -6,14 +6,17 @@ floor beside it has the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
+from benchmarks.builds import Builds, builds
 from benchmarks.clients import LATENCY, Client, RawInTurn
 from benchmarks.kernels import Connection, bare_kernel, echo_kernel_each
 from benchmarks.report import Options, Report, parse, run_script
+from benchmarks.turns import KCLIENTS
 from kclient.bench.recorder import Recorder
-from kclient.bench.rounds import interleave
+from kclient.bench.rounds import Batch, interleave_batches, time_calls
 
 BATCH = 50
 
@@ -28,19 +31,24 @@ def measure(
     operation: str,
     clients: Mapping[str, type[Client]],
     connections: Mapping[str, Connection],
+    both: Builds,
     title: str,
     options: Options,
     count: int,
 ) -> dict[str, Recorder]:
     """The latencies of one operation, by client; each is connected for that long."""
+    batches: dict[str, Batch] = {}
+    tidy: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(closing(client(connections[name], iopub=operation != "kernel_info")))
-            for name, client in clients.items()
-        }
-        return interleave(
-            {name: getattr(client, operation) for name, client in opened.items()},
-            tidy={name: client.tidy for name, client in opened.items()},
+        for name, client in clients.items():
+            if both and name in KCLIENTS:
+                batches |= both.turns(name, "calls", name, operation, connections[name])
+                continue
+            opened = stack.enter_context(closing(client(connections[name], iopub=operation != "kernel_info")))
+            batches[name], tidy[name] = partial(time_calls, getattr(opened, operation)), opened.tidy
+        return interleave_batches(
+            batches,
+            tidy=tidy,
             title=title,
             count=options.pick(count, 20),
             batch=options.pick(BATCH, 10),
@@ -49,26 +57,36 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse("latency", __doc__ or "", argv)
+    options = parse("latency", __doc__ or "", argv, compares_builds=True)
     report = Report("latency", options)
+    measure_echo_kernels(report, options)
+    measure_ipykernel(report, options)
+    report.finish()
+
+
+def measure_echo_kernels(report: Report, options: Options) -> None:
     names = [*LATENCY, "raw (in turn)"]
-    with echo_kernel_each(names) as kernels:
+    with echo_kernel_each(names) as kernels, builds(options.against) as both:
         for operation in OPERATIONS:
             clients = LATENCY if operation != "run" else {**LATENCY, "raw (in turn)": RawInTurn}
             for transport in options.transports:
                 connections = {name: kernels[name][transport] for name in clients}
                 title = f"{operation}, {transport}"
-                recorders = measure(operation, clients, connections, title, options, count=4000)
+                recorders = measure(operation, clients, connections, both, title, options, count=4000)
                 report.add_calls(transport, operation, recorders)
+
+
+def measure_ipykernel(report: Report, options: Options) -> None:
     names = QUICK_AGAINST_IPYKERNEL if options.quick else AGAINST_IPYKERNEL
     for transport in options.transports:
         with ExitStack() as stack:
             bare = {name: stack.enter_context(bare_kernel(transport)) for name in names}
             connections = {name: kernel.connection for name, kernel in bare.items()}
             clients = {name: LATENCY[name] for name in names}
-            recorders = measure("run", clients, connections, f"run, ipykernel, {transport}", options, count=2000)
+            both = stack.enter_context(builds(options.against))
+            title = f"run, ipykernel, {transport}"
+            recorders = measure("run", clients, connections, both, title, options, count=2000)
         report.add_calls(transport, "run, ipykernel", recorders)
-    report.finish()
 
 
 if __name__ == "__main__":

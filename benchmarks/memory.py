@@ -1,7 +1,7 @@
-"""The memory and file descriptors of one more client, of the process it is in: ``python -m benchmarks.memory kclient``.
+"""The memory and file descriptors of one more client: ``python -m benchmarks.memory kclient CHECKOUT``.
 
-Standard input is a JSON list of connections. The process imports no other client library, and connects five channels to
-each kernel, one after the other.
+Standard input is a JSON list of connections. The process imports no other client library, kclient from that checkout,
+and connects five channels to each kernel, one after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import resource
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from benchmarks.build_process import use_build
 
 PATIENCE = 30
 
@@ -49,6 +51,8 @@ def descriptors() -> int:
 
 def main() -> None:
     connect = CONNECT[sys.argv[1]]
+    if connect is connect_kclient:
+        use_build(sys.argv[2])
     connections = json.load(sys.stdin)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -40,6 +40,8 @@ COLUMNS: list[tuple[str, str, int]] = [
     ("p50 over raw, us", "over_raw_us", 0),
     ("to raw", "ratio_to_raw", 3),
     ("to jupyter_client", "ratio_to_jupyter_client", 3),
+    ("to before", "ratio_to_before", 3),
+    ("by round", "ratio_by_round", 3),
 ]
 """Title, key and digits of each column. A column without any value is left out."""
 

@@ -13,6 +13,7 @@ import attrs
 import gevent
 
 from benchmarks.bars import bar_of
+from benchmarks.builds import BEFORE, add_against, ratios_of_recorders
 from kclient.bench.machine import describe_machine, machine_line
 from kclient.bench.plot import Line, Panel, check_format, write_plot
 from kclient.bench.recorder import Recorder
@@ -39,6 +40,9 @@ COLOURS = {
 }
 """A colour and a dash for each client, the same in every plot; those of Okabe and Ito, for the colour-blind too."""
 
+DASH_BEFORE = "-."
+"""Of the other build of a client, which has its colour."""
+
 JUPYTER = "jupyter_client"
 
 FLOOR_OF_RATES = "raw + codec"
@@ -54,6 +58,7 @@ class Options:
     plot: Path | None
     transports: list[str]
     rest: argparse.Namespace
+    against: Path | None = None
 
     def pick(self, full: int, quick: int) -> int:
         """The size of a full run, or that of a quick one."""
@@ -61,7 +66,12 @@ class Options:
 
 
 def parse(
-    module: str, text: str, argv: Sequence[str] | None, add: Callable[[argparse.ArgumentParser], object] | None = None
+    module: str,
+    text: str,
+    argv: Sequence[str] | None,
+    add: Callable[[argparse.ArgumentParser], object] | None = None,
+    *,
+    compares_builds: bool = False,
 ) -> Options:
     """The options; exits with code 2 for wrong ones, and for files that cannot be written."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=text.splitlines()[0])
@@ -69,6 +79,8 @@ def parse(
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latency by percentile there")
     parser.add_argument("--transport", choices=["tcp", "ipc", "both"], default="both", help="[both]")
+    if compares_builds:
+        add_against(parser)
     if add is not None:
         add(parser)
     found = parser.parse_args(argv)
@@ -83,7 +95,7 @@ def parse(
         except ValueError as exc:
             parser.error(f"cannot plot {str(found.plot)!r}: {exc}")
     transports = ["tcp", "ipc"] if found.transport == "both" else [found.transport]
-    return Options(found.quick, found.json, found.plot, transports, found)
+    return Options(found.quick, found.json, found.plot, transports, found, getattr(found, "against", None))
 
 
 def bar_text(row: Row) -> str:
@@ -97,8 +109,16 @@ def bar_text(row: Row) -> str:
 RATIOS = [
     figure("to raw", "ratio_to_raw", 3),
     figure("to jupyter_client", "ratio_to_jupyter_client", 3),
+    figure("to before", "ratio_to_before", 3),
+    figure("by round", "ratio_by_round", 3),
     Column("bar", bar_text, is_number=False),
 ]
+
+
+def look_of(name: str) -> tuple[str | None, str]:
+    """The colour and the dash of a client."""
+    colour, dash = COLOURS.get(name.removesuffix(BEFORE), (None, "-"))
+    return colour, DASH_BEFORE if name.endswith(BEFORE) else dash
 
 
 class Report:
@@ -122,18 +142,19 @@ class Report:
     ) -> None:
         """Calls that were timed one by one; the ratios are those of the medians."""
         figures = {name: recorder.figures() for name, recorder in recorders.items()}
+        to_before = ratios_of_recorders(recorders)
         rows = []
         for name, recorder in recorders.items():
             row = row_of(self.benchmark, transport, name, operation, recorder, figures.get(floor))
             if JUPYTER in figures:
                 row = row.with_extra(ratio_to_jupyter_client=figures[name].p50_us / figures[JUPYTER].p50_us)
-            rows.append(row.with_extra(**(extra or {}).get(name, {})))
+            rows.append(row.with_extra(**to_before.get(name, {}), **(extra or {}).get(name, {})))
         self.add_rows(transport, operation, rows, [*LATENCY, *columns])
         self.add_panel(transport, operation, recorders)
 
     def add_panel(self, transport: str, operation: str, recorders: Mapping[str, Recorder]) -> None:
         """Have those latencies drawn."""
-        lines = [Line(name, recorder, *COLOURS.get(name, (None, "-"))) for name, recorder in recorders.items()]
+        lines = [Line(name, recorder, *look_of(name)) for name, recorder in recorders.items()]
         self.panels.append(Panel(", ".join(filter(None, [operation, transport])), lines))
 
     def say(self, text: str) -> None:

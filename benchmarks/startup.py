@@ -14,23 +14,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from time import perf_counter_ns, sleep
 
 import zmq
 from jupyter_client.manager import KernelManager
 
 import kclient
+from benchmarks.builds import builds, checkouts
 from benchmarks.clients import PATIENCE
 from benchmarks.codec import Codec
 from benchmarks.kernels import ROOT, Connection, address, bare_kernel
 from benchmarks.report import Options, Report, parse, run_script
+from benchmarks.turns import SETTLE_S, Times, life_with_kclient, ready_client
 from kclient.bench.progress import ProgressLine
 from kclient.bench.recorder import Recorder
-from kclient.bench.rounds import interleave
+from kclient.bench.rounds import Batch, interleave_batches, time_calls
 from kclient.bench.table import figure
-
-SETTLE = 0.2
-"""Seconds between a kernel's first reply and its shutdown: it is to be idle."""
 
 IMPORTS = {
     "raw": "gevent, zmq.green, attrs",
@@ -39,9 +40,6 @@ IMPORTS = {
     "jupyter_client": "jupyter_client",
 }
 
-Times = tuple[int, int]
-"""Nanoseconds of a start, and of the shutdown."""
-
 
 def life_of_bare_process(transport: str) -> Times:
     start = perf_counter_ns()
@@ -49,23 +47,12 @@ def life_of_bare_process(transport: str) -> Times:
         shell.send_multipart(request(kernel.connection, "kernel_info_request"))
         shell.recv_multipart()
         started = perf_counter_ns() - start
-        sleep(SETTLE)
+        sleep(SETTLE_S)
         with dealer(kernel.connection, "control") as control:
             start = perf_counter_ns()
             control.send_multipart(request(kernel.connection, "shutdown_request"))
             wait_for_exit(kernel.process)
             return started, perf_counter_ns() - start
-
-
-def life_with_kclient(transport: str, launcher: kclient.ForkServer | None = None) -> Times:
-    """Without encryption, as the others."""
-    start = perf_counter_ns()
-    with kclient.start_kernel(transport=transport, encryption="off", launcher=launcher) as kernel:
-        started = perf_counter_ns() - start
-        sleep(SETTLE)
-        start = perf_counter_ns()
-        kernel.shutdown_kernel()
-        return started, perf_counter_ns() - start
 
 
 def life_with_jupyter_client(transport: str) -> Times:
@@ -76,7 +63,7 @@ def life_with_jupyter_client(transport: str) -> Times:
         client.start_channels()
         client.wait_for_ready(timeout=PATIENCE)
         started = perf_counter_ns() - start
-        sleep(SETTLE)
+        sleep(SETTLE_S)
         client.stop_channels()
         start = perf_counter_ns()
         manager.shutdown_kernel()
@@ -120,13 +107,16 @@ def wait_for_exit(process: subprocess.Popen[bytes]) -> None:
 
 def measure_lives(transport: str, options: Options) -> tuple[dict[str, Recorder], dict[str, Recorder]]:
     """The latencies of start and shutdown, by client; one kernel after the other, in turn."""
-    with kclient.ForkServer() as launcher:
+    with kclient.ForkServer() as launcher, builds(options.against) as both:
         life_with_kclient(transport, launcher)  # when it has started one, it has imported all
         lives: dict[str, Callable[[], Times]] = {
             "raw": lambda: life_of_bare_process(transport),
             "raw (again)": lambda: life_of_bare_process(transport),
-            "kclient": lambda: life_with_kclient(transport),
-            "kclient, fork server": lambda: life_with_kclient(transport, launcher),
+            **(both.turns("kclient", "life", transport) or {"kclient": lambda: life_with_kclient(transport)}),
+            **(
+                both.turns("kclient, fork server", "forked_life", transport)
+                or {"kclient, fork server": lambda: life_with_kclient(transport, launcher)}
+            ),
             "jupyter_client": lambda: life_with_jupyter_client(transport),
         }
         if options.quick:
@@ -137,15 +127,15 @@ def measure_lives(transport: str, options: Options) -> tuple[dict[str, Recorder]
             for _ in range(rounds):
                 for name, live in lives.items():
                     start, end = live()
-                    starts[name].record([start])
-                    ends[name].record([end])
+                    starts[name].record_round([start])
+                    ends[name].record_round([end])
                     progress.advance()
         return starts, ends
 
 
 def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Recorder]:
     """A fresh client of a kernel that is ready, from nothing to ready; its channels are closed untimed."""
-    with jupyter_kernel(transport) as manager:
+    with jupyter_kernel(transport) as manager, builds(options.against) as both:
         connection = manager.get_connection_info()
         connection["key"] = connection["key"].decode()
         left: list[Callable[[], object]] = []
@@ -156,10 +146,7 @@ def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Record
                 shell.recv_multipart()
 
         def with_kclient() -> None:
-            client = kclient.KernelClient(connection)
-            left.append(client.close)
-            client.start_channels()
-            client.wait_for_ready(PATIENCE)
+            left.append(ready_client(connection).close)
 
         def with_jupyter_client() -> None:
             client = manager.client()
@@ -171,43 +158,54 @@ def measure_wait_for_ready(transport: str, options: Options) -> dict[str, Record
             while left:
                 left.pop()()
 
-        calls = {"raw": raw, "raw (again)": raw, "kclient": with_kclient, "jupyter_client": with_jupyter_client}
-        return interleave(
-            calls,
+        batches: dict[str, Batch] = {
+            "raw": partial(time_calls, raw),
+            "raw (again)": partial(time_calls, raw),
+            **(both.turns("kclient", "time_until_ready", connection) or {"kclient": partial(time_calls, with_kclient)}),
+            "jupyter_client": partial(time_calls, with_jupyter_client),
+        }
+        return interleave_batches(
+            batches,
             title=f"wait_for_ready, {transport}",
             count=options.pick(100, 2),
             batch=1,
             warm_up=1,
-            tidy=dict.fromkeys(calls, close),
+            tidy=dict.fromkeys(batches, close),
         )
 
 
 def measure_imports(options: Options) -> dict[str, Recorder]:
     """The time of the import statement alone, in fresh interpreters, in turn."""
     rounds = options.pick(40, 2)
-    recorders = {name: Recorder() for name in IMPORTS}
-    with ProgressLine("import", (rounds + 1) * len(IMPORTS)) as progress:
-        for is_timed in [False, *[True] * rounds]:  # the first writes the byte code
-            for name, modules in IMPORTS.items():
-                nanoseconds = time_import(modules)
-                if is_timed:
-                    recorders[name].record([nanoseconds])
+    imports = {
+        f"{name}{end}": (modules, path)
+        for name, modules in IMPORTS.items()
+        for end, path in (checkouts(options.against) if name == "kclient" else {"": ROOT}).items()
+    }
+    recorders = {name: Recorder() for name in imports}
+    with ProgressLine("import", (rounds + 1) * len(imports)) as progress:
+        for number in range(1 + rounds):
+            for name, (modules, path) in [*imports.items()][:: -1 if number % 2 else 1]:
+                nanoseconds = time_import(modules, path)
+                if number:  # the first writes the byte code
+                    recorders[name].record_round([nanoseconds])
                 progress.advance()
     return recorders
 
 
-def time_import(modules: str) -> int:
+def time_import(modules: str, path: Path) -> int:
+    """Nanoseconds of the statement in a process whose working directory comes first where Python looks for modules."""
     code = f"from time import perf_counter_ns as now; start = now(); import {modules}; print(now() - start)"
     # An installed package has its byte code; where none may be written, a checkout would be compiled each time.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", code], cwd=path, env=env, stdout=subprocess.PIPE, text=True, check=True
     )
     return int(done.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse("startup", __doc__ or "", argv)
+    options = parse("startup", __doc__ or "", argv, compares_builds=True)
     report = Report("startup", options)
     lives = {transport: measure_lives(transport, options) for transport in options.transports}
     for transport, (starts, _) in lives.items():

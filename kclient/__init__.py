@@ -1,6 +1,6 @@
 """Talk to Jupyter kernels, synchronously: every request returns its reply, in scripts and in gevent servers."""
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from kclient.channels.heartbeat import HBChannel
@@ -139,7 +139,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         value: object = _installed_version()
     elif name in _MODULES:
-        value = getattr(import_module(_MODULES[name]), name)
+        value = getattr(_import_module(_MODULES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

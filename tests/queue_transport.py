@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub
 
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.waiting import TURN_S
+from kclient.concurrency.waiting import TURN_S, weakly
 from kclient.errors import ChannelClosed, InvalidState
 from kclient.transport.zmq.transport import ZmqTransport
 
@@ -63,12 +63,12 @@ class QueueLine:
             raise ChannelClosed(self._channel)
         self._session.serialize(message)  # a message that cannot be written is refused here
         self._to_kernel.append(deepcopy(message))
-        self._hub.loop.run_callback(self._pass_on)
+        self._hub.loop.run_callback(weakly(self._pass_on))
 
     def receive(self, message: Message) -> None:
         """The relay has received a message of the kernel."""
         self._from_kernel.append(message)
-        self._hub.loop.run_callback(self._deliver)
+        self._hub.loop.run_callback(weakly(self._deliver))
 
     def drain(self, seconds: float = TURN_S) -> None:
         self._pass_on()

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -15,7 +17,9 @@ import leaks
 import pytest
 
 from benchmarks import readme
+from benchmarks.__main__ import COMPARE_BUILDS
 from benchmarks.bars import BARS
+from benchmarks.builds import BEFORE, Build, Builds, ratios_to_before
 from benchmarks.kernels import echo_kernels
 from benchmarks.stress import stress
 from kclient.bench.recorder import Recorder
@@ -140,6 +144,76 @@ def test_service_is_compared_with_its_peer(folder: Path) -> None:
     assert [row["client"] for row in rows] == ["kclient", "kclient, forked", "jupyter_client"]
     assert [(row["n"], row["errors"], row["bad"]) for row in rows] == [(20, 0, 0)] * 3
     assert all(row["all_kib"] > row["server_kib"] > 0 for row in rows)
+
+
+# Two builds
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("module", "clients"),
+    [
+        ("latency", {"kernel_info": 2, "execute": 2, "run": 2, "run, ipykernel": 1}),
+        ("iopub", {"drain": 3, "ticker, flooded": 1}),
+        ("concurrency", {"pipelined": 2}),
+        ("startup", {"start": 2, "shutdown": 2, "wait_for_ready": 1, "import": 1}),
+        ("scale", {"one client": 1, "4 clients": 1, "memory of one more client": 1}),
+    ],
+)
+def test_build_is_compared_with_another(module: str, clients: dict[str, int], folder: Path) -> None:
+    """Here with itself; `clients` is how many of kclient there are, by operation."""
+    rows = results_of(module, folder, "--transport", "ipc", "--plot", folder / "plot.png", "--against", ROOT)
+    before = [row for row in rows if row["client"].endswith(BEFORE)]
+    assert Counter(row["operation"] for row in before) == clients
+    assert not any("ratio_to_before" in row for row in before)
+    today = {(row["operation"], row["client"] + BEFORE): row for row in rows}
+    assert all(today[row["operation"], row["client"]]["ratio_to_before"] > 0 for row in before)
+
+
+def test_each_build_is_the_first_in_every_other_round() -> None:
+    order: list[str] = []
+
+    class Recorded(Build):
+        def __init__(self, end: str) -> None:
+            self.end = end
+
+        def turn(self, name: str, *arguments: object) -> object:
+            order.append(self.end)
+            return (self.end, name, *arguments)
+
+    turns = Builds({end: Recorded(end) for end in ("", BEFORE)}).turns("kclient", "calls", "run")
+    for count in (7, 8, 9):
+        assert [turn(count) for turn in turns.values()] == [(end, "calls", "run", count) for end in ("", BEFORE)]
+    assert list(turns) == ["kclient", f"kclient{BEFORE}"]
+    assert order == ["", BEFORE, BEFORE, "", "", BEFORE]
+
+
+def test_build_is_that_of_its_checkout(folder: Path) -> None:
+    """This one connects to nothing at once, and fails where a kernel has a name."""
+    (folder / "kclient").mkdir()
+    source = """class KernelClient:
+    def __init__(self, connection): self.connection = connection
+    def wait_for_ready(self, timeout): assert not self.connection
+    def close(self): pass
+    start_channels = close"""
+    (folder / "kclient" / "__init__.py").write_text(source)
+    with closing(Build(folder)) as build:
+        assert len(build.turn("time_until_ready", {}, 3)) == 3
+        with pytest.raises(RuntimeError, match="failed at 'time_until_ready'"):
+            build.turn("time_until_ready", {"kernel_name": "none"}, 1)
+
+
+def test_ratio_by_round_is_that_of_the_rounds_and_not_of_the_run() -> None:
+    rounds = {"kclient": [1.0, 2.0, 90.0], f"kclient{BEFORE}": [1.0, 1.0, 100.0], "raw": [1.0]}
+    times = {"kclient": 3.0, f"kclient{BEFORE}": 2.0, "raw": 1.0}
+    assert ratios_to_before(times, rounds) == {"kclient": {"ratio_to_before": 1.5, "ratio_by_round": 1.0}}
+
+
+@pytest.mark.parametrize("module", ["benchmarks", *(f"benchmarks.{name}" for name in sorted(COMPARE_BUILDS))])
+def test_checkout_without_kclient_is_refused_at_once(module: str, folder: Path) -> None:
+    done = run(module, "--against", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no kclient/ in" in done.stderr
 
 
 def test_single_functions_run(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log10
+from statistics import median
 from typing import Final
 
 import attrs
@@ -38,12 +39,19 @@ class Recorder:
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, LONGEST_NS, DIGITS)
         self._total = 0
+        self.round_medians: list[float] = []
 
     def record(self, nanoseconds: Iterable[int]) -> None:
         """Add the latencies of some calls."""
         for value in nanoseconds:
             self._histogram.record_value(min(max(value, 1), LONGEST_NS))
             self._total += value
+
+    def record_round(self, nanoseconds: Sequence[int]) -> None:
+        """Add the latencies of one round, and keep their median."""
+        self.record(nanoseconds)
+        if nanoseconds:
+            self.round_medians.append(median(nanoseconds))
 
     @property
     def n(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter_ns
 
 from kclient.bench.progress import ProgressLine
@@ -10,6 +11,9 @@ from kclient.bench.recorder import Recorder
 
 Call = Callable[[], object]
 """One call of the operation that is measured."""
+
+Batch = Callable[[int], list[int]]
+"""Makes so many calls; the nanoseconds of each."""
 
 
 def interleave(
@@ -22,17 +26,31 @@ def interleave(
     tidy: Mapping[str, Call] | None = None,
 ) -> dict[str, Recorder]:
     """Time `count` calls of each client, `batch` of them a round; its `tidy` runs, untimed, after each batch."""
+    batches = {name: partial(time_calls, call) for name, call in calls.items()}
+    return interleave_batches(batches, title=title, count=count, batch=batch, warm_up=warm_up, tidy=tidy)
+
+
+def interleave_batches(
+    batches: Mapping[str, Batch],
+    *,
+    title: str,
+    count: int,
+    batch: int,
+    warm_up: int,
+    tidy: Mapping[str, Call] | None = None,
+) -> dict[str, Recorder]:
+    """The same for clients that time their calls themselves, in another process for example."""
     tidy = tidy or {}
-    recorders = {name: Recorder() for name in calls}
+    recorders = {name: Recorder() for name in batches}
     sizes = [batch] * (count // batch) + [count % batch] * bool(count % batch)
-    with ProgressLine(title, (len(sizes) + 1) * len(calls)) as progress:
-        for name, call in calls.items():
-            time_calls(call, warm_up)
+    with ProgressLine(title, (len(sizes) + 1) * len(batches)) as progress:
+        for name, make_calls in batches.items():
+            make_calls(warm_up)
             tidy.get(name, nothing)()
             progress.advance()
         for size in sizes:
-            for name, call in calls.items():
-                recorders[name].record(time_calls(call, size))
+            for name, make_calls in batches.items():
+                recorders[name].record_round(make_calls(size))
                 tidy.get(name, nothing)()
                 progress.advance()
     return recorders

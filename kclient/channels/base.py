@@ -41,7 +41,7 @@ class Channel(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         self.dropped: Counter[str] = Counter()
         self.looked_at = 0.0
         self._made_of = context, address
@@ -224,7 +224,7 @@ def spin(channels: Sequence[Channel], is_waiting: Callable[[], bool], deadline: 
 class MessageChannel(Channel):
     """A channel of messages, with an inbox of those that no call claimed."""
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.peer = self._shared.peer
         self._arrived = Parking(self._owner)

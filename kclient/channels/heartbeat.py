@@ -34,7 +34,7 @@ class HBChannel(Channel):
     name = "hb"
     time_to_dead: float = 3.0
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._client: HeartbeatClient = self._shared.client
         self.misses = 0

@@ -33,7 +33,7 @@ class IOPubChannel(MessageChannel):
 
     name = "iopub"
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         shared = self._shared
         self.outputs = Outputs(INBOX_MESSAGES, INBOX_BYTES, shared.pending, shared.comm_routes)

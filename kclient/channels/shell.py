@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class RequestChannel(MessageChannel):
     """Matches replies to requests, by the msg_id of their parent_header."""
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests(self._shared.pending)
         self.answering: set[object] = set()
@@ -95,7 +95,7 @@ class RequestChannel(MessageChannel):
             if isinstance(msg_type, Message) or subshell_id is not None:
                 message = self._build(msg_type, content, None, None, subshell_id)
             else:
-                message = self.session.msg(msg_type, content)
+                message = self._session.msg(msg_type, content)
             self._admit(message, deadline)
             return self.exchange(message, deadline)
 
@@ -180,7 +180,7 @@ class RequestChannel(MessageChannel):
                 raise InvalidArgument("a Message brings its own content and metadata; pass them to session.msg()")
             message = check_message(msg_type)
         else:
-            message = self.session.msg(msg_type, content, metadata=metadata)
+            message = self._session.msg(msg_type, content, metadata=metadata)
         if buffers is not None:
             message.buffers = check_buffers(buffers)
         if subshell_id is not None:
@@ -232,7 +232,7 @@ class ControlChannel(RequestChannel, ControlRequests):
 
     name = "control"
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._debug_seq = 0
 

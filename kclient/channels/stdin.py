@@ -24,7 +24,7 @@ class StdInChannel(MessageChannel):
 
     name = "stdin"
 
-    def __init__(self, context: Any, session: Session, address: str | tuple[str, int] = "") -> None:
+    def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self._client: StdInClient = self._shared.client
         self._inbox = Inbox(INBOX_MESSAGES, INBOX_BYTES)
@@ -40,7 +40,7 @@ class StdInChannel(MessageChannel):
 
     def answer(self, request: Message, string: str) -> None:
         """Answer that input request."""
-        reply = self.session.msg("input_reply", messages.input_reply(string), parent=request)
+        reply = self._session.msg("input_reply", messages.input_reply(string), parent=request)
         self.check_running()
         self._check_failure()
         self._line.send(reply)

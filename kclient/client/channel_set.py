@@ -54,29 +54,14 @@ class ChannelSet:
         self.owner = owner
         self.session = session
         self.kernel = kernel
+        self.transport: Transport = shared.transport
+        self.peer: Peer = shared.peer
+        self.pending: PendingAnswers = shared.pending
+        self.spin = shared.spin
         self.failure: Failure | None = None
         self._shared = shared
         self._make = make
         self._channels: dict[str, Channel] = {}
-
-    @property
-    def transport(self) -> Transport:
-        return self._shared.transport
-
-    @property
-    def peer(self) -> Peer:
-        """What the kernel has told of itself."""
-        return self._shared.peer
-
-    @property
-    def pending(self) -> PendingAnswers:
-        """The answers of which one half has come."""
-        return self._shared.pending
-
-    @property
-    def spin(self) -> float:
-        """Seconds for which a call looks at its sockets before it waits for the loop."""
-        return self._shared.spin
 
     @property
     def shell(self) -> ShellChannel:
@@ -126,7 +111,8 @@ class ChannelSet:
         Raises UnsupportedFeature if the transport has no second connection.
         """
         transport = _SecondLines(self.transport)
-        channel = _TEMPORARY[name](Shared.of_one(transport, self.session), self.session)
+        shared = Shared.of_one(transport, self.session)
+        channel = _TEMPORARY[name](shared, self.session, transport.address(name))
         try:
             channel.start()
             yield channel

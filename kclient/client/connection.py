@@ -9,8 +9,8 @@ from kclient.channels.base import Channel
 from kclient.channels.shared import Shared
 from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
-from kclient.client.execution import Execution, OnOutput
-from kclient.client.input_requests import InputRequests, OnInput
+from kclient.client.execution import Execution
+from kclient.client.input_requests import InputRequests
 from kclient.client.kernel_death import KernelDeath
 from kclient.client.process import Kernel
 from kclient.client.readiness import Readiness
@@ -22,7 +22,6 @@ from kclient.errors import InvalidState
 from kclient.protocol.comms import CommRoutes, OpenComm
 from kclient.protocol.messages import Content, Message, check_code
 from kclient.protocol.routing import Outputs
-from kclient.protocol.transcript import Transcript
 from kclient.transport.base import Transport
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ class KernelConnection:
         self.readiness = Readiness(self.channels)
         self.subshells = Subshells(self.channels, self.readiness)
         self.watchdog = Watchdog(self.channels, self.readiness, self._comm_routes)
+        self.answer_is_owed = self.watchdog.arm  # the method itself: it is called with each message of iopub
         self.input_requests = InputRequests(self.channels)
         self.kernel_death = KernelDeath(self.channels, self.availability)
 
@@ -82,27 +82,6 @@ class KernelConnection:
         self._comm_routes.targets.update(former._comm_routes.targets)
 
     # Executions
-
-    def new_execution(
-        self,
-        transcript: Transcript,
-        *,
-        check: bool,
-        on_output: OnOutput | None,
-        on_input: OnInput | None,
-        keeps_messages: bool,
-    ) -> Execution:
-        """An execution of this client, not sent yet."""
-        return Execution(
-            self.channels,
-            self.input_requests,
-            self.watchdog.arm,
-            transcript,
-            check=check,
-            on_output=on_output,
-            on_input=on_input,
-            keeps_messages=keeps_messages,
-        )
 
     def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
         """Send the request of `execution`, which gets the outputs and the reply from here on."""
@@ -161,10 +140,6 @@ class KernelConnection:
     def admit(self, message: Message, deadline: Deadline | None) -> None:
         """Raise UnsupportedFeature, or InvalidArgument, for a request that the kernel would not understand."""
         self.subshells.admit(message, deadline)
-
-    def answer_is_owed(self) -> None:
-        """Watch over the answer: it may get lost."""
-        self.watchdog.arm()
 
     def answers_input(self) -> bool:
         """True if an input request would be answered."""

@@ -251,7 +251,10 @@ class KernelInterface(ShellRequests, ControlRequests):
             allow_stdin=self.answers_input() or (on_input is not None and connection.channels.runs("stdin")),
             stop_on_error=stop_on_error,
         )
-        execution = connection.new_execution(
+        execution = Execution(
+            connection.channels,
+            connection.input_requests,
+            connection.answer_is_owed,
             Transcript(max_output_bytes, keep_outputs=keep_outputs),
             check=check,
             on_output=check_callback(on_output, "on_output"),

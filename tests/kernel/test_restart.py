@@ -14,6 +14,7 @@ WAIT = 30
 NAMES = ("shell", "iopub", "stdin", "hb", "control")
 
 
+@pytest.mark.zmq_only  # the heartbeat
 def test_restart_keeps_ports_file_key_and_client(kernel_manager):
     manager = kernel_manager
     info, path, client, pid = (
@@ -192,6 +193,7 @@ def test_restart_without_channels_starts_the_process_only(transport):
         assert manager.run("6 * 7").text == "42"
 
 
+@pytest.mark.zmq_only  # the heartbeat
 def test_heartbeat_goes_on_after_a_restart(kernel_manager):
     hb = kernel_manager.hb_channel
     kernel_manager.restart_kernel(now=True, timeout=WAIT)

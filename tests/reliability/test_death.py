@@ -100,6 +100,7 @@ def test_death_wakes_everyone_who_waits_at_once(
     figures.note(f"{death}: exit to the last of {WAITING} wake-ups", latest * 1e3, "ms", at_most=AT_ONCE * 1e3)
 
 
+@pytest.mark.zmq_only  # the heartbeat
 def test_death_of_a_foreign_kernel_wakes_everyone_within_the_time_to_dead_and_a_second(
     kernel_manager: kclient.KernelManager,
     transport: str,

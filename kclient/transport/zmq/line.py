@@ -146,7 +146,10 @@ class ZmqLine(ZmqConnection):
 
     def send(self, message: Message) -> None:
         """Sign and send; raises InvalidArgument, InvalidState for a socket that keeps nothing, and ChannelClosed."""
-        self._open_stream().send(self._session.serialize(message))
+        stream = self._stream
+        if stream is None:
+            raise ChannelClosed(self.name)
+        stream.send(self._session.serialize(message))
 
     def is_connected(self) -> bool:
         """True if the kernel is connected; only a line that tells of cuts knows."""

@@ -1,4 +1,4 @@
-"""Whether anybody listens at the addresses of a kernel that nobody here started."""
+"""Whether anything listens at an address."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from pathlib import Path
 import gevent
 import pytest
 
-from kclient.channels.heartbeat import HBChannel
-from kclient.client import heartbeat_watch
-from kclient.client.heartbeat_watch import HeartbeatWatch
-from kclient.protocol.session import Session
-from kclient.transport.zmq.context import context
 from kclient.transport.zmq.reachability import refuses
 
 
@@ -45,25 +40,3 @@ def test_number_of_a_host_is_looked_up_without_a_thread(host: str) -> None:
     pool = gevent.get_hub().threadpool
     refuses(f"tcp://{host}:1")
     assert pool.size == 0
-
-
-@pytest.mark.parametrize("is_stopped", [False, True])
-def test_watch_that_is_stopped_while_it_looks_buries_nobody(monkeypatch: pytest.MonkeyPatch, is_stopped: bool) -> None:
-    """Whoever stops it may have run in the same turn of the loop, before the prober could be killed."""
-    buried: list[object] = []
-    hb = HBChannel(context(), Session(), "tcp://127.0.0.1:1")
-    watch = HeartbeatWatch(hb, "tcp://127.0.0.1:2", None, buried.append)
-
-    def refuses(address: str) -> bool:
-        if is_stopped and address == "tcp://127.0.0.1:2":
-            watch.stop()
-        return True
-
-    monkeypatch.setattr(heartbeat_watch, "RESTART", 0)
-    monkeypatch.setattr(heartbeat_watch, "refuses", refuses)
-    assert hb.on_miss is not None
-    hb.on_miss()
-    prober = watch._prober
-    assert prober is not None
-    prober.join()
-    assert len(buried) == (not is_stopped)

@@ -1,0 +1,89 @@
+"""Whether a kernel that this program did not start is dead: what missed heartbeats and refused connections tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kclient.client import kernel_death
+from kclient.client.kernel_death import KernelDeath
+
+SILENCE_S = 5.0
+
+
+class World:
+    """In place of the channels, their transport, the heartbeat and the availability."""
+
+    address = "tcp://127.0.0.1:1"
+
+    def __init__(self, *refusals: bool | None) -> None:
+        self.refusals = list(refusals)
+        self.deaths: list[str] = []
+        self.transport = self.hb = self
+        self.stop_when_asked = False
+        self.death = KernelDeath(self, self)  # type: ignore[arg-type]
+
+    def is_refused(self) -> bool | None:
+        if self.stop_when_asked:
+            self.death.stop()
+        return self.refusals.pop(0)
+
+    def unpause(self) -> None: ...
+
+    def since_last_beat(self) -> float:
+        return SILENCE_S
+
+    def died(self, failure: Any) -> None:
+        self.deaths.append(str(failure(None)))
+
+    def miss(self) -> None:
+        self.death.heart_missed()
+        prober = self.death._prober
+        if prober is not None:
+            prober.join()
+
+
+@pytest.fixture(autouse=True)
+def no_restart_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_death, "RESTART_S", 0)
+
+
+def test_kernel_whose_addresses_refuse_twice_is_dead() -> None:
+    world = World(True, True)
+    world.death.watch(None)
+    world.miss()
+    assert world.deaths == ["the kernel died: tcp://127.0.0.1:1 refuses connections"]
+
+
+def test_kernel_that_listens_again_is_alive() -> None:
+    world = World(True, False)
+    world.death.watch(None)
+    world.miss()
+    assert (world.deaths, world.refusals) == ([], [])
+
+
+@pytest.mark.parametrize("refused", [False, None])
+@pytest.mark.parametrize(("dead_after", "is_dead"), [(None, False), (SILENCE_S, True), (SILENCE_S + 1, False)])
+def test_silence_decides_where_no_refusal_can_come(
+    refused: bool | None, dead_after: float | None, is_dead: bool
+) -> None:
+    world = World(refused)
+    world.death.watch(dead_after)
+    world.miss()
+    assert world.deaths == (["the kernel has been silent for 5.0 s"] if is_dead else [])
+
+
+def test_missed_heartbeat_says_nothing_without_a_watch() -> None:
+    world = World(True, True)
+    world.miss()
+    assert world.deaths == []
+
+
+def test_watch_that_is_stopped_while_it_looks_tells_of_no_death() -> None:
+    """The caller of `stop` may run in the same turn of the loop, before the prober can be killed."""
+    world = World(True, True)
+    world.death.watch(None)
+    world.stop_when_asked = True
+    world.miss()
+    assert world.deaths == []
