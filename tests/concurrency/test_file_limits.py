@@ -261,7 +261,7 @@ def test_dropped_client_claims_nothing(kernel: kclient.KernelManager) -> None:
 
 
 def test_client_and_kernel_take_what_is_claimed_for_them(run_script: Callable[..., str]) -> None:
-    """A kernel that starts needs descriptors for reserved ports too, but none for channels yet."""
+    """A kernel that starts has its ports held, too, and no channels yet."""
     code = """
 from kclient.concurrency.file_limits import CLIENT, KERNEL, PORTS, PROCESS, FileDescriptorReservation
 before = count()
