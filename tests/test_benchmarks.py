@@ -236,7 +236,7 @@ def test_each_of_many_calls_gets_its_own_reply_in_time(transport: str) -> None:
 
 def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream does not look again after a send. When the time of a late call is up, it looks once more."""
-    monkeypatch.setattr(ZmqStream, "_has_input", lambda wire: False)
+    monkeypatch.setattr(ZmqStream, "_has_input", lambda stream: False)
     monkeypatch.setattr("benchmarks.stress.PATIENCE", 0.2)
     with echo_kernels() as kernels:
         for seed in range(200):
@@ -278,7 +278,7 @@ def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Pat
     assert "No such file" in done.stderr
 
 
-def test_echo_kernel_that_nobody_waits_for_ends_in_silence(folder: Path) -> None:
+def test_echo_kernel_that_no_program_waits_for_ends_in_silence(folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.echo"]
     with subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         process.stdout.close()  # type: ignore[union-attr]  # it is a pipe

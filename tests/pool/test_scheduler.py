@@ -564,7 +564,7 @@ class Anything(RuleBasedStateMachine):
         assert all(entry.uses <= 2 for entry in self.house.scheduler)
 
     @invariant()
-    def nobody_waits_beside_an_idle_kernel(self) -> None:
+    def no_caller_waits_beside_an_idle_kernel(self) -> None:
         assert not (self.waiting and self.house.entries(IDLE))
         assert self.house.scheduler.waiting == len(self.waiting)
 
