@@ -33,21 +33,21 @@ MARGIN = 30
 """Seconds beyond its timeout after which a call counts as hung, on whatever machine."""
 
 STUCK = 10
-"""Seconds after which a kernel that does not answer is interrupted, some times at one code before it counts as hung."""
+"""Seconds after which a silent kernel is interrupted. If that does not help at one code, the kernel counts as hung."""
 
 STUCK_AT_MOST = 3
 
 CALLERS = 20
 
 NO_JEDI = ["--Completer.use_jedi=False"]
-"""Its first completion in a kernel takes seconds."""
+"""Without jedi: the first completion of a kernel with jedi takes seconds."""
 
 _token = count(1)
 
 
 @attrs.define(eq=False)
 class Host:
-    """A kernel, and what has happened to it: a call is excused by what happened since it began."""
+    """A kernel, and counts of the events in its life. An event since a call began excuses an error of the call."""
 
     name: str
     manager: kclient.KernelManager
@@ -58,7 +58,7 @@ class Host:
     stuck: int = 0
 
     def wait_for_ready(self, client: kclient.KernelClient | kclient.KernelManager) -> None:
-        """Until the kernel answers; code that waits for the input of a client that was cut off has to be interrupted.
+        """Wait until the kernel answers. Code that waits for the input of a client that was cut off is interrupted.
 
         What a client sent to the kernel before runs in this one: it cannot know.
         """
@@ -68,7 +68,7 @@ class Host:
                 client.wait_for_ready(STUCK)
                 return
             except kclient.NoReply:
-                pass  # somebody's interrupt has hit the question
+                pass  # another client's interrupt has hit the question
             except kclient.KernelTimeout:
                 self.stuck += 1
                 self.manager.interrupt_kernel()
@@ -77,7 +77,7 @@ class Host:
 
     @property
     def is_at(self) -> str | None:
-        """What its main shell runs: there may be one after the other that waits for such an input."""
+        """The id of the request that the main shell runs. Several such requests may ask for input in turn."""
         return self.manager.iopub_channel.outputs.executing.get(None)
 
 
@@ -96,21 +96,21 @@ class Peer:
 
     @property
     def ends(self) -> int:
-        """How often its kernel has died, or seemed to."""
+        """How often the kernel has died, or the connection to it was cut."""
         return self.host.deaths + self.cuts
 
     @property
     def is_apart(self) -> bool:
-        """True if it has to find out by itself what becomes of its kernel."""
+        """True if this client is told nothing by the kernel's manager."""
         return isinstance(self.client, kclient.KernelClient)
 
     @property
     def is_lossy(self) -> bool:
-        """True if messages to it and from it get lost."""
+        """True if messages to and from this client get lost."""
         return isinstance(self.proxy, Relay)
 
     def reopen(self) -> None:
-        """What one does with a client whose kernel has died and come back."""
+        """Close the channels and open them again, as a user does after the kernel has died and come back."""
         assert isinstance(self.client, kclient.KernelClient)
         self.closings += 1
         self.client.stop_channels()
@@ -121,7 +121,7 @@ class Peer:
 
 
 class Moment:
-    """What had happened when a call began; later, what has happened since."""
+    """The counts when a call began. The properties compare them with the counts of now."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -144,12 +144,12 @@ class Moment:
 
     @property
     def may_have_lost(self) -> bool:
-        """True if messages may have been lost, and nobody could know of it."""
+        """True if messages may have been lost and the client could not know of it."""
         flooded = self._floods % 2 == 1 or self._peer.host.floods != self._floods
         return self._peer.is_lossy or self.was_cut_off or flooded
 
     def excuses(self, error: BaseException) -> bool:
-        """True if that error is documented for what has happened."""
+        """True if `error` is documented for the events since the call began."""
         if isinstance(error, (kclient.KernelTimeout, gevent.Timeout, gevent.GreenletExit)):
             return True
         if isinstance(error, kclient.KernelRestarted):
@@ -160,7 +160,7 @@ class Moment:
             self._peer.unanswered.add(error.msg_id)
             return True
         if isinstance(error, kclient.InvalidState) and "not connected to the stdin channel" in str(error):
-            return self.was_cut_off and self._peer.is_apart  # nobody has told it yet of the death of its kernel
+            return self.was_cut_off and self._peer.is_apart  # it has not yet been told that its kernel died
         if isinstance(error, (kclient.ChannelClosed, kclient.InvalidState, kclient.InvalidPortNumber)):
             return self.was_closed
         return isinstance(error, OnPurpose)
@@ -168,7 +168,7 @@ class Moment:
 
 @contextmanager
 def excused(peer: Peer) -> Iterator[None]:
-    """What is done by way of a client ends as its calls do: it may hear late of what happened to the kernel before."""
+    """Accept the errors that a call of `peer` may raise: the client may hear late of an earlier event at the kernel."""
     moment = Moment(peer)
     try:
         yield
@@ -178,11 +178,11 @@ def excused(peer: Peer) -> Iterator[None]:
 
 
 class OnPurpose(Exception):
-    """What a callback raises now and then."""
+    """A callback raises this now and then."""
 
 
 class Callers:
-    """Greenlets that call at random."""
+    """Greenlets that make calls chosen at random."""
 
     def __init__(self, peers: list[Peer], seed: int) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -236,7 +236,7 @@ class Callers:
             self.complaints.append(f"{name}, timeout {timeout} s: {outcome}")
 
     def _outcome(self, call: Callable[..., object], peer: Peer, random: Random, timeout: float, moment: Moment) -> str:
-        """In a word; with a traceback if it should not have come to that."""
+        """The outcome in one word. If the error is not documented, its traceback follows."""
         try:
             if random.random() < 0.1:
                 with gevent.Timeout(timeout * random.random()):
@@ -270,7 +270,7 @@ class Callers:
         check(execution.result(timeout=timeout), token, expected, moment)
 
     def prompt(self, peer: Peer, random: Random, timeout: float) -> None:
-        """The kernel does not look whose answer comes: one that is under way when its code ends goes to another."""
+        """The kernel does not check the sender of an answer: a late one may go to other code."""
         token = f"token{next(_token)}"
         fails = random.random() < 0.1
 
@@ -324,7 +324,7 @@ class Callers:
 
 
 def something_to_run(random: Random) -> tuple[str, str, str]:
-    """A token, code that prints it, and what it prints."""
+    """A token, code that prints the token, and the text that the code prints."""
     token, lines = f"token{next(_token)}", random.choice([1, 1, 1, 20])
     pause = f"import time; time.sleep({random.choice([0.01, 0.3])})\n" if random.random() < 0.1 else ""
     code = f"{pause}for _ in range({lines}):\n    print({token!r}, flush=True)\n{token!r}"
@@ -332,12 +332,12 @@ def something_to_run(random: Random) -> tuple[str, str, str]:
 
 
 def tokens_in(text: str) -> set[str]:
-    """Not what IPython says of an interrupt that has come at a bad time."""
+    """The tokens in `text`. IPython may print other words about an interrupt that comes at a bad time."""
     return {word for word in text.split() if word.startswith("token")}
 
 
 def check(outcome: kclient.Result, token: str, expected: str, moment: Moment) -> None:
-    """It is the call's own, and whole if nothing can have been lost."""
+    """Assert that `outcome` belongs to the call, and that it is complete if no message can have been lost."""
     assert tokens_in(outcome.stdout) <= {token}, f"another's output: {outcome.outputs}"
     assert outcome.text in (None, repr(token)), f"another's result: {outcome.outputs}"
     if outcome.error is not None:
@@ -349,7 +349,7 @@ def check(outcome: kclient.Result, token: str, expected: str, moment: Moment) ->
 
 
 class Forger:
-    """Loses, doubles, changes and forges messages of one relay, and keeps count of what its client must drop."""
+    """Loses, doubles, changes and forges messages of one relay, and counts those that its client must drop."""
 
     def __init__(self, relay: Relay, random: Random) -> None:
         self.expected: dict[str, Counter[str]] = {name: Counter() for name in ("shell", "control", "stdin", "iopub")}
@@ -366,7 +366,7 @@ class Forger:
         if passing.to != CLIENT:
             return dropped if chance < 0.01 else doubled if chance < 0.02 else None
         if passing.channel != "iopub" and passing.frames[0] != self._relay.clients[0]:
-            return None  # for a second connection, which it has for a moment only
+            return None  # the client opens a second connection for a moment only
         expected = self.expected[passing.channel]
         if chance < 0.01:
             return dropped
@@ -384,7 +384,7 @@ class Forger:
         return None
 
     def is_whole(self, passing: Passing) -> bool:
-        """False for what a kernel tore: why its client drops that, however often it comes, is not foreseen."""
+        """False for a message that the kernel tore. It is not foreseen why the client drops it, or its copies."""
         if passing.frames[1:2] != [DELIMITER]:
             return False
         try:
@@ -394,14 +394,14 @@ class Forger:
         return True
 
     def flip(self, frames: Frames) -> Frames:
-        """One bit of what is signed, or of the signature, is another."""
+        """Change one bit of the signature or of a signed frame."""
         place = frames.index(DELIMITER) + 1 + self._random.randrange(5)
         frame = bytearray(frames[place])
         frame[self._random.randrange(len(frame))] ^= 1 << self._random.randrange(7)
         return [*frames[:place], bytes(frame), *frames[place + 1 :]]
 
     def forge(self) -> None:
-        """Send one message that is none."""
+        """Send one malformed, wrongly signed or repeated message."""
         channel = self._random.choice(list(self.expected))
         genuine = self.genuine[channel]
         kinds = ["layout", "signature", *(["replay", "flip"] if genuine else [])]
@@ -426,7 +426,7 @@ class Forger:
 
 
 class Troubles:
-    """A greenlet for each kernel that does something bad to it, again and again."""
+    """A greenlet for each kernel that harms it again and again."""
 
     def __init__(self, hosts: list[Host], forgers: dict[Peer, Forger], seed: int) -> None:
         self.happened: Counter[str] = Counter()
@@ -457,7 +457,7 @@ class Troubles:
                     return
 
     def revive(self, host: Host) -> None:
-        """An interrupt that comes as a kernel is between two requests may end it."""
+        """Restart the kernel if it has ended: an interrupt between two requests may end it."""
         if not host.manager.is_alive():
             self.happened["exited by itself"] += 1
             self.restart(host, Random(0))
@@ -472,7 +472,7 @@ class Troubles:
                 peer.reopen()
 
     def bring_to_rest(self, host: Host) -> None:
-        """Until the kernel has worked off what was abandoned: the interrupt of that, too, may end it."""
+        """Wait until the kernel has worked off abandoned requests. An interrupt of one of them may end the kernel."""
         for _ in range(STUCK_AT_MOST):
             self.revive(host)
             self._heal(host)
@@ -503,7 +503,7 @@ class Troubles:
         host.peers[0].known_ends = host.deaths
 
     def start_anew(self, host: Host, random: Random) -> None:
-        """Shut down, and start another at the same ports, since it has other clients, too."""
+        """Shut the kernel down and start another at the same ports, which other clients use, too."""
         host.peers[0].closings += 1
         host.deaths += 1
         host.manager.shutdown_kernel(now=random.random() < 0.5, restart=True)
@@ -556,7 +556,7 @@ def lines_of(host: Host) -> list[tuple[Peer, Line]]:
 
 
 class Chaos:
-    """Kernels over both transports, four clients to each, callers and troubles."""
+    """Two kernels, one for each transport, four clients of each, callers and troubles."""
 
     def __init__(self, seed: int) -> None:
         self.complaints: list[str] = []
@@ -606,7 +606,7 @@ class Chaos:
         ):
             client = self._stack.enter_context(kclient.connect(connection, timeout=START))
             client.hb_channel.pause()
-            client.hb_channel.time_to_dead = 0.5  # so that a kernel that stands still is missed
+            client.hb_channel.time_to_dead = 0.5  # so that the client notices a kernel that stands still
             client.hb_channel.unpause()
             host.peers.append(Peer(f"{name} ({transport})", host, client, proxy))
         peer = host.peers[2]
@@ -614,7 +614,7 @@ class Chaos:
         return host
 
     def _check_end(self, peer: Peer) -> None:
-        """The client works, and has dropped what it had to, and nothing else but what the kernel tore.
+        """Assert that the client works, and that it has dropped what it had to, and else only torn messages.
 
         A kernel that is interrupted between two frames of a message goes on, in the same message, with the next.
         """
@@ -633,7 +633,7 @@ class Chaos:
                 gevent.sleep(0.01)
             torn = channel.dropped - drops
             self.torn += torn.total()
-            may_be_torn = {"layout", "signature", *(["replay"] if peer.is_lossy else [])}  # a relay doubles the rest
+            may_be_torn = {"layout", "signature", *(["replay"] if peer.is_lossy else [])}  # a relay doubles others
             if drops - channel.dropped or torn.keys() - may_be_torn:
                 self.complaints.append(
                     f"{peer.name} dropped {channel.dropped} on {channel.name}, and should have dropped {drops}"

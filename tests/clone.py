@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def refusal(origin: str | None, *, allows_installed: bool) -> str:
-    """Why the kclient whose `__init__.py` is `origin` is not to be tested, and what to do; empty if it is."""
+    """The reason not to test the kclient whose `__init__.py` is `origin`, and the remedy; empty if it may be tested."""
     remedy = f"run pip install -e '.[test]' in {ROOT} with the pip of this Python, or run tox"
     if origin is None:
         return f"kclient is not installed: {remedy}"
@@ -29,7 +29,7 @@ def refusal(origin: str | None, *, allows_installed: bool) -> str:
 
 
 def origin_of_kclient() -> str | None:
-    """The `__init__.py` of another kclient on the path, if there is one, or of ours; None if there is none at all.
+    """The `__init__.py` of another kclient on the path, else that of this clone; None if there is none.
 
     ``python -m pytest`` puts this clone in front of the path, but not for the programs that tests start.
     """

@@ -1,4 +1,4 @@
-"""The `kclient` command as people run it: in a process of its own, on pipes or at a terminal."""
+"""The `kclient` command in a process of its own, with pipes or at a terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import attrs
 import leaks
 
 TIME = 40
-"""Seconds for a command that takes one on an idle machine."""
+"""Seconds for a command that takes one second on an idle machine."""
 
 KCLIENT = [sys.executable, "-m", "kclient"]
 
-# A terminal becomes that of a session only if its leader asks for it.
+# A terminal becomes the session's only if the session's leader asks for it.
 AT_TERMINAL = [
     *(sys.executable, "-c"),
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])",
@@ -27,8 +27,8 @@ AT_TERMINAL = [
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Ours, without what tells programs that they are tested, or not to use colours."""
-    hidden = {"PYTEST_CURRENT_TEST", "NO_COLOR", "COLUMNS"}  # with the first, ipykernel catches no output of children
+    """This environment, without the variables that announce a test run or forbid colours."""
+    hidden = {"PYTEST_CURRENT_TEST", "NO_COLOR", "COLUMNS"}  # ipykernel catches no output of children with the first
     return {**{name: value for name, value in os.environ.items() if name not in hidden}, "TERM": "xterm", **changes}
 
 
@@ -40,7 +40,7 @@ class Done:
 
 
 def kclient_command(*arguments: str, stdin: str | bytes | None = None, **env: str) -> Done:
-    """Run it to its end, without a terminal."""
+    """Run the command to its end, without a terminal."""
     done = subprocess.run(
         [*KCLIENT, *arguments],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
@@ -54,7 +54,7 @@ def kclient_command(*arguments: str, stdin: str | bytes | None = None, **env: st
 
 
 class Running:
-    """A command that runs, with pipes; killed at the end of the block if it still does."""
+    """Run the command with pipes; at the end of the block it is killed if it still runs."""
 
     def __init__(self, *arguments: str, **env: str) -> None:
         self.process: subprocess.Popen[str] = subprocess.Popen(
@@ -88,15 +88,15 @@ class Running:
         return self.process.stderr
 
     def line(self) -> str:
-        """The next line of standard output, as soon as it is there."""
+        """The next line of standard output, returned as soon as it has arrived."""
         return self.out.readline().rstrip("\n")
 
     def wait_for_full_pipe(self) -> None:
-        """Return when it has written to standard output as much as can be written until somebody reads."""
+        """Return when the pipe of standard output is full."""
         writer = os.open(f"/proc/self/fd/{self.out.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
         try:
             while select.select([], [writer], [], 0)[1]:
-                leaks.turn_loop(0.005)  # nothing tells when a pipe gets full
+                leaks.turn_loop(0.005)  # no event tells that a pipe is full
         finally:
             os.close(writer)
 
@@ -104,13 +104,13 @@ class Running:
         self.process.send_signal(signum)
 
     def end(self) -> Done:
-        """Wait for the end; what it printed that `line` has not returned yet."""
+        """Wait for the end of the command; returns the output that `line` has not returned yet."""
         out, err = self.process.communicate(timeout=TIME)
         return Done(self.process.returncode, out, err)
 
 
 class Terminal:
-    """A command at a terminal of its own, on which one can type."""
+    """A command at a terminal of its own, into which a test can type."""
 
     def __init__(self, *arguments: str) -> None:
         self._number, terminal = pty.openpty()
@@ -143,7 +143,7 @@ class Terminal:
         os.write(self._number, keys.encode())
 
     def wait_for(self, text: str) -> None:
-        """Read on until `text` has appeared, after what was waited for before."""
+        """Read until `text` has appeared behind the text of the last such wait."""
         while (found := self.text.find(text, self._seen)) < 0:
             some = self._read()
             assert some, f"ended without {text!r}: {self.text}"
@@ -151,18 +151,18 @@ class Terminal:
         self._seen = found + len(text)
 
     def rest_of_line(self, text: str) -> str:
-        """The rest of the line that `text` begins."""
+        """The rest of the line that begins with `text`."""
         self.wait_for(text)
         start = self._seen
         self.wait_for("\r\n")
         return self.text[start : self._seen].strip()
 
     def echoes(self) -> bool:
-        """True if what is typed appears."""
+        """True if the terminal shows typed text."""
         return bool(termios.tcgetattr(self._number)[3] & termios.ECHO)
 
     def end(self) -> Done:
-        """Wait for the end; all that has appeared."""
+        """Wait for the end of the command; returns all that has appeared."""
         while some := self._read():
             self.text += some
         return Done(self.process.wait(TIME), self.text.replace("\r\n", "\n"), "")
@@ -174,12 +174,12 @@ class Terminal:
     def _read(self) -> str:
         try:
             return os.read(self._number, 4096).decode(errors="replace")
-        except OSError:  # EIO: no process has the terminal any more
+        except OSError:  # EIO: no process has the terminal open any more
             return ""
 
 
 def is_gone(pid: str) -> bool:
-    """True if there is no such process any more."""
+    """True if there is no process with that number any more."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -188,7 +188,7 @@ def is_gone(pid: str) -> bool:
 
 
 def check_complaint(done: Done, code: int, *words: str) -> None:
-    """One clear line, on standard error."""
+    """Assert that standard error holds one clear line and standard output nothing."""
     assert (done.code, done.out) == (code, ""), done
     assert done.err.startswith("kclient: ")
     assert done.err.count("\n") == 1, done.err

@@ -1,4 +1,4 @@
-"""What every test gets: folders of its own, a check for what it left behind, an end if it hangs, and kernels."""
+"""The fixtures of every test: folders of its own, a check for leaks, an end if it hangs, and kernels."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ __all__ = [
 ]
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-"""Where `benchmarks` is; behind the packages that are installed, one of which is the kclient to test."""
+"""The folder that holds `benchmarks`, behind the installed packages: the kclient to test may be one of them."""
 
 hypothesis.settings.register_profile("kclient", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("kclient")
 
 REAL_KERNELS = {"shared_kernel", "kernel", "kernel_manager", "start_kernel"}
-"""Fixtures that start a kernel: who uses one gets the mark."""
+"""Fixtures that start a kernel. A test that uses one gets the mark."""
 
 START = 30
 """Seconds that a kernel may take to start, on a busy machine."""
 
 HISTORY_IS_SAVED_LATER = "c = get_config()\nc.HistoryManager.db_cache_size = 10_000\n"
-"""An interrupt can leave IPython with two lines of one number: it says so as it saves them, in whatever comes next."""
+"""An interrupt can leave IPython with two lines of one number. IPython reports it when it saves them, in later code."""
 
 CLEAN = "%reset -f\nget_ipython().history_manager.writeout_cache()"
-"""What the kernel that tests share runs after each."""
+"""Runs in the shared kernel after each test."""
 
 HUNG_AGAIN = 15
-"""Seconds after which a test that was ended already, and hangs in its teardown, is ended again."""
+"""Seconds after which a test that was already ended once is ended again, if its teardown hangs."""
 
 _number = count(1)
 _failed = pytest.StashKey[bool]()
@@ -100,7 +100,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """How big the test is to be, and where what it measures goes."""
+    """Options for the size of the tests and for the file of their figures."""
     config = request.config
     return Figures(config.getoption("--long"), request.node.nodeid, config.getoption("--figures"))
 
@@ -143,7 +143,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
         hub = gevent.get_hub()
         hub.loop.run_callback(main.throw, failure)
         if current is not hub:
-            raise gevent.GreenletExit  # it may be in a loop that never lets the hub run
+            raise gevent.GreenletExit  # this greenlet may be in a loop that never lets the hub run
 
     old = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, settings.timeout, HUNG_AGAIN)
@@ -161,8 +161,8 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a short path, home of everything that this run writes: the user's own files stay out of it."""
-    tmp_path_factory.getbasetemp()  # pytest's own, before TMPDIR points into ours
+    """A folder with a short path for all files of this run. The user's own folders get none."""
+    tmp_path_factory.getbasetemp()  # pytest's own, before TMPDIR points into this folder
     short = "/tmp" if Path("/tmp").is_dir() else None  # an ipc path may have 107 bytes
     base = Path(tempfile.mkdtemp(prefix="kc-", dir=short))
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +179,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def folder(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A test's own folder; JUPYTER_RUNTIME_DIR and TMPDIR are in it."""
+    """The folder of one test. JUPYTER_RUNTIME_DIR and TMPDIR are in it."""
     base = session_folder / str(next(_number))
     use_folder(monkeypatch, base)
     yield base
@@ -188,7 +188,7 @@ def folder(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 @pytest.fixture
 def runtime_dir(folder: Path) -> Path:
-    """Where connection files go."""
+    """The folder of connection files."""
     return folder / "r"
 
 
@@ -203,12 +203,12 @@ def make(path: Path) -> str:
     return str(path)
 
 
-# What is left behind
+# Leaks
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm() -> None:
-    """Make what a process makes once and keeps: the hub's descriptors, the ZeroMQ context's threads."""
+    """Open what a process opens once and keeps: the descriptors of the hub and the threads of the ZeroMQ context."""
     hub = gevent.get_hub()
     hub.loop.run_callback_threadsafe(lambda: None)
     parking = Parking(Owner())
@@ -225,7 +225,7 @@ def warm() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen(warm: None) -> None:
-    """What there was before this file, as modules and reports, is not looked through again after each of its tests."""
+    """Freeze older objects, such as modules and reports: no collection looks through them again after a test."""
     gc.collect()
     gc.freeze()
 
@@ -239,7 +239,7 @@ def no_leaks(request: pytest.FixtureRequest, frozen: None, folder: Path) -> Iter
     before = leaks.Snapshot(environment=str(folder / "r"), directories=[folder / "r", folder / "t"])
     yield
     if request.node.stash.get(_failed, False):
-        return  # its traceback holds on to what it used
+        return  # the traceback keeps the objects of the test
     if left := before.leaks():
         pytest.fail(f"{request.node.nodeid} left behind:\n" + "\n".join(left), pytrace=False)
 
@@ -249,7 +249,7 @@ def no_leaks(request: pytest.FixtureRequest, frozen: None, folder: Path) -> Iter
 
 @pytest.fixture(autouse=True)
 def line_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the clients of a test reach their kernel: over ZeroMQ or, where a file asks for it, over queues in memory."""
+    """The line between a test's clients and their kernel: ZeroMQ or, if a file asks for it, queues in memory."""
     kind = getattr(request, "param", "zmq")
     if kind == "queues":
         monkeypatch.setattr(zmq_transport, "ZmqTransport", QueueTransport)
@@ -264,13 +264,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session", params=["tcp", "ipc"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Both transports in turn. Of session scope, so that `shared_kernel` starts once for each."""
+    """Both transports in turn. The fixture has session scope, so that `shared_kernel` starts once for each."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def shared_kernel(transport: str, session_folder: Path, warm: None) -> Iterator[SharedKernel]:
-    """One real kernel for all tests that leave it as it was; they ask for `kernel`."""
+    """One real kernel for all tests that leave it as they found it. Tests ask for `kernel`."""
     import kclient
 
     with kclient.start_kernel(transport=transport, timeout=START) as manager:
@@ -298,7 +298,7 @@ class SharedKernel:
 
 @pytest.fixture
 def start_kernel() -> Iterator[Callable[..., kclient.KernelManager]]:
-    """`kclient.start_kernel`, whose kernels are ended with the test."""
+    """`kclient.start_kernel`; its kernels are ended with the test."""
     import kclient
 
     with ExitStack() as stack:

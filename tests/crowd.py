@@ -17,7 +17,7 @@ Client = kclient.KernelClient | kclient.KernelManager
 
 
 def wait_in_shell(client: Client, number: int) -> Callable[[], Any]:
-    """A call that a busy kernel does not answer: each kind in its turn, each with an answer of its own."""
+    """A call that a busy kernel does not answer yet. `number` chooses its kind; each has an answer of its own."""
     shell = client.shell_channel
     token = f"token {number}"
     kind = number % 8
@@ -44,7 +44,7 @@ def wait_in_shell(client: Client, number: int) -> Callable[[], Any]:
 
 
 def expected_of(number: int) -> str:
-    """What `wait_in_shell` of that number returns in the end."""
+    """The value that the call `wait_in_shell(client, number)` returns in the end."""
     token = f"token {number}"
     return [f"{token}\n", token, f"{token}\n", f"{token}\n", token, "ok", f"{token}\n", "incomplete"][number % 8]
 
@@ -55,20 +55,20 @@ def said(token: str) -> dict[str, Any]:
 
 
 def said_by(reply: kclient.Message) -> str:
-    """The token that comes back with the reply to such a request."""
+    """The token in the reply to a request with `said(token)`."""
     text: str = reply.content["user_expressions"]["said"]["data"]["text/plain"]
     return text.strip("'")
 
 
 def wait_in_get_msg(client: Client, background: Callable[..., Background]) -> dict[str, Background]:
-    """One greenlet in `get_msg` of each channel, whose inboxes are empty."""
+    """One greenlet in `get_msg` of each channel. The inboxes are empty."""
     client.iopub_channel.get_msgs()
     names = ("shell", "iopub", "stdin", "control")
     return {f"get_msg of {name}": background(getattr(client, f"{name}_channel").get_msg) for name in names}
 
 
 class Exit:
-    """The end of a process, as a thread sees it that waits for nothing else."""
+    """The moment of a process's end, noted by a thread that waits for nothing else."""
 
     def __init__(self, pid: int) -> None:
         self._at = 0.0
@@ -78,7 +78,7 @@ class Exit:
 
     @property
     def at(self) -> float:
-        """When it ended: `perf_counter` seconds."""
+        """The moment in `perf_counter` seconds; waits until the process has ended."""
         self._thread.join()
         return self._at
 

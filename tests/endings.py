@@ -1,4 +1,4 @@
-"""The end of processes that are nobody's children here."""
+"""The end of processes that are not children of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_pidfd = pytest.mark.skipif(
 
 @contextmanager
 def ending(pids: Iterable[int]) -> Iterator[None]:
-    """What the block does ends all these processes, those that have not ended before, now or soon after."""
+    """Assert that all these processes end in the block or soon after. Those that have ended before do not count."""
     with ExitStack() as stack:
         pidfds = []
         for pid in pids:

@@ -1,4 +1,4 @@
-"""FakeKernels in this hub that pass for processes: a launcher of kernels that come up within milliseconds."""
+"""FakeKernels in this hub that pass for processes, and a launcher whose kernels come up within milliseconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _pids = count(1_000_000)
 
 
 class FakeProcess:
-    """A FakeKernel; `die` ends it as if by itself. With `tells` False that can be seen, but `exited` is not set."""
+    """A FakeKernel. `die` ends it. If `tells` is False, `is_alive` shows the end, but `exited` is not set."""
 
     def __init__(self, registration_file: str, script: Mapping[str, Any]) -> None:
         self.pid = next(_pids)
@@ -47,7 +47,7 @@ class FakeProcess:
             gevent.spawn(self.kernel.close)
 
     def stderr_tail(self) -> str:
-        return "the last words"
+        return "the last output"
 
     def close(self) -> None:
         pass
@@ -78,7 +78,7 @@ class FakeLauncher:
 
 
 def broken(number: int) -> None:
-    """A `before` that lets no kernel start."""
+    """A `before` that makes every start fail."""
     raise LaunchError("it is broken")
 
 

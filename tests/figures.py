@@ -1,4 +1,4 @@
-"""What a test measures: written down if asked for, and held to its bound where the machine does nothing else."""
+"""The figures of a test: written down if asked for, and held to bounds where the machine does nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import attrs
 
 @attrs.define
 class Figures:
-    """The figures of one test. `is_long`: the full size is run, alone on the machine, and bounds count."""
+    """The figures of one test. With `is_long` the test has its full size and a machine for itself, and bounds hold."""
 
     is_long: bool
     test: str
     path: Path | None
 
     def size(self, short: int, long: int) -> int:
-        """How many of something: `short` in the ordinary suite, `long` with ``--long``."""
+        """The size of a test: `short` in the ordinary suite, `long` with ``--long``."""
         return long if self.is_long else short
 
     def note(self, what: str, value: float, unit: str, *, at_most: float | None = None) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,26 +16,28 @@ from typing import Any
 import gevent
 import leaks
 import pytest
+from gevent.event import Event
 
 import kclient
+from kclient.kernels.process.local import LocalLauncher, LocalProcess
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 WARNINGS = ["-W", "error", "-W", "ignore:Jupyter is migrating its paths:DeprecationWarning"]
-"""What Python is told about warnings: what setup.cfg tells pytest."""
+"""Python's options for warnings, as setup.cfg gives them to pytest."""
 
 
 @pytest.fixture
 def client(kernel: kclient.KernelManager) -> Iterator[kclient.KernelClient]:
-    """A client of the test's own to the shared kernel: its channels may be stopped, its session is new."""
+    """A client of the test's own to the shared kernel: the test may stop its channels, and its session is new."""
     with kclient.connect(kernel.connection_file, watch=False, timeout=WAIT) as client:
         client.iopub_channel.flush()
         yield client
 
 
 class Gate:
-    """A place in the kernel's code, `code`, where it waits for `open` here."""
+    """A place where the kernel waits. `code` waits there, in the kernel, until `open` is called in the test."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +49,7 @@ class Gate:
         os.write(self._number, b"!")
 
     def close(self) -> None:
-        """Let go whoever still waits; who comes later finds no such file."""
+        """Let code go on that still waits. Later code finds no such file."""
         self._path.unlink()
         self.open()
         os.close(self._number)
@@ -71,8 +73,20 @@ def gate(make_gate: Callable[[], Gate]) -> Gate:
     return make_gate()
 
 
+class TellingLauncher(LocalLauncher):
+    """A LocalLauncher that sets `started` after each start."""
+
+    def __init__(self) -> None:
+        self.started = Event()
+
+    def start(self, argv: Sequence[str], **where: Any) -> LocalProcess:
+        process = super().start(argv, **where)
+        self.started.set()
+        return process
+
+
 class Background:
-    """A call in a greenlet of its own, which waits already when this is made; `ended` tells when it was over."""
+    """A call in a greenlet of its own. It has begun when the constructor returns; `ended` is the moment of its end."""
 
     def __init__(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self.ended = 0.0
@@ -81,14 +95,14 @@ class Background:
         leaks.turn_loop()
 
     def get(self) -> Any:
-        """What the call returned; raises what it raised."""
+        """The value that the call returned; raises the exception that it raised."""
         value = self.greenlet.get(timeout=WAIT)
         if self._error is not None:
             raise self._error
         return value
 
     def error(self) -> BaseException | None:
-        """What the call raised, or None."""
+        """The exception that the call raised, or None."""
         self.greenlet.get(timeout=WAIT)
         return self._error
 
@@ -108,7 +122,7 @@ class Background:
 
 @pytest.fixture
 def background() -> Iterator[Callable[..., Background]]:
-    """Start a call in a greenlet of its own; what still runs at the end of the test is killed."""
+    """Start a call in a greenlet of its own. A call that still runs at the end of the test is killed."""
     started: list[Background] = []
 
     def start(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Background:
@@ -133,7 +147,7 @@ class Script:
         )
 
     def read_line(self) -> str:
-        """A line that it prints."""
+        """The next line that the program prints."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.process.communicate(timeout=WAIT)
@@ -143,7 +157,7 @@ class Script:
         self.process.send_signal(signal.SIGINT)
 
     def end(self) -> str:
-        """What it printed, after it has ended well."""
+        """The output of the program, after its end; fails if it has not ended well."""
         stdout, stderr = self.process.communicate(timeout=WAIT)
         assert (self.process.returncode, stderr) == (0, ""), stdout + stderr
         return stdout.strip()
@@ -151,7 +165,7 @@ class Script:
 
 @pytest.fixture
 def start_script(folder: Path) -> Iterator[Callable[..., Script]]:
-    """Start a Python program, with arguments; one that has not ended with the test is killed."""
+    """Start a Python program with arguments. It is killed if it still runs at the end of the test."""
     scripts: list[Script] = []
 
     def start(code: str, *arguments: str) -> Script:
@@ -168,7 +182,7 @@ def start_script(folder: Path) -> Iterator[Callable[..., Script]]:
 
 @pytest.fixture
 def run_script(start_script: Callable[..., Script]) -> Callable[..., str]:
-    """Run a Python program to its good end; returns what it printed."""
+    """Run a Python program to its end, which must be good; returns its output."""
     return lambda code, *arguments: start_script(code, *arguments).end()
 
 
@@ -201,10 +215,10 @@ def await_arrival() -> Callable[[kclient.KernelClient], None]:
 
 
 def in_forked_child(function: Callable[[], str]) -> str:
-    """What `function` returns in a forked child."""
+    """The value that `function` returns in a forked child."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads it speaks of are libzmq's
+        warnings.simplefilter("ignore", DeprecationWarning)  # since 3.12; the threads are libzmq's
         child = os.fork()
     if child == 0:
         text = "it raised"

@@ -1,4 +1,4 @@
-"""Messages that are mutated at random, and what is to become of each."""
+"""Messages that are changed at random, and the fate that each must have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANNELS = ("shell", "control", "stdin", "iopub")
 
 DELIVERED = "delivered"
 EITHER = "either"
-"""What parsers may read or refuse, as deep as they are in the stack."""
+"""Parsers may read or refuse these: it depends on their depth in the stack."""
 
 REPLIES = (
     *("execute_reply", "complete_reply", "interrupt_reply", "inspect_reply", "kernel_info_reply", "shutdown_reply"),
@@ -50,9 +50,9 @@ KEYS_OF = {
     "list_subshell_reply": ("subshell_id",),
     "kernel_info_reply": ("supported_features", "debugger", "implementation", "language_info", "help_links", "banner"),
 }
-"""What counts in these; `protocol_version` would make another kernel of it."""
+"""The keys that kclient reads in these. Another `protocol_version` would make it another kernel."""
 COMM_NAMES = (b'"x"', b'"y"', b'"z"')
-"""Few, so that comms open twice, and what comes for them meets them."""
+"""Few names, so that comms open twice, and messages for open comms occur."""
 
 LITERALS = (
     *(b"null", b"true", b"0", b"-1", b"1.5", b"1e999", b"NaN", b"-Infinity", b'""', b'"x"', b"[]", b"{}", b"[null]"),
@@ -84,11 +84,11 @@ NO_JSON = (b"", b"{", b"}", b"nul", b"{]", b'{"a"}', b"\xff\xfe", b'"\xff"', NO_
 SURE_DEPTH = 200
 
 DEPTHS = (10, 150, 250, 300, 900, 990, 1020, 1100)
-"""Around what orjson, json and repr can bear."""
+"""Levels of nesting around the limits of orjson, json and repr."""
 
 
 class Fuzzer:
-    """Makes messages for one session with a key; `parents` are the headers of requests that are awaited now."""
+    """Makes messages for one session with a key. `parents` are the headers of the requests that are awaited now."""
 
     def __init__(self, session: Session, random: Random) -> None:
         self.parents: dict[str, list[dict[str, Any]]] = {name: [] for name in CHANNELS}
@@ -112,7 +112,7 @@ class Fuzzer:
         ]
 
     def messages(self, channel: str) -> list[tuple[str, Frames]]:
-        """One, mostly: why it must be dropped, or DELIVERED; and its frames, without the envelope.
+        """Usually one pair: the reason to drop the message, or DELIVERED, and its frames without the envelope.
 
         One that is too short comes with another behind it, from which the client has to part it.
         """
@@ -137,7 +137,7 @@ class Fuzzer:
         return fate, [*frames, *more]
 
     def strange_parts(self, channel: str) -> tuple[str, Frames]:
-        """Signed as it should be, over parts of which one is not."""
+        """A right signature over parts of which one is odd."""
         parts = self._parts(channel)
         parts[self._random.randrange(4)] = self._random.choice([self._literal, self._nested, self._no_json])()
         frames = self._signed(*parts)
@@ -147,7 +147,7 @@ class Fuzzer:
         return [self._header(channel), self._parent(channel), self._metadata(), self._content(channel)]
 
     def _metadata(self) -> bytes:
-        """No two are the same: what was received before is dropped."""
+        """No two messages are the same: a repeated one is dropped."""
         return b'{"number":%d}' % next(self._number)
 
     def _header(self, channel: str) -> bytes:
@@ -155,7 +155,7 @@ class Fuzzer:
         types = PUBLISHED if channel == "iopub" else ("input_request", "stream") if channel == "stdin" else REPLIES
         header: dict[str, Any] = {"msg_id": f"m{next(self._number)}", "msg_type": random.choice(types)}
         if channel in ("shell", "control") and self._parent_is_awaited(channel):
-            header["msg_type"] = "stream"  # a reply of the right type would be the reply
+            header["msg_type"] = "stream"  # a reply of the right type would be taken for the reply
         self._msg_type = header["msg_type"]
         for name in random.sample(["date", "version", "session", "username", "msg_id", "msg_type"], 2):
             if random.random() < 0.1:
@@ -202,7 +202,7 @@ class Fuzzer:
         return [DELIMITER, self._session.sign(parts), *parts]
 
     def _expected(self, parts: Frames) -> str:
-        """What the standard library makes of the parts."""
+        """The values that the standard library reads from the parts."""
         if any(part.count(b"[") > SURE_DEPTH or part.count(b"{") > SURE_DEPTH for part in parts):
             return "json" if NO_JSON_DEEP in parts else EITHER
         try:
@@ -213,7 +213,7 @@ class Fuzzer:
         is_message = is_message and isinstance(content, dict)
         return DELIVERED if is_message and all(isinstance(x, dict | None) for x in (parent, metadata)) else "json"
 
-    # Messages that are none
+    # Malformed messages
 
     def flipped(self, channel: str) -> tuple[str, Frames]:
         _, frames = self.odd(channel)
@@ -245,7 +245,7 @@ class Fuzzer:
         return "signature", [delimiter, Session(b"another").sign(parts), *parts]
 
     def replayed(self, channel: str) -> tuple[str, Frames]:
-        """One that was sent a short time ago, perhaps on another channel."""
+        """A message that was sent a short time ago, perhaps on another channel."""
         if not self._genuine:
             return self.odd(channel)
         return "replay", self._random.choice(self._genuine)

@@ -1,4 +1,4 @@
-"""Kernels that choose their own ports: one in a process of its own, and what plays one in the test's hub."""
+"""Kernels that choose their own ports: one in a process of its own, and one that the test's hub plays."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ with FakeKernel({"6 * 7": [result("42")]}, registration_file=sys.argv[-1]) as fa
 """The program of a kernel that registers, and ends when it is told to."""
 
 IDLE = {"argv": ["sh", "-c", "exec sleep 60", "{connection_file}"], "kernel_protocol_version": "5.6"}
-"""The spec of a process that does nothing: what it would do is done in the test."""
+"""The spec of a process that does nothing. The test does what the kernel would."""
 
 PORTS = dict(zip([f"{channel}_port" for channel in CHANNELS], range(50001, 50006), strict=True))
 
 
 class Stage(LocalLauncher):
-    """Starts a process that does nothing, and has `play(registration)` do what a kernel would, in a greenlet.
+    """Starts a process that does nothing, and calls `play(registration)`, which does a kernel's part, in a greenlet.
 
     `registrations` are those of each start, `files` what they were read from.
     """
@@ -55,7 +55,7 @@ class Stage(LocalLauncher):
         return self._processes[-1]
 
     def register(self, registration: Registration) -> None:
-        """A whole kernel, whose answer to ``me`` is its kernel_id; its process ends when it is shut down."""
+        """Play a whole kernel. It answers ``me`` with its kernel_id; its process ends when it is shut down."""
         script = {"6 * 7": [result("42")], "me": [result(registration.kernel_id)]}
         number = self.registrations.index(registration)
         fake = FakeKernel(script, registration_file=self.files[number])
@@ -64,7 +64,7 @@ class Stage(LocalLauncher):
         self._processes[number].kill()
 
     def report(self, registration: Registration, *reports: Sequence[bytes]) -> None:
-        """Send those frames to the launcher."""
+        """Send `reports`, each a list of frames, to the launcher."""
         socket = self._stack.enter_context(context().socket(zmq.DEALER))
         socket.linger = 0
         socket.connect(registration.address)
@@ -73,6 +73,6 @@ class Stage(LocalLauncher):
 
 
 def signed(registration: Registration, content: Any) -> list[bytes]:
-    """A report of that content, which need not make sense, by who has the key."""
+    """A report with any content, signed with the key of the registration."""
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return registration._signed(text)

@@ -1,4 +1,4 @@
-"""What a test left behind: greenlets, file descriptors, processes, threads, files."""
+"""The leaks of a test: greenlets, file descriptors, processes, threads and files that it left behind."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PROC = Path("/proc/self").is_dir()
 
 
 class Snapshot:
-    """What there is now; `leaks()` says what came since."""
+    """The greenlets, threads, descriptors and processes of now. `leaks()` names those that came since."""
 
     def __init__(self, *, environment: str = "", directories: Iterable[Path] = ()) -> None:
-        """`environment`: processes anywhere whose environment holds this text are the test's own, too."""
+        """A process whose environment holds the text `environment` counts as the test's own."""
         self.environment = environment
         self.directories = list(directories)
         self.greenlets = live_greenlets()
@@ -38,10 +38,10 @@ class Snapshot:
         self.processes = processes(environment)
 
     def leaks(self) -> list[str]:
-        """A line for each thing left behind. Runs the hub until nothing is, for `SETTLE` seconds at most."""
+        """A line for each leak. Runs the hub until there is none, for `SETTLE` seconds at most."""
         gc.collect()
         end_threadpool()
-        for _ in range(3):  # a killed greenlet ends in the next turn of the loop, what it ends in the one after
+        for _ in range(3):  # a killed greenlet ends in the next turn of the loop, those that it ends in the one after
             turn_loop()
         found = [f"greenlet: {where(left)}" for left in live_greenlets() - self.greenlets]
         return found + settled(
@@ -57,7 +57,7 @@ class Snapshot:
         return [f"thread: {names.get(tid, 'native')} ({tid})" for tid in native_threads() - self.threads]
 
     def new_descriptors(self) -> list[str]:
-        """More descriptors of a kind than before; one that took another's place is none."""
+        """A line for each kind of which there are more descriptors than before. A replaced descriptor is no leak."""
         now = descriptors()
         more = Counter(map(kind, now.values())) - Counter(map(kind, self.descriptors.values()))
         new = dict(now.items() - self.descriptors.items())
@@ -72,7 +72,7 @@ class Snapshot:
 
 
 def settled(look: Callable[[], list[str]]) -> list[str]:
-    """What `look` finds once it finds nothing, or after `SETTLE` seconds."""
+    """Call `look` until it finds nothing, for `SETTLE` seconds at most; returns what it found last."""
     deadline = monotonic() + SETTLE
     while found := look():
         if monotonic() > deadline:
@@ -83,19 +83,19 @@ def settled(look: Callable[[], list[str]]) -> list[str]:
 
 
 def end_threadpool() -> None:
-    """End the threads in which gevent looks up host names: they are the hub's, which keeps them for the next time."""
+    """End the threads in which gevent looks up host names. The hub keeps them for the next time."""
     pool = gevent.get_hub()._threadpool
     if pool is not None:
         pool.kill()
 
 
 def turn_loop(seconds: float = 1e-6) -> None:
-    """Let the hub run; the timer makes the loop really turn, which sleep(0) does not."""
+    """Let the hub run. The timer makes the loop turn; sleep(0) does not."""
     gevent.sleep(seconds)
 
 
 def live_greenlets() -> set[greenlet.greenlet]:
-    """Greenlets that were started, or will be, and have not ended, in every hub; not the hubs themselves."""
+    """Greenlets in every hub that were started, or will be, and have not ended; the hubs are not among them."""
     return {
         found
         for found in gc.get_objects()
@@ -108,7 +108,7 @@ def live_greenlets() -> set[greenlet.greenlet]:
 
 
 def where(waiting: greenlet.greenlet, depth: int = 4) -> str:
-    """A greenlet, and the innermost lines that it waits in."""
+    """A greenlet, and the innermost lines in which it waits."""
     return f"{waiting!r} in {lines(waiting.gr_frame, depth)}"
 
 
@@ -122,8 +122,8 @@ def lines(frame: FrameType | None, depth: int) -> str:
 
 
 def everyone() -> list[str]:
-    """What every greenlet and every other thread is at."""
-    gc.unfreeze()  # of a kernel that tests share, too
+    """The current lines of every greenlet and every other thread."""
+    gc.unfreeze()  # to see the greenlets of a shared kernel, too
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     others = {ident: frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()}
     return [
@@ -137,23 +137,23 @@ def native_threads() -> set[int]:
 
 
 def descriptors() -> dict[int, str]:
-    """What each open file descriptor is."""
+    """The target of each open file descriptor."""
     found = {}
     for fd in os.listdir("/proc/self/fd") if PROC else []:
         try:
             found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one that listed the directory
+        except FileNotFoundError:  # the descriptor that listed the directory
             continue
     return found
 
 
 def kind(target: str) -> str:
-    """``socket:[123]`` and ``socket:[456]`` are of one kind; each path is its own."""
+    """The kind of a descriptor: one for ``socket:[123]`` and ``socket:[456]``; each path is a kind of its own."""
     return target.partition(":[")[0] if target.startswith(("socket:", "pipe:")) else target
 
 
 def processes(environment: str = "") -> dict[int, str]:
-    """Our children, dead ones that nobody reaped too, and whoever has `environment` in its environment."""
+    """Children of this process, also dead ones that were not reaped, and processes with `environment` in theirs."""
     found = {}
     for pid in pids() - _there_before:
         try:
@@ -162,7 +162,7 @@ def processes(environment: str = "") -> dict[int, str]:
             if int(parent) == os.getpid() or (environment and environment in read(pid, "environ")):
                 command = read(pid, "cmdline").replace("\0", " ").strip()
                 found[pid] = f"state {state}, {command or name.partition('(')[2]}"
-        except OSError:  # it ended meanwhile, or belongs to somebody else
+        except OSError:  # it has ended, or belongs to another user
             continue
     return found
 
@@ -176,12 +176,12 @@ def read(pid: int, name: str) -> str:
 
 
 _there_before = pids()
-"""Ourselves, and whoever is older than this run: no test's."""
+"""This process, and all processes that are older than this run: they belong to no test."""
 
 
 def is_trial_of_tempfile(path: Path) -> bool:
-    """The file by which `tempfile` finds out where it may write: of a kernel that was killed at its first cell."""
+    """True for the file by which `tempfile` tries a folder. A kernel that is killed early leaves it behind."""
     try:
         return re.fullmatch("[a-z0-9_]{8}", path.name) is not None and path.read_bytes() in (b"", b"blat")
-    except OSError:  # a folder, or gone
+    except OSError:  # a folder, or a file that is gone
         return False

@@ -19,7 +19,7 @@ DELIMITER = b"<IDS|MSG>"
 
 
 class OddKernel:
-    """`lacks` names channels that it never binds, `deaf` those that it never reads: shell and iopub it needs."""
+    """A kernel that never binds the channels of `lacks` and never reads those of `deaf`. It needs shell and iopub."""
 
     def __init__(self, connection_file: str, lacks: Collection[str] = (), deaf: Collection[str] = ()) -> None:
         with open(connection_file, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Directories of kernels that are the test's own, in the places of those where Jupyter looks."""
+"""Directories of kernels for one test, in place of those where Jupyter looks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jupyter_core import paths
 
 @attrs.frozen
 class Places:
-    """Where the kernels are that are installed for the user, the environment, all users, and on JUPYTER_PATH."""
+    """The directories of kernels that are installed for the user, the environment, all users, and on JUPYTER_PATH."""
 
     user: Path
     environment: Path
@@ -24,7 +24,7 @@ class Places:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
-    """None of them is there yet; they are searched in the order: path, environment, user, system."""
+    """The directories, none of which exists yet. The order of the search is: path, environment, user, system."""
     environment = tmp_path / "prefix" / "share" / "jupyter"
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setattr(paths, "ENV_JUPYTER_PATH", [str(environment)])
@@ -43,7 +43,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
 
 
 def write_spec(directory: Path, **values: object) -> Path:
-    """Make `directory` one of a kernel; returns it."""
+    """Turn `directory` into that of a kernel; returns it."""
     directory.mkdir(parents=True)
     spec = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "language": "lang", **values}
     (directory / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")

@@ -30,12 +30,12 @@ from kclient.transport.zmq.curve import encrypt
 from kclient.transport.zmq.stream import ZmqStream
 
 CLIENT, KERNEL = "client", "kernel"
-"""Where a message is bound for."""
+"""The side that a message goes to."""
 
 Frames = list[bytes]
 Send = Callable[[Frames], object]
 Fate = Callable[[Send, Frames], object]
-"""What becomes of a message, whose frames go on by way of `send`."""
+"""The fate of a message: a function that sends its frames on by way of `send`, or does not."""
 
 _Self = TypeVar("_Self", bound="Proxy")
 
@@ -45,7 +45,7 @@ around a request, on stdin too."""
 
 
 class Proxy:
-    """What stands between a client and a kernel."""
+    """Stands between a client and a kernel."""
 
     def __init__(self, connection: ConnectionInfo | Mapping[str, Any]) -> None:
         self.kernel = as_connection_info(connection)
@@ -63,7 +63,7 @@ class Proxy:
         self.close()
 
     def open(self, name: str) -> int:
-        """Listen for clients of that channel; returns the port."""
+        """Listen for clients of a channel; returns the port."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Proxy:
 
 @attrs.frozen
 class Passing:
-    """A message on its way: to whom, on which channel, and its frames, envelope first."""
+    """A message on its way: its destination, its channel, and its frames, envelope first."""
 
     to: str
     channel: str
@@ -83,7 +83,7 @@ class Passing:
 
     @property
     def is_message(self) -> bool:
-        """True but for heartbeats, subscriptions and what is malformed already."""
+        """False for heartbeats, subscriptions and malformed messages."""
         return DELIMITER in self.frames[:-5]
 
     @property
@@ -100,7 +100,7 @@ class Passing:
 
     @property
     def state(self) -> str | None:
-        """The execution_state of a status."""
+        """The execution_state of a status message."""
         return self.content.get("execution_state")
 
     def _part(self, number: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Passing:
 
 
 Rule = Callable[[Passing], Fate | None]
-"""What becomes of a message; None lets it pass."""
+"""Chooses the fate of a message; None lets it pass."""
 
 
 class Relay(Proxy):
@@ -133,18 +133,18 @@ class Relay(Proxy):
         front_type, back_type = _SOCKETS[name]
         back = _End(self, name, CLIENT, back_type, self._owner)
         if name != "iopub":
-            back.wire.socket.routing_id = self._identity
+            back.stream.socket.routing_id = self._identity
         front = _End(self, name, KERNEL, front_type, self._owner)
         self._ends[CLIENT, name], self._ends[KERNEL, name] = front, back
         if self.kernel.curve_publickey:
-            encrypt(back.wire.socket, self.kernel.curve_publickey)
-        back.wire.socket.connect(self.kernel.address(name))
-        return int(front.wire.socket.bind_to_random_port("tcp://127.0.0.1"))
+            encrypt(back.stream.socket, self.kernel.curve_publickey)
+        back.stream.socket.connect(self.kernel.address(name))
+        return int(front.stream.socket.bind_to_random_port("tcp://127.0.0.1"))
 
     def close(self) -> None:
         gevent.killall(self._timers)
         for end in self._ends.values():
-            end.wire.close()
+            end.stream.close()
         self._ends.clear()
 
     def __enter__(self) -> Relay:
@@ -153,21 +153,21 @@ class Relay(Proxy):
         return self
 
     def inject(self, channel: str, frames: Frames) -> None:
-        """Send those frames to the client that came first; on iopub to every client, behind a topic."""
+        """Send frames to the client that came first; on iopub to every client, behind a topic."""
         envelope = b"topic" if channel == "iopub" else self.clients[0]
         self._ends[CLIENT, channel].send([envelope, *frames])
 
     def delayed(self, seconds: float) -> Fate:
-        """A message that goes on after that time, behind what overtakes it."""
+        """A fate: the message goes on after that time. Later messages may overtake it."""
         return lambda send, frames: self._timers.append(gevent.spawn_later(seconds, send, frames))
 
     def wait_for_late(self) -> None:
-        """Until every message that was delayed has gone on."""
+        """Wait until every delayed message has gone on."""
         gevent.joinall(self._timers)
         self._timers.clear()
 
     def pass_on(self, to: str, name: str, frames: Frames) -> None:
-        """Forward, unless the rule has something else in mind."""
+        """Send a message on, unless the rule has another fate for it."""
         if to == KERNEL and name == "shell" and frames[0] not in self.clients:
             self.clients.append(frames[0])
         fate = self.rule(Passing(to, name, frames)) if self.rule is not None else None
@@ -175,7 +175,7 @@ class Relay(Proxy):
 
 
 class _End:
-    """One socket of a relay; what it receives is bound for `to`."""
+    """One socket of a relay. It receives messages for the side `to`."""
 
     def __init__(self, relay: Relay, name: str, to: str, socket_type: int, owner: Owner) -> None:
         self._relay = relay
@@ -190,17 +190,17 @@ class _End:
             socket.xpub_verbose = True  # a client that comes back is welcomed again
         elif socket_type == zmq.DEALER:
             socket.reconnect_ivl = 5
-        self.wire = ZmqStream(owner, socket, self, name=f"relay's {name}")
+        self.stream = ZmqStream(owner, socket, self, name=f"relay's {name}")
 
     def send(self, frames: Frames) -> None:
-        with suppress(ChannelClosed):  # one that was delayed, and comes too late
-            self.wire.send(frames)
+        with suppress(ChannelClosed):  # a delayed message may come too late
+            self.stream.send(frames)
 
     def receive(self, frames: Frames) -> None:
         self._relay.pass_on(self._to, self._name, frames)
 
     def stop(self) -> None:
-        """Somebody closed the context."""
+        """The context was closed: there is nothing to do."""
 
 
 def passed(send: Send, frames: Frames) -> None:
@@ -208,7 +208,7 @@ def passed(send: Send, frames: Frames) -> None:
 
 
 def dropped(send: Send, frames: Frames) -> None:
-    """It gets lost."""
+    """A fate: the message gets lost."""
 
 
 def doubled(send: Send, frames: Frames) -> None:
@@ -217,13 +217,13 @@ def doubled(send: Send, frames: Frames) -> None:
 
 
 def changed(change: Callable[[Frames], Frames]) -> Fate:
-    """What goes on is `change(frames)`; envelope and all."""
+    """A fate: `change` gets the frames with the envelope, and its value goes on."""
     return lambda send, frames: send(change(list(frames)))
 
 
 @attrs.define
 class Held:
-    """A fate: messages that wait until they are released, in whatever order."""
+    """A fate: the messages wait until `release`, which can reverse their order."""
 
     waiting: list[Callable[[], object]] = attrs.field(factory=list)
     arrived: Event = attrs.field(factory=Event)
@@ -240,7 +240,7 @@ class Held:
 
 @attrs.define
 class On:
-    """A rule: `fate` for messages of that type, or state, bound for `to`; for the first `times` of them, if given.
+    """A rule: `fate` for messages of that type, or state, to the side `to`; for the first `times` of them, if given.
 
     `only` may say more of the message. `met` are those that it was applied to.
     """
@@ -296,25 +296,25 @@ class Line(Proxy):
             door.close()
 
     def cut(self, *, channels: Sequence[str] = CHANNELS, refuse: bool = True) -> None:
-        """End the connections of those channels; refuse new ones until `mend`, or take them at once."""
+        """End the connections of those channels. Refuse new ones until `mend`, or accept them at once."""
         for name in channels:
             if name in self._doors:
                 self._doors[name].cut(refuse=refuse)
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         for door in self._doors.values():
             door.listen()
 
     def stall(self) -> None:
-        """Let no byte through, while connections stay as they are."""
+        """Hold all bytes back. The connections stay."""
         self._flows.clear()
 
     def flow(self) -> None:
         self._flows.set()
 
     def cut_after(self, name: str, nbytes: int) -> Event:
-        """Let that many more bytes to the client through, then cut and refuse; the event tells that it has happened."""
+        """Let `nbytes` more bytes through to the client, then cut and refuse. The event tells that it has happened."""
         door = self._doors[name]
         door.left = nbytes
         door.is_used_up.clear()
@@ -340,7 +340,7 @@ class _Door:
         self._connections: dict[gevent.Greenlet[..., Any], socket.socket] = {}
 
     def _bind(self) -> socket.socket:
-        """A socket that keeps the port; it refuses connections until it listens."""
+        """A socket that reserves the port. It refuses connections until it listens."""
         bound = socket.socket()
         bound.setsockopt(plain.SOL_SOCKET, plain.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", self.port))
@@ -376,7 +376,7 @@ class _Door:
             connection.link(self._hang_up)
 
     def _hang_up(self, connection: gevent.Greenlet[..., Any]) -> None:
-        """One that was killed before it began has closed nothing."""
+        """A greenlet that was killed before it began has closed no socket."""
         self._connections.pop(connection).close()
 
     def _serve(self, client: socket.socket) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class QueueLine:
-    """One queue to the kernel and one from it. `make_relay(receiver)` makes the relay's own line to the kernel."""
+    """A queue to the kernel and a queue from it. `make_relay(receiver)` makes the relay's own line to the kernel."""
 
     def __init__(self, session: Session, channel: str, receiver: Receiver, make_relay: Callable[[Any], Line]) -> None:
         self._session = session
@@ -61,12 +61,12 @@ class QueueLine:
     def send(self, message: Message) -> None:
         if not self._is_open:
             raise ChannelClosed(self._channel)
-        self._session.serialize(message)  # what cannot be written is refused here
+        self._session.serialize(message)  # a message that cannot be written is refused here
         self._to_kernel.append(deepcopy(message))
         self._hub.loop.run_callback(weakly(self._pass_on))
 
     def receive(self, message: Message) -> None:
-        """The relay has a message of the kernel."""
+        """The relay has received a message of the kernel."""
         self._from_kernel.append(message)
         self._hub.loop.run_callback(weakly(self._deliver))
 
@@ -99,7 +99,7 @@ class QueueLine:
 
 
 class QueueTransport:
-    """Takes the arguments of ZmqTransport, which is what the relay has."""
+    """Takes the arguments of ZmqTransport, which the relay uses."""
 
     def __init__(self, addresses: Any, session: Session, *, context: Any = None, is_ours: bool = True) -> None:
         self._session = session
@@ -117,13 +117,13 @@ class QueueTransport:
         return QueueLine(self._session, channel, receiver, lambda queues: self._relay.line(channel, queues))
 
     def second_line(self, channel: str, receiver: Receiver) -> None:
-        """There is one connection to the relay."""
+        """None: there is one connection to the relay."""
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> None:
-        """The relay answers no pings."""
+        """None: the relay answers no pings."""
 
     def is_refused(self) -> None:
-        """The relay does not tell."""
+        """None: the relay does not know."""
 
     def move(self, connection: ConnectionInfo) -> None:
         self._relay.move(connection)

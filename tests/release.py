@@ -13,7 +13,7 @@ HEADING = re.compile(r"^## \[?(?P<version>[^\s\]]+)", re.MULTILINE)
 
 
 def version_of_setup(text: str) -> str:
-    """The version that a setup.cfg says."""
+    """The version in the text of a setup.cfg."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(text)
     return parser["metadata"]["version"]
@@ -26,7 +26,7 @@ def newest_version(changelog: str) -> str:
 
 
 def disagreement(root: Path) -> str:
-    """How the two files differ; empty if they do not."""
+    """The difference between the two files; empty if there is none."""
     ours = version_of_setup((root / "setup.cfg").read_text(encoding="utf-8"))
     newest = newest_version((root / "CHANGELOG.md").read_text(encoding="utf-8"))
     if ours == newest:

@@ -17,7 +17,7 @@ SERVER = Path(__file__).resolve().parent.parent / "examples" / "server"
 
 
 class Service:
-    """It runs; `url` is where."""
+    """The running service at `url`."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -30,7 +30,7 @@ class Service:
         return HTTPConnection(self.host, self.port, timeout=WAIT)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """The whole response; names of headers are written with _ for -."""
+        """The whole response. Names of headers are written with _ for -."""
         connection = self.connect()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, {"Content-Type": "application/json", **names})
@@ -43,7 +43,7 @@ class Service:
         return dict(self.ask("GET", "/stats").json)
 
     def end(self, signum: int = signal.SIGTERM) -> str:
-        """Stop it; returns what it printed after its URL."""
+        """Stop the service; returns the output after its URL."""
         self.script.process.send_signal(signum)
         return self.script.end()
 
@@ -60,12 +60,12 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """What it says is wrong."""
+        """The text of the error."""
         return str(self.json["error"])
 
 
 def read_event(answer: BinaryIO) -> tuple[str, Any] | None:
-    """Name and data of the next event, None at the end."""
+    """Name and data of the next event; None at the end."""
     lines = [answer.readline().decode() for _ in range(3)]
     if not any(lines):
         return None
@@ -75,7 +75,7 @@ def read_event(answer: BinaryIO) -> tuple[str, Any] | None:
 
 
 class Run:
-    """A request to run code; iterate it for its events, as (name, data), as they arrive."""
+    """A request to run code. It is an iterator of the events, as (name, data), as they arrive."""
 
     def __init__(self, service: Service, code: str, *, on: HTTPConnection | None = None, **more: Any) -> None:
         self._connection = on or service.connect()
@@ -103,13 +103,13 @@ class Run:
         return event
 
     def output(self) -> dict[str, Any]:
-        """The next event, which is an output."""
+        """The data of the next event, which is an output."""
         name, data = next(self)
         assert name == "output", data
         return dict(data)
 
     def rest(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The outputs that are still to come, and how it ended."""
+        """The outputs that are still to come, and the data of the end."""
         *outputs, (last, done) = self
         assert last == "done"
         assert {name for name, _ in outputs} <= {"output"}
@@ -122,7 +122,7 @@ class Run:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Service]:
-    """The service, on a port that is free; it has to end well."""
+    """The service, on a free port. Its end must be good."""
     script = Script(SERVER, ("--port", "0", *arguments))
     with script.process:
         try:
@@ -135,12 +135,12 @@ def serving(*arguments: str) -> Iterator[Service]:
 
 
 def text_of(outputs: list[dict[str, Any]]) -> str:
-    """What was written to stdout."""
+    """The text that was written to stdout."""
     return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
 
 
 def refusal_to_serve(*arguments: str) -> str:
-    """What the service writes to stderr instead of running."""
+    """The text that the service writes to stderr instead of running."""
     script = Script(SERVER, arguments)
     with script.process:
         _, stderr = script.process.communicate(timeout=WAIT)

@@ -1,4 +1,4 @@
-"""The rooms of kclient, read from its source: which may import which, and what none may import."""
+"""The rooms of kclient, read from its source: the imports that each room may have, and those that none may have."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ROOMS = {
     "transport": BOTTOM,
     "channels": BOTTOM | {"transport"},
     "kernels": BOTTOM | {"transport"},
-    # Of `kernels` connection files only. What a client needs to know of a process, it is told by client.process.Kernel.
+    # Of `kernels` connection files only. A client learns of its process by the Protocol client.process.Kernel.
     "client": BOTTOM | {"transport", "channels", "kernels"},
     "manager": BOTTOM | {"transport", "channels", "kernels", "client"},
     "testing": BOTTOM | {"transport", "kernels"},
     "pool": BOTTOM | {"kernels", "client", "manager"},
-    # Everything that it exports; type hints included, it is read in no circle.
+    # All that it exports. Type hints included, it is in no circle.
     "kclient": BOTTOM | {"channels", "kernels", "client", "manager", "pool"},
-    "bench": {"transport"},  # for the versions of ZeroMQ; it times what it is given
+    "bench": {"transport"},  # for the versions of ZeroMQ; bench times the kernel that it is given
     "cli": BOTTOM | {"channels", "kernels", "client", "manager", "pool", "kclient", "bench"},
     "__main__": {"cli"},
 }
@@ -64,7 +64,7 @@ PACKAGES = {
     "cli": {"attrs", "click", "gevent", "rich"},
     "__main__": set(),
 }
-"""What each room may import from outside the standard library."""
+"""The packages outside the standard library that each room may import."""
 
 KNOWS_ZMQ = ("kclient.transport.zmq", "kclient.kernels.connection", "kclient.testing")
 """Where zmq may be imported: the transport over it, keys and the handshake, and the fake kernel."""
@@ -74,7 +74,7 @@ IMPURE = {
     *("sched", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess", "tempfile"),
     *("threading", "urllib"),
 }
-"""What `protocol`, and other modules that do no I/O and never wait, do not import."""
+"""The modules that `protocol`, and other modules that do no I/O and never wait, do not import."""
 
 PURE = {
     *("kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff"),
@@ -91,7 +91,7 @@ UNWANTED_AT_IMPORT = [
 
 
 class Module:
-    """One source file, and what it imports: in functions and for type hints, too."""
+    """One source file and its imports, those in functions and for type hints, too."""
 
     def __init__(self, path: Path) -> None:
         parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
@@ -102,7 +102,7 @@ class Module:
         self.tree = ast.parse(self.text, str(path))
 
     def imports(self) -> Iterator[tuple[int, str]]:
-        """The line and the full name of everything imported.
+        """The line and the full name of each import.
 
         Exempt is `kclient/__init__`: what it has for type checkers only is imported when it is asked for.
         """
@@ -138,7 +138,7 @@ class Module:
 
 
 def room_of(name: str) -> str:
-    """``kclient.channels.shell`` is in the room "channels"; a public name of `kclient` itself is in "kclient"."""
+    """The room of a name: "channels" for ``kclient.channels.shell``, "kclient" for a public name of `kclient`."""
     for second in name.split(".")[1:2]:
         if (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file():
             return second
@@ -146,7 +146,7 @@ def room_of(name: str) -> str:
 
 
 def running_code(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING:``."""
+    """All nodes except those under ``if TYPE_CHECKING:``."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
             for other in node.orelse:

@@ -1,4 +1,4 @@
-"""The benchmark suite runs, writes what it promises and leaves nothing behind. No test looks at a speed."""
+"""The benchmark suite runs, writes the files that it promises, and leaves nothing behind. No test looks at a speed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 
 def results_of(module: str, folder: Path, *arguments: str | Path) -> list[dict[str, Any]]:
-    """The rows of a quick run, which are as they have to be."""
+    """The checked rows of a quick run."""
     path = folder / "figures.json"
     done = run(f"benchmarks.{module}", "--quick", "--json", path, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
@@ -235,8 +235,8 @@ def test_each_of_many_calls_gets_its_own_reply_in_time(transport: str) -> None:
 
 
 def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wire does not look after a send, until a call is late: when its time is up it looks once more."""
-    monkeypatch.setattr(ZmqStream, "_has_input", lambda wire: False)
+    """A stream does not look again after a send. When the time of a late call is up, it looks once more."""
+    monkeypatch.setattr(ZmqStream, "_has_input", lambda stream: False)
     monkeypatch.setattr("benchmarks.stress.PATIENCE", 0.2)
     with echo_kernels() as kernels:
         for seed in range(200):
@@ -246,7 +246,7 @@ def test_stress_notices_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
             pytest.fail("no call was late")
 
 
-# How it ends
+# The end of a run
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -262,7 +262,7 @@ def test_signal_ends_a_benchmark_and_its_kernels(signum: int, folder: Path) -> N
 
 
 def wait_for_calls(pid: int) -> None:
-    """Return when that process makes calls: its echo kernel has slept far more often than while it started."""
+    """Return when that process makes calls: its echo kernel sleeps far more often than while it started."""
     while not any(sleeps(int(child)) > 1000 for child in leaks.read(pid, f"task/{pid}/children").split()):
         leaks.turn_loop(0.01)
 
@@ -278,7 +278,7 @@ def test_file_that_cannot_be_written_is_refused_at_once(module: str, folder: Pat
     assert "No such file" in done.stderr
 
 
-def test_echo_kernel_that_nobody_waits_for_ends_in_silence(folder: Path) -> None:
+def test_echo_kernel_that_no_program_waits_for_ends_in_silence(folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.echo"]
     with subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         process.stdout.close()  # type: ignore[union-attr]  # it is a pipe
@@ -293,7 +293,7 @@ def test_echo_kernel_ends_with_its_standard_input(folder: Path) -> None:
     assert list((folder / "t").iterdir()) == []
 
 
-# What is read off
+# Figures read from results
 
 
 def test_percentiles_are_those_of_the_values() -> None:

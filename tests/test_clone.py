@@ -16,7 +16,7 @@ PYTEST = [str(Path(sys.executable).parent / "pytest")]
 
 
 def run_pytest(folder: Path, command: Sequence[str] = PYTEST, **env: str) -> subprocess.CompletedProcess[str]:
-    """Collect this file with the kclient that is in `folder`."""
+    """Run pytest on this file, with the kclient in `folder` on the path; it only collects."""
     hidden = {"KCLIENT_TEST_INSTALLED", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"}
     ours = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(

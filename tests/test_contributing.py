@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md and SECURITY.md: their commands work, and what they name is there."""
+"""CONTRIBUTING.md and SECURITY.md: their commands work, and the files that they name exist."""
 
 from __future__ import annotations
 

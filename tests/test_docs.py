@@ -27,7 +27,7 @@ SPEC = """
 execute inspect complete history is_complete connect comm_info kernel_info shutdown interrupt debug
 create_subshell delete_subshell list_subshell
 """
-"""What is asked with a _request and answered with a _reply."""
+"""The messages that are asked with a _request and answered with a _reply."""
 
 PUBLISHED = """
 stream display_data update_display_data execute_input execute_result error status clear_output debug_event iopub_welcome
@@ -49,7 +49,7 @@ class Row:
 
 
 def rows(text: str) -> list[Row]:
-    """The rows of its tables of three columns, without their heads."""
+    """The rows of tables with three columns, without their heads."""
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [Row(*cells) for cells in lines if cells[2] not in (" shown by ", "---")]
 
@@ -67,7 +67,7 @@ def functions(path: str) -> set[str]:
 
 
 def missing_tests(text: str) -> list[str]:
-    """The tests that `text` names and that do not exist; ``::name`` is in the file that was named before."""
+    """The tests that `text` names and that do not exist. ``::name`` is in the file that was named last."""
     found, path = [], ""
     for match in TEST.finditer(text):
         path = match[1] or path
@@ -109,7 +109,7 @@ def test_every_row_of_the_protocol_names_a_method_and_a_test() -> None:
 
 
 def blocks_to_run(text: str) -> list[Block]:
-    """The python blocks, but for those that cannot be run."""
+    """The python blocks, without those that cannot be run."""
     lines = text.splitlines()
     found = [block for block in blocks(text) if block.language == "python"]
     return [block for block in found if not NOT_RUN.fullmatch(lines[block.line - 2])]
@@ -117,14 +117,14 @@ def blocks_to_run(text: str) -> list[Block]:
 
 @pytest.mark.kernel
 def test_python_blocks_run(start_kernel: Callable[..., kclient.KernelManager], tmp_path: Path) -> None:
-    kernel = start_kernel(env={"TMPDIR": str(tmp_path)})  # where it leaves the cells that were debugged
+    kernel = start_kernel(env={"TMPDIR": str(tmp_path)})  # the folder of debugged cells
     for page in sorted(DOCS.glob("*.md")):
         for block in blocks_to_run(page.read_text(encoding="utf-8")):
             code = compile("\n" * block.line + dedent(block.code), page, "exec")
-            out = StringIO()  # of its own, since callbacks of a block may print after its end
+            out = StringIO()  # one for each block: callbacks may print after its end
             exec(code, {"kernel": kernel, "kclient": kclient, "print": partial(print, file=out)})
             assert block.prints in (None, out.getvalue()), f"{page.name}, {block}"
-    kernel.kill_kernel()  # which would take 2 s to end by itself, for its debugger
+    kernel.kill_kernel()  # else its debugger takes 2 s to end
 
 
 def test_block_that_is_marked_is_not_run() -> None:

@@ -1,4 +1,4 @@
-"""The tree of errors: what can be caught as what, what each carries, and what it says."""
+"""The tree of errors: their base classes, their attributes and their texts."""
 
 import copy
 import inspect
@@ -87,7 +87,7 @@ MADE = [
     KernelSpecExists("text", path="/k"),
     ChannelClosed("shell"),
     CommClosed("text", comm_id="id", target_name="slider", data={"why": "done"}),
-    DeadKernelError("the kernel died", exit_code=-9, stderr="last words", result=RESULT),
+    DeadKernelError("the kernel died", exit_code=-9, stderr="last output", result=RESULT),
     LaunchError("never came up", argv=["python", "-m", "x"], exit_code=3, stderr="no module"),
     KernelRestarted("id"),
     KernelTimeout("execute_reply on shell", 2.5, msg_id="id", result=RESULT, hint="interrupt it"),
@@ -125,7 +125,7 @@ def test_every_error_is_made_here():
     assert {type(error) for error in MADE} == set(BASES)
 
 
-# What each carries
+# Attributes
 
 
 CARRIES = [
@@ -164,7 +164,7 @@ def test_error_carries_the_facts():
         assert {name: getattr(error, name) for name in attributes} == attributes
 
 
-# What each says
+# Texts
 
 
 SAYS = [
@@ -235,7 +235,7 @@ def test_copied_or_pickled_error_is_the_same_error(error):
 
 
 def test_timeout_of_an_execution_can_be_pickled_without_it():
-    """An Execution has a socket and a hub, which cannot travel; all else can."""
+    """An Execution has a socket and a hub, which cannot be pickled. All else can."""
     error = KernelTimeout("end of the execution", 1.0, msg_id="a", execution=NotToBePickled(), result=RESULT)
     other = pickle.loads(pickle.dumps(error))
     assert (str(other), other.msg_id, other.execution) == (str(error), "a", None)

@@ -1,4 +1,4 @@
-"""Each example runs to its end, and says what its text promises."""
+"""Each example runs to its end, and prints the output that its text promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service under gunicorn's gevent workers: a pool for each, which comes and goes with it."""
+"""The service under gunicorn's gevent workers: each worker has a pool, which starts and ends with it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Gunicorn:
         self.await_log("Listening at")
 
     def await_log(self, pattern: str) -> str:
-        """The number of a process, or nothing, that is in the next line of the log with `pattern`."""
+        """Wait for a log line with `pattern`; returns its last group, or the match."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self._log.append(line)
@@ -69,12 +69,12 @@ class Gunicorn:
         raise AssertionError("".join(self._log))
 
     def await_worker(self) -> int:
-        """The process number of the worker that is made next."""
+        """The process number of the next worker."""
         return int(self.await_log(r"Booting worker with pid: (\d+)"))
 
     @contextmanager
     def request(self, path: str, body: bytes = b"", host: str = "localhost") -> Iterator[BinaryIO]:
-        """The answer, as it comes."""
+        """The answer, as a file to read as it comes."""
         head = f"{'POST' if body else 'GET'} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         with closing(socket.socket(socket.AF_UNIX)) as client:
             client.connect(self._path)
@@ -83,12 +83,12 @@ class Gunicorn:
                 yield answer
 
     def read(self, path: str) -> Any:
-        """The JSON that is there."""
+        """The JSON at that path."""
         with self.request(path) as answer:
             return json.loads(answer.read().partition(b"\r\n\r\n")[2])
 
     def run(self, code: str, on_output: Callable[[], object] = bool) -> str:
-        """What the code prints; `on_output` is called when something has been."""
+        """Run the code; returns its output. `on_output` is called after each output."""
         printed = ""
         with self.request("/run", json.dumps({"code": code}).encode()) as answer:
             while answer.readline().strip():
@@ -101,7 +101,7 @@ class Gunicorn:
         return printed
 
     def end(self) -> None:
-        """Ask it to end, and wait until it has."""
+        """Ask the server to end, and wait until it has ended."""
         self.process.terminate()
         self.await_end()
 
@@ -112,7 +112,7 @@ class Gunicorn:
 
 @pytest.fixture
 def start_gunicorn(folder: Path) -> Iterator[Callable[..., Gunicorn]]:
-    """Start gunicorn; what has not ended with the test is killed."""
+    """Start gunicorn. A server that still runs at the end of the test is killed."""
     started: list[Gunicorn] = []
 
     def start(*arguments: str, **pool: str) -> Gunicorn:
@@ -142,13 +142,13 @@ class Service(Gunicorn):
         self.workers: list[int] = []
 
     def await_workers(self) -> None:
-        """Two that are new. One that is told to end before it has begun to serve does not hear it."""
+        """Await two new workers that serve. Before that a worker does not notice that it is told to end."""
         self.workers = [self.await_worker(), self.await_worker()]
         for worker in self.workers:
             assert self.run_in(worker, PARENT) == str(worker)
 
     def run_in(self, worker: int, code: str) -> str:
-        """What the code prints in a kernel of `worker`: the other one stands still."""
+        """Run code in a kernel of `worker`, while the other worker stands still; returns the output."""
         (other,) = set(self.workers) - {worker}
         with stopped(other):
             return self.run(code)
@@ -242,7 +242,7 @@ starts = []
 pool = kclient.KernelPool(size=1, launcher=Noting())
 pool.wait_until_warm(30)
 lent = pool.acquire()
-late = kclient.KernelPool(size=1, launcher=Noting())  # to start its kernel when the hub has a turn: after the fork
+late = kclient.KernelPool(size=1, launcher=Noting())  # its kernel starts when the hub has a turn: after the fork
 
 def application(environ, start_response):
     refused = []

@@ -1,4 +1,4 @@
-"""The leak check finds what it is there to find."""
+"""The leak check finds every kind of leak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The load generator of the benchmarks finds fault with an answer that is not as it has to be."""
+"""The load generator of the benchmarks reports every wrong answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRINT = Request("print", "print(4 ^ 1)", "5\n", "ok")
 
 
 class StubResponse:
-    """An answer in parts; it breaks off or never ends if the last part says so."""
+    """An answer in parts. The last part may be an error, or None for an answer that never ends."""
 
     def __init__(self, parts: list[bytes | BaseException | None], status: int, headers: dict[str, str]) -> None:
         self.status, self.headers = status, headers
@@ -141,7 +141,7 @@ def test_answer_that_does_not_end_hangs() -> None:
     assert answer_of(StubSession(STARTED, OUTPUT, None)).outcome == "hung"
 
 
-def test_who_leaves_has_had_his_output() -> None:
+def test_request_that_leaves_must_have_had_its_output() -> None:
     request = Request("leave", "", "5\n", "ok")
     assert answer_of(StubSession(STARTED, OUTPUT, None), request).outcome == "left"
     assert answer_of(StubSession(STARTED, OTHERS, None), request).outcome == "wrong"

@@ -1,4 +1,4 @@
-"""What users may rely on: the names of `kclient`, their signatures, and that the documentation knows each of them."""
+"""The public interface: the names of `kclient`, their signatures, and the documentation of each name."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of `text`; a python block that continues holds the code of those before it, too."""
+    """The fenced blocks of `text`. A python block that continues also holds the code of the blocks before it."""
     found: list[Block] = []
     end = 0
     for match in FENCE.finditer(text):
@@ -69,7 +69,7 @@ def commands(block: Block) -> list[str]:
 
 
 def simple_commands(line: str) -> list[list[str]]:
-    """``a && b`` as the words of a and the words of b."""
+    """The simple commands of ``a && b``, each a list of words."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
@@ -100,7 +100,7 @@ def config(name: str) -> configparser.ConfigParser:
 
 
 def ci_command() -> str:
-    """The last command of .ci/run, for which the others only prepare."""
+    """The last command of .ci/run. The others prepare for it."""
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith(("#", "set ", "cd "))][-1]
 
@@ -120,7 +120,7 @@ def run(argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def check_command(words: list[str], tmp_path: Path) -> None:
-    """Fail unless `words` is a command that works with what this project has; a `kclient` command is run."""
+    """Fail unless `words` is a command that works with the files of this project. A `kclient` command is run."""
     program, arguments = Path(words[0]).name, words[1:]
     options = [word for word in arguments if word.startswith("-")]
     if program == "python3" and arguments[:2] == ["-m", "venv"]:
@@ -147,7 +147,7 @@ def check_command(words: list[str], tmp_path: Path) -> None:
 
 
 def check_pip(arguments: list[str]) -> None:
-    """What ``pip install`` is given is tox, or this project with extras that it has."""
+    """Fail unless ``pip install`` installs tox, or this project with extras that it has."""
     assert arguments[0] == "install"
     for target in (word for word in arguments[1:] if not word.startswith("-")):
         match = re.fullmatch(r"(\.|kclient|tox)(?:\[([\w,]+)\])?", target)
@@ -158,7 +158,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def check_pytest(arguments: list[str]) -> None:
-    """What ``pytest`` is given is files, folders and tests that there are, or marks of setup.cfg."""
+    """Fail unless ``pytest`` gets files, folders and tests that exist, or marks of setup.cfg."""
     marks = arguments[arguments.index("-m") + 1].split() if "-m" in arguments else []
     have = {line.partition(":")[0] for line in config("setup.cfg")["tool:pytest"]["markers"].split("\n")}
     assert set(marks) <= have | {"not"}

@@ -1,4 +1,4 @@
-"""The check of a release: the versions that two files name."""
+"""The check of a release: two files name the same version."""
 
 from __future__ import annotations
 

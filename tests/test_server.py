@@ -1,4 +1,4 @@
-"""The service of `examples/server`, seen from outside: what each request gets, and that it ends."""
+"""The service of `examples/server`, seen from outside: the answer to each request, and its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def service(session_folder: Path, warm: None) -> Iterator[Service]:
 
 
 class LifeLine:
-    """Ends when the kernel whose code runs `code` has ended, or closed it."""
+    """A pipe that `code` opens in a kernel. It ends when the kernel has ended or closed it."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -35,7 +35,7 @@ class LifeLine:
         self.code = f"line = open({str(path)!r}, 'w');"
 
     def await_end(self) -> None:
-        """Raises AssertionError if it does not come."""
+        """Wait for the end; raises AssertionError if it does not come."""
         assert select.select([self._number], [], [], WAIT)[0], "the code goes on"
         assert os.read(self._number, 1) == b""
 
@@ -50,7 +50,7 @@ def line(folder: Path) -> Iterator[LifeLine]:
     line.close()
 
 
-# What comes of code
+# Running code
 
 
 def test_output_comes_while_the_code_runs(service: Service, gate: Gate) -> None:
@@ -77,14 +77,14 @@ def test_requests_at_once_get_their_own_output(service: Service, make_gate: Call
 
 
 def test_nothing_of_one_request_is_there_for_the_next(service: Service) -> None:
-    connection = service.connect()  # one for both: it is kept alive
+    connection = service.connect()  # one connection for both requests: it is kept alive
     with Run(service, "secret = 1", on=connection) as first:
         first_done = first.rest()[1]
         second = Run(service, "secret", on=connection)
         assert second.kernel_id != first.kernel_id
         assert first_done["status"] == "ok"
         assert second.rest()[1]["message"] == "NameError: name 'secret' is not defined"
-    with Run(service, "get_ipython().history_manager.enabled") as third:  # a file that all kernels read
+    with Run(service, "get_ipython().history_manager.enabled") as third:  # this file is read by all kernels
         assert third.rest()[0][0]["data"]["text/plain"] == "False"
 
 
@@ -201,7 +201,7 @@ def test_body_that_is_too_long_is_not_waited_for(service: Service, name: str, va
     with connection.getresponse() as response:
         assert response.status == 413
     if value == "chunked":
-        connection.send(b"0\r\n\r\n")  # who does not end what it began is a line in the log
+        connection.send(b"0\r\n\r\n")  # else the unfinished request is a line in the log
     connection.close()
 
 
@@ -303,7 +303,7 @@ def test_request_that_runs_may_end_before_the_service_does(gate: Gate) -> None:
 def test_request_that_runs_too_long_for_a_shutdown_is_told(line: LifeLine) -> None:
     with serving("--size", "1", "--grace", "0.001") as service:
         idle = service.connect()
-        idle.connect()  # a connection without a request keeps nobody
+        idle.connect()  # a connection without a request does not delay the end
         with Run(service, f"{line.code}\nprint(1)\nwhile True: pass") as run:
             assert run.output()["text"] == "1\n"
             assert service.end(signal.SIGINT) == "closing; 1 requests still run"

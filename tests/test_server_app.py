@@ -34,7 +34,7 @@ def app() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A server's socket, and its client's."""
+    """The socket of a server, and that of its client."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -48,7 +48,7 @@ class StubKernel:
 
 
 class StubPool:
-    """Lends one kernel, whose `run` is given, or raises `error`."""
+    """A pool that lends one kernel with the given `run`, or raises `error`."""
 
     def __init__(self, run: Callable[..., Any], error: Exception | None = None) -> None:
         self.kernel = StubKernel(run)
@@ -68,7 +68,7 @@ class StubPool:
 
 @attrs.define
 class Response:
-    """What the application says, by `start_response` and by what that returns."""
+    """The answer of the application: `start_response` gives its head, the returned value its body."""
 
     status: str = ""
     headers: dict[str, str] = attrs.field(factory=dict)
@@ -154,7 +154,7 @@ def test_body_that_breaks_off_is_refused(app: ModuleType) -> None:
     assert response.headers["Connection"] == "close"
 
 
-def test_output_that_nobody_read_in_time_is_too_much(app: ModuleType) -> None:
+def test_output_that_is_not_read_in_time_is_too_much(app: ModuleType) -> None:
     def run(*args: Any, **kwargs: Any) -> kclient.Result:
         return kclient.Result(None, [], truncated=True)
 
@@ -164,7 +164,7 @@ def test_output_that_nobody_read_in_time_is_too_much(app: ModuleType) -> None:
 
 
 def writing(msg_type: str, **content: Any) -> Callable[..., kclient.Result]:
-    """A `run` of which one message comes."""
+    """A `run` that sends one message."""
 
     def run(*args: Any, on_output: Callable[[kclient.Message], object], **kwargs: Any) -> kclient.Result:
         on_output(Session("").msg(msg_type, content))
@@ -213,7 +213,7 @@ def test_odd_values_are_json_for_browsers_or_a_clear_error(app: ModuleType, valu
     assert b"event: done" in response.body
 
 
-def test_client_who_sends_its_next_request_is_there(
+def test_client_that_sends_its_next_request_has_not_hung_up(
     app: ModuleType, pair: tuple[socket.socket, socket.socket], background: Callable[..., Background]
 ) -> None:
     ours, theirs = pair

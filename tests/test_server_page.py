@@ -38,7 +38,7 @@ def browser(session_folder: Path, service: Service) -> Iterator[webdriver.Chrome
     options.binary_location = BROWSER
     for argument in (
         "--headless=new",
-        "--no-sandbox",  # which root cannot have
+        "--no-sandbox",  # root cannot have a sandbox
         "--disable-dev-shm-usage",
         "--disable-gpu",
         f"--user-data-dir={session_folder / 'browser'}",
@@ -50,7 +50,7 @@ def browser(session_folder: Path, service: Service) -> Iterator[webdriver.Chrome
 
 
 class Page:
-    """What somebody at the page does and sees."""
+    """The actions of a user at the page, and the visible results."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
@@ -82,7 +82,7 @@ class Page:
         return self.find("#status").text
 
     def complaints(self) -> list[str]:
-        """What the browser has to say about the page."""
+        """The messages in the log of the browser."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
 
@@ -165,7 +165,7 @@ print('<script>{script}</script>')""")
     page.browser.switch_to.default_content()
     assert page.browser.title == "Run Python"
     assert page.find(".stdout").text == f"<script>{script}</script>"
-    page.complaints()  # that scripts were blocked, or nothing: it depends on where the browser runs the frame
+    page.complaints()  # a message about blocked scripts, or none: it depends on where the browser runs the frame
 
 
 def test_output_changes_as_the_code_asks(page: Page) -> None:
@@ -184,7 +184,7 @@ def test_refusal_is_shown(page: Page) -> None:
 
 
 def width_of(page: Page, selector: str) -> int:
-    """The natural width of an image, which is 0 of one that cannot be shown."""
+    """The natural width of an image; 0 if it cannot be shown."""
     image = page.find(selector)
     page.wait_for(lambda: image.get_property("complete"))
     return int(image.get_property("naturalWidth"))

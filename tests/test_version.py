@@ -1,4 +1,4 @@
-"""`kclient.__version__`: that of the package, looked up when somebody asks."""
+"""`kclient.__version__` is the version of the package. It is looked up at the first access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_version_is_that_of_the_installed_package() -> None:
     assert "__version__" in dir(kclient)
 
 
-def test_version_costs_nothing_until_somebody_asks_for_it() -> None:
+def test_version_costs_nothing_until_it_is_asked_for() -> None:
     code = "import sys, kclient; print('importlib.metadata' in sys.modules, kclient.__version__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=40, check=True)
     assert done.stdout == f"False {VERSION}\n"

@@ -21,12 +21,12 @@ from kclient.testing import FakeKernel, Request, Step, display, error, stream
 TRACEBACK = "Traceback (most recent call last)"
 
 existing = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
-"""For tests that use the shared kernel, and to which the transport makes no difference."""
+"""The transport makes no difference to these tests of the shared kernel, so they run over one only."""
 
 
 @pytest.fixture
 def run_existing(kernel: kclient.KernelManager) -> Callable[..., Done]:
-    """``kclient run`` in the shared kernel, which spares the start of one."""
+    """``kclient run`` in the shared kernel: no kernel has to be started."""
     return lambda *arguments, **options: kclient_command(
         "run", "--existing", str(kernel.connection_file), *arguments, **options
     )
@@ -59,7 +59,7 @@ def write_spec(folder: Path, name: str, argv: list[str], **values: object) -> st
     return str(folder / "specs")
 
 
-# What appears
+# Output
 
 
 @pytest.mark.kernel
@@ -68,7 +68,7 @@ def test_output_appears_as_it_is_produced(tmp_path: Path) -> None:
     os.mkfifo(gate)
     with Running("run", "-c", f"print('one')\n_ = open({str(gate)!r}).read()\nprint('two')") as running:
         assert running.line() == "one"
-        gate.write_text("")  # it waits for this
+        gate.write_text("")  # the kernel waits for this file
         assert running.end() == Done(0, "two\n", "")
 
 
@@ -193,7 +193,7 @@ def test_colours_of_the_traceback_are_for_terminals(run_fake: Callable[..., Done
     assert run_fake(error("E", "", ["\x1b[31mE\x1b[39m", "\x1b[0;32mhere"])) == Done(1, "", "E\nhere\n")
 
 
-# What goes wrong before the code runs
+# Errors before the code runs
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_missing_extra_exits_2_and_names_the_remedy(missing: str) -> None:
     check_complaint(Done(done.returncode, done.stdout, done.stderr), 2, missing, "pip install 'kclient[cli]'")
 
 
-# What goes wrong while it runs
+# Errors while the code runs
 
 
 @pytest.mark.kernel

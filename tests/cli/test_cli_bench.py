@@ -1,4 +1,4 @@
-"""``kclient bench``: the table and the files it writes, and what it says when it cannot."""
+"""``kclient bench``: its table, its files and its errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from command_line import Done, Running, Terminal, check_complaint, is_gone, kclient_command
 
 import kclient
-import kclient.bench.plot  # numpy starts a thread of its own, which no test is to be blamed for
+import kclient.bench.plot  # numpy starts a thread of its own; the leak check must not blame a test for it
 from kclient.cli.commands import run_command_line
 from kclient.testing import FakeKernel
 
@@ -28,15 +28,15 @@ KEYS = {
 }
 
 existing = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
-"""For tests that use the shared kernel, and to which the transport makes no difference."""
+"""The transport makes no difference to these tests of the shared kernel, so they run over one only."""
 
 
 def lines_of(out: str) -> list[list[str]]:
-    """The cells of the table's rows that begin with an operation."""
+    """The cells of those rows of the table that begin with an operation."""
     return [line.split() for line in out.splitlines() if line.startswith(("kernel_info", "run"))]
 
 
-# What it measures
+# Measurements
 
 
 @pytest.mark.kernel
@@ -110,7 +110,7 @@ def write_spec(folder: Path, name: str, argv: list[str]) -> str:
     return str(folder / "specs")
 
 
-# What goes wrong before anything is measured
+# Errors before anything is measured
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_cannot_be_done_exits_2_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal, "getsignal", lambda signum: signal.SIG_IGN)  # else it takes the signals over, for good
+    monkeypatch.setattr(signal, "getsignal", lambda signum: signal.SIG_IGN)  # else it handles the signals from here on
     monkeypatch.setattr(sys, "argv", ["kclient", "bench", *arguments.split()])
     code = run_command_line()
     check_complaint(Done(code, *capfd.readouterr()), 2, *words)
@@ -161,7 +161,7 @@ def test_missing_extra_exits_2_and_names_the_remedy(missing: str) -> None:
     check_complaint(Done(done.returncode, done.stdout, done.stderr), 2, missing, "pip install 'kclient[bench]'")
 
 
-# What goes wrong while it measures
+# Errors while it measures
 
 
 @existing

@@ -1,4 +1,4 @@
-"""``kclient doctor``: what it reports, what it calls a problem, and what it does not tell."""
+"""``kclient doctor``: its report, the problems that it names, and the secrets that it leaves out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL_IS_WELL = "Nothing was found that stops kclient.\n"
 
 
 def doctor(*arguments: str, **env: str) -> Done:
-    """``kclient doctor`` where only the Python kernel is allowed, whatever else this machine has."""
+    """``kclient doctor`` with only the Python kernel allowed, so that other kernels of this machine do not matter."""
     return kclient_command("doctor", *arguments, **{"KCLIENT_ALLOWED_KERNELS": "python3", **env})
 
 
@@ -39,11 +39,11 @@ def report_of(done: Done) -> dict[str, Any]:
 
 
 def shell_kernel(folder: Path, name: str, script: str) -> None:
-    """A kernel that is a shell script; its first argument is its connection file."""
+    """Install a kernel that is a shell script; its first argument is its connection file."""
     write_spec(folder / "kernels" / name, argv=["sh", "-c", script, "sh", "{connection_file}"])
 
 
-# What it reports
+# The report
 
 
 def test_report_is_for_a_person(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_nothing_stays_behind(runtime_dir: Path, folder: Path) -> None:
     assert [*runtime_dir.iterdir(), *(folder / "t").iterdir()] == []
 
 
-# What it starts
+# Started kernels
 
 
 @pytest.mark.kernel
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_kernel_that_starts(tmp_path: Path) -> None:
     assert is_gone(pid)
 
 
-# What it calls a problem
+# Problems
 
 
 def test_too_few_file_descriptors_are_a_problem() -> None:
@@ -169,7 +169,7 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     check_complaint(doctor(*arguments), 2)
 
 
-# What it does not tell
+# Secrets
 
 
 def test_key_of_a_kernel_is_not_told_though_the_kernel_prints_it(tmp_path: Path) -> None:

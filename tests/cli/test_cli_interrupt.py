@@ -24,7 +24,7 @@ except ZeroDivisionError:
 print('pid', os.getpid())
 time.sleep(1000)
 """
-"""IPython's first traceback takes long, and a kernel that shows nothing for 0.5 s is interrupted again."""
+"""IPython's first traceback takes long, and kclient interrupts a kernel again that shows nothing for 0.5 s."""
 
 STUBBORN = """
 import os, time
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.kernel
 
 
 def check_nothing_left(pid: str, runtime_dir: Path) -> None:
-    """The kernel has ended before the command did, and its connection file is gone."""
+    """Assert that the kernel has ended before the command did, and that its connection file is gone."""
     assert is_gone(pid)
     assert list(runtime_dir.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_ctrl_c_in_an_existing_kernel_leaves_it_idle_and_a_second_one_leaves_it(
         running.signal(signal.SIGINT)
         assert running.end().code == 130
     assert kernel.is_alive()
-    kernel.kill_kernel()  # it would not heed a shutdown
+    kernel.kill_kernel()  # this kernel would ignore a shutdown
 
 
 # Other signals

@@ -1,4 +1,4 @@
-"""``kclient kernels``: what it lists, installs and removes, beside ``jupyter kernelspec``."""
+"""``kclient kernels``: list, install and remove, compared with ``jupyter kernelspec``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD = ["name", "display", "name", "language", "encrypted", "where"]
 
 @pytest.fixture
 def kernels(places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """``kclient kernels``, in this process, which spares the start of one."""
+    """``kclient kernels`` in this process: no process has to be started."""
 
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["kclient", "kernels", *map(str, arguments)])
@@ -46,7 +46,7 @@ def test_kernels_are_listed_in_full_when_piped(tmp_path: Path) -> None:
     write_spec(directory / name, display_name="[red]Long :smile:", metadata={"supported_encryption": ["curve"]})
     write_spec(directory / "python3", display_name="Mine", language="python")
     for arguments in (["kernels"], ["kernels", "list"]):
-        allowed = f"python3,{name}"  # whatever else is installed on this machine
+        allowed = f"python3,{name}"  # so that other kernels of this machine do not matter
         done = kclient_command(*arguments, JUPYTER_PATH=str(tmp_path), KCLIENT_ALLOWED_KERNELS=allowed)
         head, *rows = done.out.splitlines()
         assert (done.code, done.err) == (0, "")
@@ -78,7 +78,7 @@ def test_what_the_output_has_no_sign_for_is_escaped(
 def test_no_line_of_the_list_is_longer_than_what_it_says(
     kernels: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as at a terminal, which would wrap the spaces
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as at a terminal that would wrap the spaces
     lines = kernels().out.splitlines()
     assert lines == [line.rstrip() for line in lines]
 

@@ -1,4 +1,4 @@
-"""Whether a kernel that this program did not start is dead: what missed heartbeats and refused connections tell."""
+"""A kernel that this program did not start: missed heartbeats and refused connections tell that it is dead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SILENCE_S = 5.0
 
 
 class World:
-    """In place of the channels, their transport, the heartbeat and the availability."""
+    """Takes the place of the channels, their transport, the heartbeat and the availability."""
 
     address = "tcp://127.0.0.1:1"
 
@@ -39,9 +39,9 @@ class World:
 
     def miss(self) -> None:
         self.death.heart_missed()
-        prober = self.death._prober
-        if prober is not None:
-            prober.join()
+        look = self.death._prober
+        if look is not None:
+            look.join()
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +80,8 @@ def test_missed_heartbeat_says_nothing_without_a_watch() -> None:
     assert world.deaths == []
 
 
-def test_watch_that_is_stopped_while_it_looks_tells_of_no_death() -> None:
-    """The caller of `stop` may run in the same turn of the loop, before the prober can be killed."""
+def test_watch_that_is_stopped_while_it_looks_reports_no_death() -> None:
+    """`stop` may be called in the turn of the loop in which the look ends, too late to kill its greenlet."""
     world = World(True, True)
     world.death.watch(None)
     world.stop_when_asked = True

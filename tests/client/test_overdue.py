@@ -31,7 +31,7 @@ def expected() -> dict[tuple[Phase, Event], Phase]:
 
 
 class Debt:
-    """Something that is owed until it is settled or given up."""
+    """An answer that is owed until it is settled or given up."""
 
     def __init__(self, phase: Phase) -> None:
         self.is_owed, self.given_up = True, 0

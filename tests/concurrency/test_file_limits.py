@@ -1,4 +1,4 @@
-"""Too few file descriptors: one clear error, before anything is opened; what is open goes on."""
+"""With too few file descriptors a call raises one clear error before it opens any; open connections go on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kclient.protocol.session import Session
 pytestmark = pytest.mark.skipif(not leaks.PROC, reason="needs /proc")
 
 over_tcp = pytest.mark.parametrize("transport", ["tcp"], indirect=True)
-"""ipc takes as many descriptors."""
+"""ipc takes as many descriptors as tcp."""
 
 HARD = 4000
 
@@ -53,7 +53,7 @@ def refused(call):
         return exc
     raise AssertionError("it was not refused")
 """
-"""The beginning of each program; a limit of its own would be one of the tests, too."""
+"""The beginning of each program. A limit set in this process would hold for the test run, too."""
 
 WARM = """
 from kclient.transport.zmq.context import context
@@ -64,7 +64,7 @@ from kclient.concurrency.waiting import Parking
 Parking(Owner()).wait(Deadline(0.001))
 some_socket = context().socket(1)
 """
-"""What the loop and the ZeroMQ context take once."""
+"""Open the descriptors that the loop and the ZeroMQ context open once."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def no_reservations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Have this process taken for one with other limits: numbers beyond them do not count."""
+    """Make this process believe in another limit: descriptors with higher numbers do not count."""
 
     def limit(soft: int, hard: int = HARD) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
@@ -85,7 +85,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.fixture
 def free(limit: Callable[[int, int], None]) -> int:
-    """How many are free below a limit of 300."""
+    """The number of free descriptors below a limit of 300."""
     limit(300, HARD)
     return 300 - sum(number < 300 for number in leaks.descriptors())
 
@@ -103,7 +103,7 @@ def refusal(count: int, what: str = "a client", spare: int = SPARE_DESCRIPTORS) 
     return caught.value
 
 
-# What is counted
+# Counting
 
 
 def test_check_passes_up_to_the_last_free_descriptor(free: int) -> None:
@@ -151,7 +151,7 @@ def test_error_says_what_is_needed_what_there_is_and_what_to_do(limit: Callable[
     assert refusal(10).hard_limit is None
 
 
-# What is about to be opened
+# Reservations
 
 
 def test_reserved_descriptors_do_not_count_as_free(free: int, reservation: FileDescriptorReservation) -> None:
@@ -257,7 +257,7 @@ def test_dropped_client_reserves_nothing(kernel: kclient.KernelManager) -> None:
     assert FileDescriptorReservation.total_reserved() == 0
 
 
-# What a client and a kernel take
+# The needs of a client and of a kernel
 
 
 def test_client_and_kernel_take_as_many_as_are_reserved_for_them(run_script: Callable[..., str]) -> None:
@@ -289,7 +289,7 @@ print("ok")
 def test_process_with_next_to_no_descriptors_left_is_not_aborted(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
-    """libzmq ends the process when it cannot get those of its context."""
+    """libzmq ends the process when it cannot open the descriptors of its context."""
     code = """
 from kclient.transport.zmq.context import context
 from kclient.protocol.session import Session
@@ -311,7 +311,7 @@ with kclient.connect(sys.argv[1], timeout=30) as client:
     assert len(errors) == 3 and all("RLIMIT_NOFILE" in str(exc) for exc in errors), errors
     print(client.run("6 * 7", timeout=30).text)
 """
-    with_noise = "import sys; sys.unraisablehook = lambda found: None\n"  # of zmq.green, about a socket without one
+    with_noise = "import sys; sys.unraisablehook = lambda found: None\n"  # printed by zmq.green
     assert run_script(with_noise + LIMITED + code, str(kernel.connection_file)) == "42"
 
 
@@ -343,7 +343,7 @@ for client in clients:
 def test_clients_that_are_opened_at_once_answer_or_are_refused(
     kernel: kclient.KernelManager, run_script: Callable[..., str]
 ) -> None:
-    """Of what others are about to open none opens more: their connections would fail, again and again, in silence."""
+    """Two clients must not both count on the last free descriptors: their connections would fail again and again."""
     code = """
 path = sys.argv[1]
 limit(150)
@@ -400,7 +400,7 @@ with kclient.start_kernel(timeout=60) as kernel:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_context_that_has_no_socket_left_is_told_from_a_process_without_descriptors() -> None:
-    """zmq.green says on standard error that such a socket cannot be closed."""
+    """zmq.green prints on standard error that it cannot close such a socket."""
     context = zmq.green.Context()
     context.set(zmq.MAX_SOCKETS, 2)
     session = Session(b"key")

@@ -1,4 +1,4 @@
-"""Ctrl-C during a public call: put off until it waits or ends, in a callback at once, and never for long."""
+"""Ctrl-C during a public call is put off until the call waits or ends. In a callback it is raised at once."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_call_of_the_main_thread_does_not_disturb_a_callback_of_another(owner: O
     def call() -> None:
         try:
             call_back(lambda: None)
-        except ValueError as exc:  # signals can be set in the main thread only
+        except ValueError as exc:  # signal handlers can be set in the main thread only
             errors.append(exc)
 
     with owner.call():
@@ -169,7 +169,7 @@ def test_call_of_the_main_thread_does_not_disturb_a_callback_of_another(owner: O
 
 
 def test_handler_that_gevent_has_set_stays(owner: Owner) -> None:
-    """gevent.signal_handler, by which a server shuts down, replaces the handler behind Python's back."""
+    """A server shuts down by gevent.signal_handler, which replaces the handler without Python's knowledge."""
     came = gevent.event.Event()
     handler = gevent.signal_handler(signal.SIGINT, came.set)
     try:

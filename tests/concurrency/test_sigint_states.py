@@ -1,4 +1,4 @@
-"""Every row of the two tables in kclient.concurrency.sigint, walked through hold, release, wait and real signals."""
+"""Every row of the two tables in kclient.concurrency.sigint, reached through hold, release, wait and real signals."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kclient.concurrency.sigint import (
 )
 
 IMPOSSIBLE = {(State.AWAITED, Event.WAIT_BEGINS)}
-"""The main greenlet waits already, and only its wait has the event."""
+"""The events that can happen in AWAITED: the main greenlet waits, and only its wait has an event."""
 
 IMPOSSIBLE_OF_NOTE = {(NoteState.EMPTY, NoteEvent.MAIN_STOPS), (NoteState.EMPTY, NoteEvent.OTHER_STOPS)}
-"""Nothing is noted, so it is for no greenlet."""
+"""In EMPTY nothing is noted, so the note is for no greenlet."""
 
 HOLDERS = {
     Event.HOLD_AGAIN: ["actor"],
@@ -36,19 +36,19 @@ HOLDERS = {
     Event.WAIT_ENDS_HELD: ["second"],
     Event.SIGNAL_IN_HOLDER: ["actor"],
 }
-"""The greenlets that hold Ctrl-C before an event. None do before the others."""
+"""The greenlets that hold Ctrl-C before an event. Before all other events there are none."""
 
 
 class Actor(greenlet):
-    """A greenlet that runs one function after the other."""
+    """A greenlet that runs the functions which the test hands it, one after the other."""
 
     def run(self, function: Callable[[], Any]) -> None:
         while True:
-            # Not a plain switch: that of the hub takes no argument.
+            # Not a plain switch: the switch of the hub takes no argument.
             function = greenlet.switch(self._caller, outcome_of(function))
 
     def do(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the function returns or raises in this greenlet."""
+        """The value that `function` returns in this greenlet, or the exception that it raises there."""
         self._caller = getcurrent()
         return self.switch(lambda: function(*args))
 
@@ -58,7 +58,7 @@ class Actor(greenlet):
 
 
 class Main:
-    """The main greenlet, which runs the test, as an actor."""
+    """The main greenlet, which runs the test, with the interface of an Actor."""
 
     def do(self, function: Callable[..., Any], *args: Any) -> Any:
         return outcome_of(lambda: function(*args))
@@ -75,7 +75,7 @@ def outcome_of(function: Callable[[], Any]) -> Any:
 
 
 class Process:
-    """This process: some greenlets of it, and its SIGINT."""
+    """The test's greenlets, and the SIGINT handler of this process."""
 
     def __init__(self) -> None:
         self.hub = gevent.get_hub()
@@ -86,7 +86,7 @@ class Process:
         self.foreign_calls: list[int] = []
 
     def end(self) -> None:
-        """Release all, and put Python's handler back."""
+        """Let every greenlet release, and restore Python's handler."""
         for actor in (self.main, self.other, self.second):
             if actor.do(sigint.holds):
                 actor.do(sigint.release, self.hub)
@@ -107,7 +107,7 @@ class Process:
             assert getattr(self, name).do(sigint.hold, self.hub) is True
 
     def set_handler(self, state: State) -> None:
-        """Bring about that state without a change of the holders, as the program can by signal.signal."""
+        """Bring about `state` by signal.signal, as a program can, without a change of the holders."""
         if state is State.PYTHONS:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         elif state is State.HELD:
@@ -116,7 +116,7 @@ class Process:
             signal.signal(signal.SIGINT, lambda signum, frame: self.foreign_calls.append(signum))
 
     def wait(self, step: Callable[[], Any]) -> Any:
-        """What a wait of the main greenlet returns or raises; `step` runs in the hub meanwhile, and then it ends."""
+        """The outcome of a wait in the main greenlet. `step` runs in the hub during the wait; then the wait ends."""
         waiter: gevent.hub.Waiter[bool] = gevent.hub.Waiter(self.hub)
         failures = []
 
@@ -132,7 +132,7 @@ class Process:
         return outcome
 
     def wait_elsewhere(self) -> bool:
-        """A wait, in the greenlet that calls this, that is over as it begins."""
+        """Wait in the greenlet that calls this; the wait is over as soon as it begins."""
         waiter: gevent.hub.Waiter[bool] = gevent.hub.Waiter(self.hub)
         waiter.switch(True)
         return sigint.wait(waiter, self.hub)
@@ -154,7 +154,7 @@ ROWS = [
     for event in row
     for actor in (["other"] if state is State.AWAITED or event in WAITS else ["main", "other"])
 ]
-"""Each row, and the greenlet in which it happens. In AWAITED the main one cannot do anything."""
+"""Each row, with the greenlet in which it happens. In AWAITED the main greenlet cannot act."""
 
 ACTS: dict[Event, Callable[[gevent.hub.Hub], Any]] = {
     Event.HOLD: sigint.hold,
@@ -167,7 +167,7 @@ ACTS: dict[Event, Callable[[gevent.hub.Hub], Any]] = {
 
 
 def check(process: Process, event: Event, reaction: Reaction, outcome: Any, waited: Any) -> None:
-    """Assert that the reaction has happened: what the act returned or raised, what the wait did, and what is kept."""
+    """Assert that the reaction has happened: the outcome of the act, that of the wait, and the kept note."""
     is_holder = process.actor.do(sigint.holds)
     raised = isinstance(outcome, KeyboardInterrupt)
     assert raised == (reaction is Reaction.RAISE), outcome
@@ -232,7 +232,7 @@ def test_handler_of_gevent_is_a_foreign_one(process: Process, event: Event) -> N
             assert came == [State.FOREIGN]
         else:
             outcome = process.other.do(ACTS[event], process.hub)
-            gevent.sleep(0.001)  # it is called in a greenlet of its own
+            gevent.sleep(0.001)  # the handler is called in a greenlet of its own
             assert outcome in (False, None)
             assert came == ([True] if event is Event.SIGNAL_ELSEWHERE else [])
         assert process.state() is State.FOREIGN

@@ -1,4 +1,4 @@
-"""Who may call, how long a call may take, and how a greenlet waits."""
+"""Owners, deadlines, parked greenlets, timers, callbacks and logging from the hub."""
 
 import gc
 import logging
@@ -28,7 +28,7 @@ from kclient.errors import InvalidArgument, KClientError, WrongThread
 
 FOR_EVER = Deadline(None)
 LONG = 30
-"""Seconds that no test waits for, unless it fails."""
+"""Seconds. A test waits so long only if it fails."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def parking():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds on the clock, as a list of one number."""
+    """The time of the clock in seconds, in a list of one number."""
     now = [1000.0]
     monkeypatch.setattr(deadline_module, "monotonic", lambda: now[0])
     return now
@@ -46,14 +46,14 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def default_sigint():
-    """Python's own handler: a shell that runs the tests in the background has SIGINT ignored."""
+    """Restore Python's own handler: a shell that runs the tests in the background lets them ignore SIGINT."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
 
 
 def in_thread(function):
-    """What `function` returns, or raises, in another thread."""
+    """The value that `function` returns in another thread; raises its exception."""
 
     def run():
         try:
@@ -68,10 +68,10 @@ def in_thread(function):
 
 
 def in_child(function):
-    """The text of what `function` returns in a forked child."""
+    """The text of the value that `function` returns in a forked child."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork in a process with threads
         pid = os.fork()
     if pid == 0:
         try:
@@ -86,7 +86,7 @@ def in_child(function):
 
 
 def in_hub(function):
-    """What `function` returns in the hub itself."""
+    """The value that `function` returns in the hub."""
     outcome, done = [], Parking(Owner())
 
     def run():
@@ -99,7 +99,7 @@ def in_hub(function):
 
 
 def error_of(function, *args):
-    """The name and the text of the error that `function` raises on purpose."""
+    """The type's name and the text of the error that `function` raises."""
     try:
         function(*args)
     except KClientError as exc:
@@ -107,7 +107,7 @@ def error_of(function, *args):
     return "none"
 
 
-# Who may call
+# Owners
 
 
 def test_every_greenlet_of_the_owners_hub_may_call():
@@ -158,7 +158,7 @@ def test_forked_child_may_not_call():
     owner = Owner()
     assert in_child(lambda: error_of(owner.check)).startswith("ForkedProcess: made before a fork")
     assert in_child(lambda: (owner.forked, owner.is_here)) == "(True, False)"
-    owner.check()  # and the parent still may
+    owner.check()  # and the parent may still call
 
 
 def test_forked_child_may_call_what_it_made_itself():
@@ -208,7 +208,7 @@ def test_function_does_not_run_when_the_owners_hub_is_gone():
     assert ran == []
 
 
-# How long
+# Deadlines
 
 
 def test_deadline_is_one_budget(clock):
@@ -324,7 +324,7 @@ def test_all_objects_of_a_hub_share_its_wakeups():
     assert in_thread(lambda: Owner().wakeups) is not Owner().wakeups
 
 
-def test_wake_is_for_those_who_wait_now(parking):
+def test_wake_is_for_greenlets_that_wait_now(parking):
     parking.wake()
     assert parking.wait(Deadline(0.01)) is False
 
@@ -366,7 +366,7 @@ def test_killed_greenlet_leaves_the_others_waiting(parking):
     assert waiting.get(timeout=LONG) is True
 
 
-def test_wake_that_comes_too_late_for_a_killed_greenlet_hits_nobody(parking):
+def test_wake_that_comes_too_late_for_a_killed_greenlet_ends_no_wait(parking):
     waiting = gevent.spawn(parking.wait, FOR_EVER)
     gevent.idle()
     waiting.kill(block=False)
@@ -385,7 +385,7 @@ def test_timeout_of_the_caller_ends_the_wait_and_leaves_nothing(parking):
 
 
 def test_wake_and_timeout_in_one_turn_wake_once(parking):
-    """The late one of the two must not end a later wait."""
+    """The first of the two timers must not end a later wait."""
 
     def stall_and_wake():
         until = monotonic() + 0.02
@@ -457,9 +457,9 @@ def test_ctrl_c_is_raised_by_a_wait_in_which_nothing_else_happens(parking):
 
     thread = threading.Thread(target=press)
     thread.start()
-    get_hub().loop.run_callback(is_waiting.set)  # the last thing that the hub does before it sleeps
+    get_hub().loop.run_callback(is_waiting.set)  # the hub does this last before it sleeps
     with pytest.raises(KeyboardInterrupt):
-        parking.wait(Deadline(1))  # one that comes just before the hub sleeps is seen when it wakes
+        parking.wait(Deadline(1))  # the hub sees a signal that comes just before it sleeps when it wakes
     thread.join()
 
 
@@ -609,11 +609,11 @@ def test_killed_callback_is_over_and_its_greenlet_can_be_collected(parking):
     assert reference() is None
 
 
-# What the hub may not do itself
+# Logging from the hub
 
 
-class Workers(logging.Handler):
-    """Keeps what is logged, and lets others run meanwhile, as a handler that writes to a socket would."""
+class KeepingHandler(logging.Handler):
+    """Keeps log records, and lets other greenlets run meanwhile, as a handler that writes to a socket does."""
 
     def __init__(self, parking):
         super().__init__()
@@ -627,40 +627,40 @@ class Workers(logging.Handler):
 
 
 @pytest.fixture
-def keeper(parking):
-    return Workers(parking)
+def log_handler(parking):
+    return KeepingHandler(parking)
 
 
 @pytest.fixture
-def logger(keeper):
+def logger(log_handler):
     logger = logging.getLogger("kclient.tests.hub")
     logger.setLevel(logging.WARNING)
-    logger.addHandler(keeper)
+    logger.addHandler(log_handler)
     yield logger
-    logger.removeHandler(keeper)
+    logger.removeHandler(log_handler)
 
 
-def test_line_is_logged_at_once_outside_the_hub(logger, keeper):
+def test_line_is_logged_at_once_outside_the_hub(logger, log_handler):
     log_soon(logger, logging.WARNING, "%s of %d", "one", 2)
-    assert keeper.kept == [(logging.WARNING, "one of 2")]
+    assert log_handler.kept == [(logging.WARNING, "one of 2")]
 
 
-def test_line_is_logged_soon_in_the_hub_though_the_handler_blocks(logger, keeper, parking):
+def test_line_is_logged_soon_in_the_hub_though_the_handler_blocks(logger, log_handler, parking):
     assert in_hub(lambda: log_soon(logger, logging.ERROR, "%s", "from the hub")) is None
-    while not keeper.kept:
+    while not log_handler.kept:
         assert parking.wait(Deadline(LONG))
-    assert keeper.kept == [(logging.ERROR, "from the hub")]
+    assert log_handler.kept == [(logging.ERROR, "from the hub")]
 
 
-def test_line_below_the_level_costs_nothing(logger, keeper):
+def test_line_below_the_level_costs_nothing(logger, log_handler):
     class Costly:
         def __str__(self):
-            raise AssertionError("nobody wants to see it")
+            raise AssertionError("the line is below the level")
 
     log_soon(logger, logging.INFO, "%s", Costly())
     assert in_hub(lambda: log_soon(logger, logging.DEBUG, "%s", Costly())) is None
     gevent.idle()
-    assert keeper.kept == []
+    assert log_handler.kept == []
 
 
 def test_watcher_keeps_no_object_alive():

@@ -54,7 +54,7 @@ def publish(fake: FakeKernel, comm_id: str, number: int) -> None:
 
 
 def open_from(fake: FakeKernel, target_name: str, comm_id: str = "k", parent: kclient.Message | None = None) -> None:
-    """Let the kernel open a comm; without a parent, no request of the client's led to it."""
+    """Let the kernel open a comm. Without a parent, no request of the client's led to it."""
     content = {"comm_id": comm_id, "target_name": target_name, "data": {"from": "kernel"}}
     fake.publish("comm_open", content, parent=parent, buffers=[b"some"])
 
@@ -72,7 +72,7 @@ def sent(fake: FakeKernel) -> list[tuple[str, Any]]:
 
 
 class Told:
-    """What a callback was called with; `wait` until it was called so often."""
+    """A callback that keeps its arguments. `wait` waits until it was called a number of times."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -89,7 +89,7 @@ class Told:
         return self.calls
 
 
-# From here to the kernel
+# From the client to the kernel
 
 
 def test_open_message_and_close_reach_the_kernel_in_order_with_their_buffers(fake: FakeKernel, client: Client) -> None:
@@ -126,8 +126,8 @@ def test_comm_messages_leave_nothing_open(client: Client, comm: kclient.Comm) ->
     types = {message.msg_type for message in client.iopub_channel.flush(timeout=WAIT)}
     assert types == {"status"}, "what a comm takes is not in the inbox, the statuses of its messages are"
     assert (len(client.shell_channel.requests), client.shell_channel.get_msgs()) == (0, [])
-    ledger = client.kernel_connection.channels.pending
-    assert (ledger.unanswered, list(ledger.owed_idle), list(ledger.owed_reply)) == (set(), [], [])
+    pending = client.kernel_connection.channels.pending
+    assert (pending.unanswered, list(pending.owed_idle), list(pending.owed_reply)) == (set(), [], [])
 
 
 def test_message_for_a_subshell_says_so(fake: FakeKernel, client: Client, comm: kclient.Comm) -> None:
@@ -136,7 +136,7 @@ def test_message_for_a_subshell_says_so(fake: FakeKernel, client: Client, comm: 
     assert fake.requests[-1].header["subshell_id"] == "s"
 
 
-def test_status_of_a_comm_message_wakes_who_waits_for_it_in_get_msg(
+def test_status_of_a_comm_message_wakes_get_msg(
     fake: FakeKernel, client: Client, comm: kclient.Comm, background: Callable[..., Background]
 ) -> None:
     goes_on = gevent.event.Event()
@@ -170,7 +170,7 @@ def test_several_greenlets_may_receive_from_one_comm(comm: kclient.Comm, backgro
     assert sorted(number_of(call.get()) for call in calls) == [0, 1, 2]
 
 
-# What is refused before anything is sent
+# Requests that are refused before anything is sent
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_several_greenlets_may_receive_from_one_comm(comm: kclient.Comm, backgro
         {"buffers": [memoryview(b"abcd")[::2]]},
     ],
 )
-def test_what_cannot_be_sent_is_refused_and_changes_nothing(
+def test_message_that_cannot_be_sent_is_refused_and_changes_nothing(
     fake: FakeKernel, client: Client, comm: kclient.Comm, arguments: dict[str, Any]
 ) -> None:
     for call in (comm.send, comm.close, lambda **each: client.comms.open("echo", **each)):
@@ -221,7 +221,7 @@ def test_comms_need_the_shell_and_the_iopub_channel(fake: FakeKernel) -> None:
                 call("echo")
 
 
-# From the kernel to here
+# From the kernel to the client
 
 
 def test_comm_that_the_kernel_opens_to_a_target_is_found_with_its_message(fake: FakeKernel, client: Client) -> None:
@@ -272,7 +272,7 @@ def test_comm_that_another_client_has_to_do_with_is_left_in_the_inbox(fake: Fake
         open_from(fake, "other")
         publish(fake, "k", 1)
         types: list[str] = []
-        while "comm_msg" not in types:  # the statuses of what the other asks come between
+        while "comm_msg" not in types:  # the statuses of the other client's requests come between
             types.append(client.iopub_channel.get_msg(timeout=WAIT).msg_type)
         assert [name for name in types if name != "status"] == ["comm_open", "comm_msg"]
         client.run("6 * 7", timeout=WAIT)
@@ -318,7 +318,7 @@ def test_comms_of_a_kernel_that_ran_before_are_discovered(fake: FakeKernel, clie
 
 def test_callbacks_of_all_comms_run_one_after_the_other_in_order_of_arrival(fake: FakeKernel, client: Client) -> None:
     def on_message(message: kclient.Message) -> None:
-        gevent.sleep(0)  # a callback that waits holds up those behind it
+        gevent.sleep(0)  # a callback that waits holds up the callbacks behind it
         told((number_of(message), gevent.getcurrent()))
 
     def target(comm: kclient.Comm, message: kclient.Message) -> None:
@@ -340,14 +340,14 @@ def test_on_message_gets_what_waits_in_the_inbox_first(fake: FakeKernel, client:
     for number in range(3):
         comm.send({"n": number})
     first = comm.receive(timeout=WAIT)
-    client.run("6 * 7", timeout=WAIT)  # the others are there
+    client.run("6 * 7", timeout=WAIT)  # the other messages are there
     told = Told()
     comm.on_message = lambda message: told(number_of(message))
     publish(fake, comm.comm_id, 3)
     assert (number_of(first), told.wait(3)) == (0, [1, 2, 3])
 
 
-def test_what_goes_to_on_message_cannot_be_received(comm: kclient.Comm, background: Callable[..., Background]) -> None:
+def test_message_for_on_message_cannot_be_received(comm: kclient.Comm, background: Callable[..., Background]) -> None:
     waiting = background(comm.receive)
     comm.on_message = print
     for error in (waiting.error(), background(comm.receive).error()):
@@ -386,7 +386,7 @@ def test_callback_may_run_code_and_talk_over_comms(client: Client, comm: kclient
     assert told.wait(1) == [("42", 7)]
 
 
-# Waiting, and what is kept meanwhile
+# Waiting, and messages that are kept meanwhile
 
 
 def test_callbacks_can_be_set_by_the_thread_of_the_client_only(client: Client, comm: kclient.Comm) -> None:
@@ -435,7 +435,7 @@ def test_stop_just_after_a_message_came_loses_no_later_one(client: Client, comm:
     client.kernel_info(timeout=WAIT)
     client.iopub_channel.flush(WAIT)
     assert len(comm.inbox) == 1
-    comm.on_message = Told()  # is to be called in a greenlet that has not begun
+    comm.on_message = Told()  # its greenlet has not begun when the channels stop
     client.stop_channels()
     client.start_channels()
     again, told = client.comms.open("echo"), Told()
@@ -469,7 +469,7 @@ def test_script_that_only_polls_gets_its_messages() -> None:
             pass
 
 
-def test_comm_that_nobody_reads_keeps_the_newest_messages(
+def test_unread_comm_keeps_the_newest_messages(
     comm: kclient.Comm, fake: FakeKernel, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     comm.inbox.max_messages = 3
@@ -543,7 +543,7 @@ def test_comm_without_a_target_in_the_kernel_ends_with_a_clear_error() -> None:
             comm.receive(timeout=WAIT)
 
 
-def test_what_came_before_the_end_can_be_received_after_it(
+def test_message_that_came_before_the_end_can_be_received_after_it(
     fake: FakeKernel, client: Client, comm: kclient.Comm
 ) -> None:
     for number in range(2):

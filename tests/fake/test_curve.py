@@ -1,4 +1,4 @@
-"""CurveZMQ on every socket, against a FakeKernel: what a client with the key can do, and what one without it gets."""
+"""CurveZMQ on every socket, against a FakeKernel: a client with the key can talk to it, a client without it cannot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fake(transport: str) -> Iterator[FakeKernel]:
 
 
 def stranger(fake: FakeKernel, key: str) -> kclient.ConnectionInfo:
-    """What somebody knows who may even sign, but has not the key of the curve, or not the right one."""
+    """The connection of a client that knows the signing key, and not the key of the curve, or another one."""
     public, secret = zmq.curve_keypair() if key == "another" else (b"", b"")
     return attrs.evolve(fake.connection_info, curve_publickey=public, curve_secretkey=secret)
 
@@ -67,7 +67,7 @@ def test_client_without_the_key_is_turned_away_at_every_socket(fake: FakeKernel,
             client.start_channels()
             client.hb_channel.unpause()
             events = {name: parse_monitor_message(monitor.recv_multipart()) for name, monitor in monitors.items()}
-            fake.publish(*stream("for nobody"))
+            fake.publish(*stream("unread"))
             with pytest.raises(kclient.KernelTimeout):
                 client.control_channel.kernel_info(timeout=0.05)
             assert client.iopub_channel.get_msgs() == []
@@ -75,8 +75,8 @@ def test_client_without_the_key_is_turned_away_at_every_socket(fake: FakeKernel,
     assert fake.requests == []
 
 
-def test_what_is_sent_when_libzmq_has_given_up_is_lost_as_what_was_before(fake: FakeKernel) -> None:
-    """It may, where one side encrypts and the other does not: then it tries no more, and refuses to send."""
+def test_request_is_lost_when_libzmq_has_given_up_the_connection(fake: FakeKernel) -> None:
+    """libzmq gives up if only one side encrypts: it reconnects no more, and refuses to send."""
     with kclient.KernelClient(stranger(fake, "none")) as client:
         client.start_channels()
         for channel in (client.shell_channel, client.hb_channel):

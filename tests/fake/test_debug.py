@@ -1,4 +1,4 @@
-"""Debug requests and events, of a kernel that sends what it likes."""
+"""Debug requests and events. The kernel sends all that the test wants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client(fake: FakeKernel) -> Iterator[Client]:
 
 
 def respond(request: Request) -> None:
-    """As a debugger does, which says whether it could."""
+    """Answer as a debugger does: the answer says whether the command succeeded."""
     content = request.content
     request.reply(
         {
@@ -79,7 +79,7 @@ def test_requests_of_a_connection_are_numbered_whoever_sends_them(client: Client
 
 def test_requests_to_another_kernel_are_numbered_anew(client: Client) -> None:
     client.debug("a")
-    client.kernel_connection.reopen()  # as a restart does
+    client.kernel_connection.reopen()  # as a restart of the kernel does
     assert client.next_debug_seq() == 1
 
 
@@ -88,7 +88,7 @@ def test_request_that_the_debugger_could_not_follow_returns_its_answer(client: C
 
 
 def test_event_that_bears_the_id_of_an_execution_is_none_of_its_outputs(fake: FakeKernel, client: Client) -> None:
-    """Kernels differ in the parent that they give to events."""
+    """Kernels give events different parents."""
     fake.script["f()"] = [debug_event("stopped", threadId=1), result("1")]
     shown: list[kclient.Message] = []
     outcome = client.run("f()", on_output=shown.append)
@@ -138,7 +138,7 @@ def test_wait_for_an_event_ends_with_the_kernel_or_the_client(
     client: Client, background: Callable[..., Background]
 ) -> None:
     waiting = background(client.wait_for_debug_event)
-    client.kernel_connection.reopen()  # as a restart does
+    client.kernel_connection.reopen()  # as a restart of the kernel does
     assert isinstance(waiting.error(), kclient.KernelRestarted)
     waiting = background(client.wait_for_debug_event)
     client.close()

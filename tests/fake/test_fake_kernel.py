@@ -1,4 +1,4 @@
-"""FakeKernel: what it claims, checked against a real kernel, and its use in other people's tests."""
+"""FakeKernel: its claims, checked against a real kernel, and its use in other projects' tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REQUESTS: dict[str, Ask] = {
 
 
 def shape(messages: list[kclient.Message]) -> list[tuple[str, Any]]:
-    """What a client can rely on: types and states in order."""
+    """The part of the messages that a client can rely on: types and states in order."""
     return [(message.msg_type, message.content.get("execution_state")) for message in messages]
 
 
@@ -108,7 +108,7 @@ def test_asks_for_input_as_a_real_kernel_does(real: kclient.KernelClient, fake_c
 
 
 def test_a_blocking_jupyter_client_can_talk_to_it() -> None:
-    """In a process of its own, since jupyter_client leaves the loop of asyncio open."""
+    """It runs in a process of its own, since jupyter_client leaves the loop of asyncio open."""
     script = """
         import jupyter_client
         from kclient.testing import FakeKernel, result, stream

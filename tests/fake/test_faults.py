@@ -1,4 +1,4 @@
-"""What a kernel may lose, repeat or do late, and what a caller may do wrong."""
+"""Faults of a kernel, which loses, repeats or delays messages, and mistakes of a caller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client(fake: FakeKernel) -> Iterator[Client]:
         yield client
 
 
-def test_a_reply_to_nobody_goes_to_the_inbox(fake: FakeKernel, client: Client) -> None:
+def test_a_reply_to_an_unknown_request_goes_to_the_inbox(fake: FakeKernel, client: Client) -> None:
     stray = fake.session.msg("execute_reply", {"status": "ok"}, parent={"msg_id": "never sent"})
     fake.send("shell", stray, [client.session.identity])
     assert client.shell_channel.get_msg(timeout=20).parent_id == "never sent"
@@ -79,7 +79,15 @@ def test_output_beyond_the_limit_is_dropped_whole_and_the_run_still_ends(fake: F
     assert (len(outcome.stdout), outcome.truncated, outcome.complete) == (2000, True, True)
 
 
-# What is lost, and what else goes on meanwhile
+@pytest.fixture
+def nudged(client: Client, monkeypatch: pytest.MonkeyPatch) -> gevent.event.Event:
+    """Set when the watchdog has nudged the kernel."""
+    nudge, nudged = client.kernel_connection.readiness.nudge, gevent.event.Event()
+    monkeypatch.setattr(client.kernel_connection.readiness, "nudge", lambda deadline: (nudge(deadline), nudged.set()))
+    return nudged
+
+
+# Lost messages, and other calls meanwhile
 
 
 def lose_idle_of(code: str) -> Any:
@@ -98,7 +106,7 @@ def lose_idle_of(code: str) -> Any:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for what is overdue after 50 ms."""
+    """Let the watchdog ask for an overdue answer after 50 ms."""
     monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
 
 
@@ -111,9 +119,11 @@ def forgetful(fake: FakeKernel, impatient: None) -> FakeKernel:
 
 
 def test_a_flush_meanwhile_does_not_keep_a_run_from_noticing_a_lost_idle(forgetful: FakeKernel, client: Client) -> None:
+    replied = gevent.event.Event()
+    client.shell_channel.call_handlers = lambda message: replied.set()  # type: ignore[method-assign]
     running = gevent.spawn(client.run, "lossy", timeout=20)
-    while not client.iopub_channel.outputs.pending.owed_idle:
-        gevent.sleep(0.001)
+    assert replied.wait(20)
+    assert client.iopub_channel.outputs.pending.owed_idle
     client.iopub_channel.flush(timeout=0.05)
     client.iopub_channel.flush(timeout=0)
     assert not running.get().complete
@@ -126,7 +136,7 @@ def test_a_control_channel_that_answers_nothing_does_not_keep_a_run_from_noticin
         forgetful.lose
     )
     unanswered = gevent.spawn(client.interrupt)
-    gevent.sleep(0.1)
+    gevent.sleep(0.1)  # time itself: longer than OVERDUE_S
     try:
         assert not client.run("lossy", timeout=20).complete
         assert not unanswered.ready()
@@ -139,7 +149,7 @@ def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client:
     fake.lose = lambda channel, message: message.msg_type == "complete_reply"
     msg_id = client.shell_channel.send("complete_request", {"code": "", "cursor_pos": 0})
     client.kernel_info()
-    gevent.sleep(0.1)
+    gevent.sleep(0.1)  # time itself: longer than OVERDUE_S
     client.kernel_info()
     with pytest.raises(kclient.NoReply):
         client.shell_channel.get_reply(msg_id, timeout=20)
@@ -147,9 +157,9 @@ def test_get_reply_long_after_the_idle_raises_no_reply(fake: FakeKernel, client:
 
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
-    fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
+    fake: FakeKernel, client: Client, nudged: gevent.event.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a Kotlin kernel, which is busy with completions only when it has them; it answers others meanwhile."""
+    """A Kotlin kernel is busy with a completion only when it has found it. It answers other requests meanwhile."""
     real, late = fake.take, []
 
     def take(port: Any, frames: list[bytes]) -> None:
@@ -160,40 +170,42 @@ def test_kernel_that_is_silent_while_it_works_on_a_request_is_waited_for(
 
     monkeypatch.setattr(fake, "take", take)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not client.kernel_connection.watchdog._silent:
-        gevent.sleep(0.001)
+    assert nudged.wait(20)
+    assert client.kernel_connection.watchdog._silent
     real(*late[0])
     assert call.get().content["status"] == "ok"
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`
-def test_kernel_that_is_silent_about_a_request_is_knocked_at_once_only(
+def test_kernel_that_is_silent_about_a_request_is_nudged_only_once(
     fake: FakeKernel, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, knock, knocks = fake.take, client.kernel_connection.readiness.nudge, []
+    real, nudge, nudges = fake.take, client.kernel_connection.readiness.nudge, []
     monkeypatch.setattr(
         fake,
         "take",
         lambda port, frames: None if any(b"complete_" in frame for frame in frames) else real(port, frames),
     )
     monkeypatch.setattr(
-        client.kernel_connection.readiness, "nudge", lambda deadline: (knocks.append(deadline), knock(deadline))
+        client.kernel_connection.readiness, "nudge", lambda deadline: (nudges.append(deadline), nudge(deadline))
     )
     with pytest.raises(kclient.KernelTimeout):
         client.complete("", timeout=1)
-    assert (len(knocks), len(client.kernel_connection.watchdog._silent)) == (1, 1)
+    assert (len(nudges), len(client.kernel_connection.watchdog._silent)) == (1, 1)
 
 
 @pytest.mark.usefixtures("impatient")  # before `client`
-def test_channel_that_is_stopped_while_it_is_watched_is_let_go_of(fake: FakeKernel, client: Client) -> None:
+def test_channel_that_is_stopped_while_it_is_watched_is_collected(
+    fake: FakeKernel, client: Client, nudged: gevent.event.Event
+) -> None:
     real = fake.take
     fake.take = lambda port, frames: (  # type: ignore[method-assign]
         None if any(b"complete_request" in frame for frame in frames) else real(port, frames)
     )
     channel = weakref.ref(client.shell_channel)
     call = gevent.spawn(client.complete, "", timeout=20)
-    while not client.kernel_connection.watchdog._silent:
-        gevent.sleep(0.001)
+    assert nudged.wait(20)
+    assert client.kernel_connection.watchdog._silent
     client.stop_channels()
     call.join()
     del call
@@ -219,8 +231,8 @@ def test_kernel_that_never_answers_a_request_is_given_up_in_the_end(
     assert client.run("6 * 7", timeout=20).text == "42"
 
 
-def test_kernel_that_asks_although_nobody_answers_is_interrupted_and_told_of(fake: FakeKernel, client: Client) -> None:
-    """As R does; the code would wait for ever."""
+def test_kernel_that_asks_although_it_must_not_is_interrupted_and_reported(fake: FakeKernel, client: Client) -> None:
+    """R asks in this way. The code would wait for ever."""
     fake.script["ask"] = lambda request: request.ask("name? ")
     with pytest.raises(kclient.RemoteProtocolError, match=r"'name\? '.*on_input"):
         client.run("ask")
@@ -228,7 +240,7 @@ def test_kernel_that_asks_although_nobody_answers_is_interrupted_and_told_of(fak
     assert "interrupt_request" in [request.msg_type for request in fake.requests]
 
 
-def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, client: Client) -> None:
+def test_input_request_of_an_invalid_parent_goes_to_the_inbox(fake: FakeKernel, client: Client) -> None:
     def ask(request: Request) -> None:
         parent = {"msg_id": [1], "msg_type": "execute_request"}
         message = fake.session.msg("input_request", {"prompt": "? ", "password": False}, parent=parent)
@@ -240,7 +252,7 @@ def test_input_request_of_a_parent_that_is_none_harms_nobody(fake: FakeKernel, c
 
 
 def overlook(fake: FakeKernel) -> list[list[bytes]]:
-    """Hold what comes on shell from the connection that sends first, until something comes over another."""
+    """Hold the messages of the first connection to shell until something comes over another connection."""
 
     def take(port: Any, frames: list[bytes]) -> None:
         if port.name != "shell":
@@ -260,18 +272,18 @@ def overlook(fake: FakeKernel) -> list[list[bytes]]:
 
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel, client: Client) -> None:
-    """As ipykernel 7.3, which may sleep on, whatever this connection brings, until something comes over another."""
+    """ipykernel 7.3 may sleep on in spite of messages over this connection, until something comes over another one."""
     held = overlook(fake)
     client.iopub_channel.flush()
     executions = [client.submit("6 * 7") for _ in range(3)]
     assert [execution.result(timeout=20).text for execution in executions] == ["42"] * 3
     assert len(held) == 4
-    assert client.iopub_channel.flush() == [], "it knocks unseen"
+    assert client.iopub_channel.flush() == [], "the nudge is not in the inbox"
 
 
 @pytest.mark.usefixtures("impatient")
 def test_first_request_that_the_kernel_did_not_notice_is_followed_by_another(fake: FakeKernel) -> None:
-    """Of a kernel that says on iopub that it welcomes us, and not yet that it is idle."""
+    """The kernel has sent its iopub_welcome, and has not yet said that it is idle."""
     fake.lose = lambda channel, message: message.msg_type == "status"
     with kclient.connect(fake.connection_info, timeout=20) as client:
         fake.lose = None
@@ -290,10 +302,10 @@ def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_th
     with kclient.connect(fake.connection_info) as other:
         long = other.submit("long")
         while not client.iopub_channel.outputs.executing:
-            gevent.sleep(0.001)
+            client.iopub_channel.changed.wait(kclient.concurrency.deadline.Deadline(20))
         overlook(fake)
         overlooked = client.submit("6 * 7")
-        gevent.sleep(0.2)  # the time for which it is waited, and more
+        gevent.sleep(0.2)  # time itself: longer than OVERDUE_S
         goes_on.set()
         assert overlooked.result(timeout=20).text == "42"
         assert long.result(timeout=20).ok
@@ -301,7 +313,7 @@ def test_request_that_was_overlooked_while_other_code_ran_is_knocked_for_when_th
 
 @pytest.mark.usefixtures("impatient")  # before `client`
 def test_comm_message_that_the_kernel_did_not_notice_is_knocked_for(fake: FakeKernel, client: Client) -> None:
-    """Nobody awaits a reply to it, but the kernel does not say that it is busy with it either."""
+    """No call awaits a reply to it, but the kernel does not say that it is busy with it either."""
     held = overlook(fake)
     comm = client.comms.open("unknown")
     with pytest.raises(kclient.CommClosed):
@@ -387,7 +399,7 @@ def test_run_whose_callbacks_take_turns_with_a_flood_ends_at_its_timeout(fake: F
 
 
 class Stop(BaseException):
-    """What is no Exception, as gevent.Timeout and GreenletExit are none."""
+    """A BaseException that is no Exception, as gevent.Timeout and GreenletExit are."""
 
 
 def test_base_exception_of_on_output_comes_out_of_result(fake: FakeKernel, client: Client) -> None:
@@ -434,7 +446,7 @@ def test_callbacks_of_submit_get_on_in_a_script_that_only_polls(client: Client) 
     assert seen == ["stream", "execute_result"]
 
 
-def test_abandoned_run_leaves_its_prompt_to_who_asks(fake: FakeKernel, client: Client) -> None:
+def test_abandoned_run_leaves_its_prompt_to_the_next_caller(fake: FakeKernel, client: Client) -> None:
     fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
     prompted = gevent.event.Event()
 
@@ -452,7 +464,7 @@ def test_abandoned_run_leaves_its_prompt_to_who_asks(fake: FakeKernel, client: C
 
 @pytest.mark.parametrize("of", ["run", "client"])
 def test_answer_to_code_that_has_ended_meanwhile_is_not_sent(fake: FakeKernel, client: Client, of: str) -> None:
-    """The kernel would give it to the code that asks next."""
+    """The kernel would give the answer to the code that asks next."""
     ended, answers = gevent.event.Event(), []
 
     def ask_and_end(request: Request) -> None:
@@ -552,8 +564,8 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
     fake.on("interrupt_request", lambda request: (interrupted.set(), finished.set()))
     real, struck = ZmqStream.send, []
 
-    def strike_once(wire: ZmqStream, frames: Any) -> None:
-        real(wire, frames)
+    def strike_once(line: ZmqStream, frames: Any) -> None:
+        real(line, frames)
         if not struck:
             struck.append(True)
             signal.raise_signal(signal.SIGINT)
@@ -568,7 +580,7 @@ def test_ctrl_c_while_the_request_goes_out_interrupts_its_code(
 
 
 def test_answer_to_code_that_was_given_up_meanwhile_is_not_sent(fake: FakeKernel, client: Client) -> None:
-    """Its kernel was started again, say, and stdin is not connected yet."""
+    """The kernel was started again, say, and stdin is not connected yet."""
     fake.lose = lambda channel, message: message.content.get("execution_state") == "busy"
     fake.script["ask"] = lambda request: request.publish(*stream(request.ask("name? ")))
 

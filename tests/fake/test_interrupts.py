@@ -16,7 +16,7 @@ from kclient.testing import FakeKernel, Request, stream
 
 
 class Clock:
-    """A Timer that rings when the test says so."""
+    """A Timer that goes off when the test calls `ring`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -33,7 +33,7 @@ class Clock:
         self._call = None
 
     def ring(self) -> float:
-        """Let the time be over; returns how long it was."""
+        """Call back as if the time were over; returns the seconds that the timer was set to."""
         call, seconds, self._call = self._call, self.seconds, None
         assert call is not None
         call()
@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def heard() -> Queue[Request]:
-    """The interrupts that the kernel got."""
+    """The interrupts that the kernel has received."""
     return Queue()
 
 

@@ -1,4 +1,4 @@
-"""spin=: a call looks at its sockets for a bounded time, in which nobody else runs, before it waits for the loop."""
+"""spin=: a call looks at its sockets for a bounded time, while no other greenlet runs, before it waits for the loop."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kclient.testing import FakeKernel, result, stream
 Client = kclient.KernelClient
 
 LONG = 1.0
-"""Seconds; the most that is allowed, and more than a kernel in a thread takes to answer."""
+"""Seconds: the most that is allowed, and more than a kernel in a thread takes to answer."""
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeKernel]:
-    """A kernel in a thread of its own: one in our hub could not answer while we spin."""
+    """A kernel in a thread of its own. A kernel in this hub could not answer during a spin."""
     with FakeKernel({"6 * 7": [stream("hi\n"), result("42")]}, thread=True) as fake:
         yield fake
 
@@ -48,7 +48,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_call_that_is_answered_in_time_gives_nobody_else_a_turn(
+def test_call_that_is_answered_in_time_gives_no_other_greenlet_a_turn(
     client: Client, call: Callable[[Client], object]
 ) -> None:
     gevent.idle()
@@ -86,8 +86,8 @@ def test_input_is_answered_while_outputs_are_iterated() -> None:
         assert "".join(texts).split() == ["before", "Ada"]
 
 
-def test_what_came_behind_the_reply_is_taken_in_at_the_next_turn(client: Client) -> None:
-    """The spin ends with the reply; nothing tells the loop a second time of what is behind it."""
+def test_message_behind_the_reply_is_taken_in_at_the_next_turn(client: Client) -> None:
+    """The spin ends with the reply. The loop gets no second event for the message behind it."""
     first, second = (client.shell_channel.send("kernel_info_request") for _ in range(2))
     client.shell_channel.get_reply(first)
     slot, is_settled = client.shell_channel.requests.claim(second), Event()

@@ -1,4 +1,4 @@
-"""What a kernel says of itself is known, and what it is known not to understand is refused before it is sent."""
+"""A client knows the features that a kernel announces, and refuses requests that the kernel cannot understand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES_A_SUBSHELL = ["delete_subshell", "run", "submit", "execute", "execute on s
 
 
 class SubshellKernel(FakeKernel):
-    """Its only subshell is "a", until that is deleted; of what a deleted one is asked no answer arrives."""
+    """A kernel whose only subshell is "a", until it is deleted. A request to a deleted subshell gets no answer."""
 
     def __init__(self) -> None:
         super().__init__({"1": [result("1")], "wait": self._wait}, supported_features=FEATURES)
@@ -88,7 +88,7 @@ def count(fake: FakeKernel, msg_type: str) -> int:
     return [request.msg_type for request in fake.requests].count(msg_type)
 
 
-# What is known
+# Known features
 
 
 def test_kernel_is_not_known_before_it_has_told(plain: FakeKernel) -> None:
@@ -100,7 +100,7 @@ def test_kernel_is_not_known_before_it_has_told(plain: FakeKernel) -> None:
         assert client.kernel.implementation == "fake"
 
 
-def test_latest_reply_counts_whoever_asked_for_it(plain: FakeKernel) -> None:
+def test_latest_kernel_info_reply_counts_although_another_call_asked(plain: FakeKernel) -> None:
     with connect(plain) as client:
         assert client.kernel.supported_features == frozenset()
         plain.supported_features = FEATURES
@@ -141,7 +141,7 @@ def test_client_gets_on_with_a_kernel_that_tells_little(plain: FakeKernel, conte
         assert client.is_complete("1", timeout=WAIT).content["status"] == "complete"
 
 
-# What is refused
+# Refused requests
 
 
 @pytest.mark.parametrize("name", NEEDS_A_FEATURE)
@@ -217,7 +217,7 @@ def test_subshells_of_an_earlier_kernel_are_forgotten(fake: SubshellKernel, clie
 
 
 def test_what_waits_for_a_subshell_ends_when_that_is_deleted(fake: SubshellKernel, client: Client) -> None:
-    """As with ipykernel 7.3, which says nothing of what was queued there."""
+    """ipykernel 7.3 sends nothing about requests that were queued in a deleted subshell."""
     client.create_subshell(timeout=WAIT)
     calls = [
         Background(client.run, "wait", subshell_id="a"),

@@ -1,4 +1,4 @@
-"""A kernel of protocol 4: kclient talks to it in its own messages, and nobody above the channels sees them."""
+"""A kernel of protocol 4: only the channels see its messages; everything above them sees protocol 5."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_reply_is_that_of_a_new_kernel(clients: list[kclient.KernelClient], requ
     old, new = (request_of(client) for client in clients)
     assert old.msg_type == new.msg_type
     expected = {**new.content}
-    if "cursor_start" in expected:  # that of protocol 4 is counted in the line
+    if "cursor_start" in expected:  # the count of the line is in a message of protocol 4
         expected |= {"cursor_start": 6, "cursor_end": 9}
     assert {name: old.content[name] for name in expected} == expected
 
@@ -174,7 +174,7 @@ def test_get_msg_and_call_handlers_see_the_messages_of_protocol_5(old: FakeKerne
 
 
 def test_flush_awaits_no_status_of_a_request_that_gets_none(client: kclient.KernelClient) -> None:
-    """Protocol 4 has statuses with executions only."""
+    """Protocol 4 publishes statuses of executions only."""
     client.complete("x", timeout=WAIT)
     assert not client.kernel_connection.channels.pending.awaits_idle
 
@@ -186,7 +186,7 @@ def test_lost_idle_status_ends_a_run_of_an_old_kernel(old: FakeKernel, client: k
 
 
 def test_client_that_connects_while_the_kernel_is_busy_can_run(old: FakeKernel, client: kclient.KernelClient) -> None:
-    """Nothing is published about kernel_info: `run` has to go on without a first message over iopub."""
+    """The kernel publishes nothing about kernel_info, so `run` must go on without a first message over iopub."""
     with kclient.KernelClient(old.connection_info) as other:
         other.start_channels()
         assert other.run("6 * 7", timeout=WAIT).text == "42"
@@ -206,7 +206,7 @@ def test_channel_of_its_own_adapts_once_it_has_asked(old: FakeKernel, client: kc
 @pytest.mark.parametrize("msg_type", ["object_info_request", "complete_request"])
 def test_fake_kernel_answers_a_request_that_lacks_everything(client: kclient.KernelClient, msg_type: str) -> None:
     message = client.session.msg(msg_type)
-    client.kernel_connection.channels.peer.version_4 = None  # as one who has not asked the kernel yet
+    client.kernel_connection.channels.peer.version_4 = None  # as a client that has not asked the kernel yet
     reply = client.shell_channel.get_reply(client.shell_channel.send(message), timeout=WAIT)
     assert reply.parent_id == message.msg_id
 
@@ -219,7 +219,7 @@ def test_latest_reply_tells_the_version(old: FakeKernel, client: kclient.KernelC
 
 
 def test_run_that_is_abandoned_tries_to_interrupt_its_code(old: FakeKernel, client: kclient.KernelClient) -> None:
-    """Nobody can tell whether that helps; it is no error of the run."""
+    """The client cannot know whether the interrupt helps; its failure is no error of the run."""
     old.script["wait"] = lambda request: Event().wait()
     with pytest.raises(kclient.KernelTimeout):
         client.run("wait", timeout=0.05)

@@ -1,4 +1,4 @@
-"""The kernels that are driven: how each says what, and where it falls short of the protocol, with the evidence."""
+"""The kernels that are driven: the code for each feature, and their gaps in the protocol, with the evidence."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ WANTED = {
     "restart": "hi",
     "shutdown": "ended",
 }
-"""Every feature, and what is seen of it where all is well; `Row.wanted` has what differs from kernel to kernel."""
+"""Every feature, and the outcome that is seen if all is well. `Row.wanted` has those that differ between kernels."""
 
 
 @attrs.frozen
 class Gap:
-    """What is `seen` of a feature instead of what the protocol says, and `why` it is the kernel that falls short.
+    """A gap: the outcome that is `seen` of a feature, and the reason `why` it is the kernel's fault.
 
     One that is not there `always` is a race within the kernel.
     """
@@ -57,7 +57,7 @@ class Gap:
 
 @attrs.frozen
 class IpcGap:
-    """What a kernel prints that cannot listen over ipc, or not in so long a `folder`, and `why` it cannot."""
+    """A kernel that cannot listen over ipc, or not in so long a `folder`, `prints` this. `why` is the reason."""
 
     prints: str
     why: str
@@ -66,7 +66,7 @@ class IpcGap:
 
 @attrs.frozen
 class Row:
-    """One kernel. `code` has what to send for each feature; `prepare` is run before all else.
+    """One kernel. `code` holds the code to send for each feature; `prepare` is run before all else.
 
     `spec` returns the spec of a kernel whose package brings none, `ordinary` has its transports in the ordinary suite.
     """
@@ -87,12 +87,12 @@ class Row:
         return ("tcp",) if self.ipc_gap is not None and not self.ipc_gap.folder else ("tcp", "ipc")
 
     def wanted(self, feature: str) -> str:
-        """What is seen of a feature where all is well."""
+        """The outcome of a feature if all is well."""
         own = {"error": self.ename, "history": str([self.code["result"]])}
         return own.get(feature) or WANTED[feature]
 
     def accepted(self, feature: str) -> set[str]:
-        """What may be seen of a feature: what is wanted, or the gap."""
+        """The outcomes of a feature that are accepted: the wanted one, or that of the gap."""
         gap = self.gaps.get(feature)
         if gap is None:
             return {self.wanted(feature)}
@@ -100,7 +100,7 @@ class Row:
 
     @property
     def version(self) -> str | None:
-        """That of the package; None if it is not installed."""
+        """The version of the package; None if it is not installed."""
         try:
             return version(self.package)
         except PackageNotFoundError:
@@ -126,7 +126,7 @@ def deno_spec() -> dict[str, Any]:
 
 
 LET_IT_OUT = "await new Promise((resolve) => setTimeout(resolve, 200))"
-"""What deno code prints comes late (see its gap `order`), unless the code takes a while."""
+"""deno code prints late (see the gap `order`), unless the code takes a while."""
 
 NO_INSPECTOR = "answers `found: false` whatever it is asked"
 NO_HISTORY = "keeps none: always an empty list"
@@ -138,7 +138,7 @@ ROWS = [
         install="pip install ipykernel",
         code=PYTHON,
         ename="ZeroDivisionError",
-        prepare="%config Completer.use_jedi = False",  # whose first completion takes seconds
+        prepare="%config Completer.use_jedi = False",  # the first completion with it takes seconds
         ordinary=("tcp",),
     ),
     Row(

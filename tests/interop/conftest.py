@@ -1,4 +1,4 @@
-"""The kernels of the catalog: who is driven, and one of each for all features that leave it as it was."""
+"""Fixtures that start the kernels of the catalog: one of each for all features that leave it unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ START = 60
 
 @attrs.frozen
 class Driven:
-    """A kernel over a transport."""
+    """A kernel to drive, over a transport."""
 
     row: Row
     transport: str
     ip: str | None = None
 
     def start(self, feature: str = "") -> kclient.KernelManager:
-        """A kernel that is ready; with an ip that is short enough for all."""
+        """Start a kernel and wait until it is ready. Its ip is short enough for the socket paths of all kernels."""
         manager = kclient.KernelManager(self.row.name, transport=self.transport, ip=self.ip)
         if feature == "interrupt by message":
             manager.kernel_spec.interrupt_mode = "message"
@@ -42,7 +42,7 @@ class Driven:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All kernels over all of their transports with `--require-kernels`, else what the ordinary suite has time for."""
+    """All kernels over all of their transports with `--require-kernels`, else those of the ordinary suite."""
     everything = metafunc.config.getoption("--require-kernels")
     driven = [(row, transport) for row in ROWS for transport in (row.transports if everything else row.ordinary)]
     if "refuser" in metafunc.fixturenames:
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def prepare(request: pytest.FixtureRequest, session_folder: Path) -> Iterator[Callable[[Row], None]]:
-    """See that the spec of a kernel is found; the test of one that is not installed is skipped, or fails."""
+    """Make the spec of a kernel findable. The test of a kernel that is not installed is skipped, or fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(session_folder / "interop"))
 
@@ -73,7 +73,7 @@ def prepare(request: pytest.FixtureRequest, session_folder: Path) -> Iterator[Ca
 
 @pytest.fixture(scope="module")
 def driven(request: pytest.FixtureRequest, prepare: Callable[[Row], None], session_folder: Path) -> Driven:
-    """Which kernel, over which transport."""
+    """The kernel to drive, and its transport."""
     row, transport = request.param
     prepare(row)
     return Driven(row, transport, str(session_folder / "i") if transport == "ipc" else None)
@@ -81,14 +81,14 @@ def driven(request: pytest.FixtureRequest, prepare: Callable[[Row], None], sessi
 
 @pytest.fixture(scope="module")
 def shared(driven: Driven, warm: None) -> Iterator[kclient.KernelManager]:
-    """The kernel of all features that leave it as it was."""
+    """The kernel for all features that leave it unchanged."""
     with driven.start() as manager:
         yield manager
 
 
 @pytest.fixture
 def kernel(driven: Driven, feature: str, shared: kclient.KernelManager) -> Iterator[kclient.KernelManager]:
-    """A ready kernel, to look at `feature`."""
+    """A ready kernel for `feature`."""
     if feature not in OF_ITS_OWN:
         yield shared
         return
@@ -98,7 +98,7 @@ def kernel(driven: Driven, feature: str, shared: kclient.KernelManager) -> Itera
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Append what was seen to the file of `--kernels-report`, a JSON object a line."""
+    """Append an outcome to the file of `--kernels-report`, as a JSON object in a line."""
     path: Path | None = request.config.getoption("--kernels-report")
 
     def report(row: Row, transport: str, feature: str, seen: str, **facts: str) -> None:

@@ -1,4 +1,4 @@
-"""What a kernel is asked for: each feature is a function that returns what was seen, in a word or two."""
+"""The features that a kernel is asked for. Each is a function that returns the outcome in a word or two."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fixtures import WAIT
 import kclient
 
 NO_EFFECT: Final = 1.0
-"""Seconds for which code has to run on after an interrupt that is known to have no effect; it is sent twice in that."""
+"""Seconds for which code has to run on after an interrupt without effect. The interrupt is sent twice in that time."""
 
 LINES: Final = 500
-"""What the code for `order` prints: so many that a kernel which does it in another thread is not done by then."""
+"""Lines that the code for `order` prints: so many that a kernel which prints in another thread is not done by then."""
 
 ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -33,7 +33,7 @@ def stream(kernel: kclient.KernelManager, row: Row) -> str:
 
 
 def order(kernel: kclient.KernelManager, row: Row) -> str:
-    """Whether all that code prints comes before its idle status, or some of it later, into the inbox."""
+    """Whether all output comes before the idle status, or some of it later, into the inbox."""
     result = run(kernel, row.code["order"])
     lines = result.stdout.split()
     while len(lines) < LINES:
@@ -93,7 +93,7 @@ def stdin(kernel: kclient.KernelManager, row: Row) -> str:
 
 
 def interrupt(kernel: kclient.KernelManager, row: Row) -> str:
-    """Of code that runs, as its first output shows."""
+    """Interrupt code that runs: its first output has come."""
     execution = kernel.submit(row.code["sleep"])
     for message in execution:
         if message.msg_type == "stream":
@@ -136,7 +136,7 @@ def shutdown(kernel: kclient.KernelManager, row: Row) -> str:
 
 
 def run(kernel: kclient.KernelManager, code: str, **kwargs: Any) -> kclient.Result:
-    """A whole Result: nothing of it was lost."""
+    """Run the code; returns a complete Result."""
     result = kernel.run(code, timeout=WAIT, **kwargs)
     assert result.complete
     return result
@@ -158,7 +158,7 @@ LOOK: Final[Mapping[str, Callable[[kclient.KernelManager, Row], str]]] = {
     "restart": restart,
     "shutdown": shutdown,
 }
-"""How to look at each feature."""
+"""The function for each feature."""
 
 OF_ITS_OWN: Final = frozenset(["interrupt", "interrupt by message", "restart", "shutdown"])
-"""Features that want a kernel of their own, since it may not outlive them."""
+"""Features that need a kernel of their own, since it may not outlive them."""

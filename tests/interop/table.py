@@ -1,4 +1,4 @@
-"""Put the table of what each kernel showed into docs/kernels.md: ``python table.py REPORT DOCUMENT``."""
+"""Put the table of the kernels' outcomes into docs/kernels.md: ``python table.py REPORT DOCUMENT``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from catalog import ROWS, WANTED, Row
 
 Seen = dict[tuple[str, str, str], dict[str, str]]
-"""What the report says of a kernel, a transport and a feature."""
+"""The lines of the report by kernel, transport and feature."""
 
 
 def read(report: Path) -> Seen:
@@ -18,7 +18,7 @@ def read(report: Path) -> Seen:
 
 
 def render(seen: Seen) -> str:
-    """The table and its notes; raises KeyError for what was not looked at, or did not pass."""
+    """The table and its notes; raises KeyError for a feature that was not looked at, or did not pass."""
     notes: list[str] = []
     head = ["", *(f"{row.package} {facts(seen, row)['version']}" for row in ROWS)]
     lines = [head, ["---"] * len(head)]
@@ -49,14 +49,14 @@ def cell(seen: Seen, row: Row, feature: str, notes: list[str]) -> str:
 
 
 def note(notes: list[str], text: str) -> str:
-    """The mark of a note, which is added unless it is there."""
+    """The mark of a note. The note is added unless it is there already."""
     if text not in notes:
         notes.append(text)
     return f"<sup>{notes.index(text) + 1}</sup>"
 
 
 def put(document: Path, mark: str, table: str) -> None:
-    """Put `table` between the comment that is `mark` and the next one."""
+    """Put `table` between the comment `mark` and the next comment."""
     before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _old, end, after = rest.partition("<!-- end")
     document.write_text(f"{before}{begin}{table}{end}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Kernels nobody here wrote: what each does of the protocol, over tcp and ipc. `docs/kernels.md` has the table."""
+"""Kernels of other projects: the outcome of each feature, over tcp and ipc. `docs/kernels.md` has the table."""
 
 from __future__ import annotations
 

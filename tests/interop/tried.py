@@ -1,4 +1,4 @@
-"""Look at whatever other kernels are installed, and put what each shows into docs/kernels.md: ``python tried.py``.
+"""Look at any other installed kernels, and put their outcomes into docs/kernels.md: ``python tried.py``.
 
 They are hard to install, or slow, so no test depends on them.
 """
@@ -99,7 +99,7 @@ TRIED = [
 
 
 def look(row: Row, transport: str) -> dict[str, Any]:
-    """What the kernel shows of every feature, over that transport."""
+    """The outcome of every feature of the kernel over that transport."""
     facts: dict[str, Any] = {"kernel": row.package, "install": row.install, "transport": transport}
     try:
         shared = start(row, transport)
@@ -135,7 +135,7 @@ def start(row: Row, transport: str, feature: str = "") -> kclient.KernelManager:
 def see(row: Row, feature: str, kernel: kclient.KernelManager) -> str:
     try:
         return LOOK[feature](kernel, row)
-    except Exception as exc:  # that, too, is what it shows
+    except Exception as exc:  # an error is an outcome, too
         return type(exc).__name__
 
 

@@ -1,4 +1,4 @@
-"""What the tests against real kernels share."""
+"""A fixture for all tests against real kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fixtures import WAIT
 
 @pytest.fixture(scope="session")
 def shared_kernel(shared_kernel: Any) -> Any:
-    """Without jedi, whose first completion takes seconds; and `%reset`, which collects garbage, made quick."""
+    """Switch jedi off, whose first completion takes seconds, and make `%reset` quick, which collects garbage."""
     prepare = "%config Completer.use_jedi = False\nimport gc\ngc.collect()\ngc.freeze()"
     assert shared_kernel.manager.run(prepare, silent=True, timeout=WAIT).ok
     return shared_kernel

@@ -1,4 +1,4 @@
-"""A kernel that dies is restarted: who waits then, who is told, and who decides otherwise."""
+"""Automatic restarts after a death: waiting calls, callbacks, and policies that decide otherwise."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Mortal(OddKernel):
 
 Mortal(sys.argv[-1]).serve()
 """
-"""Echoes code, but at ``exit`` runs what stands before it, and ends."""
+"""A kernel that echoes code. At the code ``exit`` it first runs other code, and then ends."""
 
 pytestmark = pytest.mark.kernel
 
 
 class Fragile(LocalLauncher):
-    """While it `fails` it starts nothing, and sets `failed`."""
+    """A launcher. While `fails` is set, each start fails and sets `failed`."""
 
     def __init__(self) -> None:
         self.starts = 0
@@ -62,7 +62,7 @@ class Fragile(LocalLauncher):
 
 
 class Witness:
-    """What the callbacks were told; `given_up` is set with the last of it. `on_restart` does what `then` does."""
+    """Callbacks that keep their arguments. `given_up` is set with the last. `on_restart` calls `then`."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -150,7 +150,7 @@ def test_call_after_the_death_waits_for_the_next_kernel(start: Callable[..., kcl
         assert not manager.hb_channel.is_paused
 
 
-def test_kernel_that_dies_while_nobody_calls_is_restarted(
+def test_kernel_that_dies_while_no_call_is_pending_is_restarted(
     start: Callable[..., kclient.KernelManager], witness: Witness
 ) -> None:
     restarted = Event()
@@ -185,7 +185,7 @@ def test_calls_that_wait_at_the_death_fail_and_later_ones_wait_with_their_timeou
     assert [call.error() for call in calls] == [None] * 4
 
 
-def test_on_restart_is_called_before_anybody_else_gets_to_the_kernel(
+def test_on_restart_is_called_before_any_call_reaches_the_kernel(
     start: Callable[..., kclient.KernelManager], background: Callable[..., Background], witness: Witness
 ) -> None:
     manager = start(restart=witness.policy())
@@ -283,7 +283,7 @@ def test_kernel_that_never_comes_up_is_the_launch_error_of_its_start(
     assert (witness.counts, witness.errors) == ([], [])
 
 
-# Who decides otherwise
+# Policies that decide otherwise
 
 
 def test_kernel_that_the_program_ends_is_not_restarted(
@@ -301,7 +301,7 @@ def test_kernel_that_the_program_ends_is_not_restarted(
 
 
 @pytest.mark.parametrize("end", ["shutdown_kernel", "kill_kernel"])
-def test_end_before_the_next_restart_wakes_who_waits_for_it(
+def test_end_before_the_next_restart_wakes_waiting_calls(
     start: Callable[..., kclient.KernelManager],
     background: Callable[..., Background],
     launcher: Fragile,
@@ -323,7 +323,7 @@ def test_end_before_the_next_restart_wakes_who_waits_for_it(
     assert launcher.starts == 3
 
 
-def test_restart_by_hand_comes_before_the_next_restart_and_serves_who_waits(
+def test_restart_by_hand_comes_before_the_next_restart_and_serves_waiting_calls(
     start: Callable[..., kclient.KernelManager],
     background: Callable[..., Background],
     launcher: Fragile,

@@ -8,7 +8,7 @@ import pytest
 import kclient
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 PUBLISH = """
 kernel = get_ipython().kernel
@@ -17,12 +17,12 @@ def publish(*frames):
 def publish_signed(*parts):
     publish('test', '<IDS|MSG>', kernel.session.sign([part.encode() for part in parts]).decode(), *parts)
 """
-"""Raw frames out of a real kernel's iopub socket."""
+"""Publish raw frames on the iopub socket of a real kernel."""
 
 
 @pytest.fixture
 def publish(client):
-    """Have the kernel publish frames as they are; returns the client's inbox, and what it dropped and why."""
+    """Let the kernel publish frames unchanged; returns the client's inbox, and the number of drops for each reason."""
 
     def do(code):
         iopub = client.iopub_channel
@@ -82,8 +82,8 @@ def test_message_of_an_unknown_type_that_bears_an_id_of_ours_goes_to_the_inbox(c
     assert [message.msg_type for message in client.iopub_channel.flush()] == ["from_the_future"]
 
 
-def test_reply_to_nobody_goes_to_the_inbox(client):
-    """The kernel answers a request that this client never sent, as a broken proxy might."""
+def test_reply_to_unknown_request_goes_to_the_inbox(client):
+    """The kernel answers a request that this client never sent, as it may through a broken proxy."""
     client.run(
         "kernel = get_ipython().kernel\n"
         "ident = kernel.get_parent()['header']['session'].encode()\n"
@@ -96,7 +96,7 @@ def test_reply_to_nobody_goes_to_the_inbox(client):
     assert client.kernel_info(timeout=WAIT).content["language_info"]["name"] == "python"
 
 
-def test_wrong_key_gets_no_answer_and_harms_nobody(kernel):
+def test_wrong_key_gets_no_answer_and_does_no_harm(kernel):
     values = {**kernel.get_connection_info(), "key": "not the key"}
     with pytest.raises(kclient.KernelTimeout, match="kernel_info_reply"):
         kclient.connect(values, timeout=0.2)
@@ -167,13 +167,13 @@ def test_directory_or_unreadable_file_is_an_error(folder):
 
 
 @pytest.mark.parametrize("connection", [None, 3, [], object(), b"bytes.json"])
-def test_what_is_no_connection_is_an_error(connection):
+def test_invalid_connection_is_an_error(connection):
     with pytest.raises(kclient.ConnectionFileError):
         kclient.connect(connection)
 
 
 def test_kernel_that_is_gone_is_noticed_while_connecting(kernel_manager):
-    """Nobody listens at its addresses any more."""
+    """No process listens at the kernel's addresses any more."""
     info = kernel_manager.get_connection_info()
     kernel_manager.shutdown_kernel()
     with pytest.raises((kclient.KernelTimeout, kclient.DeadKernelError)):

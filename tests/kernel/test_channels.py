@@ -14,7 +14,7 @@ import kclient
 from kclient.transport.zmq.context import context
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 CLASSES = {
     "shell": kclient.ShellChannel,
@@ -29,7 +29,7 @@ NAMES = sorted(CLASSES)
 
 @pytest.fixture
 def make_channel(kernel):
-    """A channel made by hand, as in 2013, with nothing of a client around it."""
+    """A channel made by hand, as in 2013, without a client."""
     made = []
 
     def make(name):
@@ -112,7 +112,7 @@ def test_request_channel_works_by_itself(make_channel, name):
 def test_iopub_channel_works_by_itself(make_channel, kernel):
     channel = make_channel("iopub")
     channel.start()
-    while not channel.msg_ready():  # only the kernel knows when it knows of a subscriber
+    while not channel.msg_ready():  # only the kernel knows when a subscription has arrived
         kernel.run("None", silent=True)
     execution = kernel.submit("print('to all')")
     messages = []
@@ -168,7 +168,7 @@ def test_call_on_a_channel_that_is_not_running_raises_at_once(make_channel, name
 
 
 class Recorder:
-    """A mixin for channels: what `call_handlers` has seen, and whether it was called in a call, or in the hub."""
+    """A mixin for channels: it keeps the messages that `call_handlers` gets. `call_handlers` fails in the hub."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -180,7 +180,7 @@ class Recorder:
     def call_handlers(self, message):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        gevent.sleep(0)  # raises in the hub
+        gevent.sleep(0)  # raises if it is called in the hub
         self.seen.append(message)
         self.at_once -= 1
         if self.until(message):
@@ -191,7 +191,7 @@ class Recorder:
 
 
 class RecordingManager(kclient.KernelManager):
-    """Every channel of it replaced."""
+    """A manager that replaces every channel."""
 
     shell_channel_class = type("Shell", (Recorder, kclient.ShellChannel), {})
     control_channel_class = type("Control", (Recorder, kclient.ControlChannel), {})
@@ -225,7 +225,7 @@ def test_call_handlers_sees_every_message_once_in_order(attach):
     assert iopub.most_at_once == 1
 
 
-def test_call_handlers_sees_a_reply_that_somebody_awaits_and_input_requests(attach):
+def test_call_handlers_sees_awaited_replies_and_input_requests(attach):
     manager = attach(RecordingManager)
     manager.wait_for_ready(WAIT)
     shell, stdin, control = manager.shell_channel, manager.stdin_channel, manager.control_channel
@@ -241,7 +241,7 @@ def test_call_handlers_sees_a_reply_that_somebody_awaits_and_input_requests(atta
     assert control.types() == ["kernel_info_reply"]
 
 
-def test_what_call_handlers_raises_is_logged_and_breaks_nothing(attach, caplog):
+def test_error_of_call_handlers_is_logged_and_breaks_nothing(attach, caplog):
     class Broken(kclient.ShellChannel):
         def call_handlers(self, message):
             raise ZeroDivisionError(message.msg_type)
@@ -350,7 +350,7 @@ def test_execute_needs_no_iopub_channel(attach):
     assert manager.execute("1 + 1", user_expressions={"two": "1 + 1"}, timeout=WAIT).content["status"] == "ok"
 
 
-def test_stop_channels_wakes_everyone_who_waits(client, background, gate):
+def test_stop_channels_wakes_every_waiting_call(client, background, gate):
     execution = client.submit(f"print('on'); {gate.code}")
     next(iter(execution))
     waiting = {
@@ -379,11 +379,11 @@ def test_stop_channels_wakes_everyone_who_waits(client, background, gate):
     }
 
 
-# Who may call
+# Calls from another thread or process
 
 
 def calls_of(client, execution):
-    """Something of each kind that blocks, sends, or looks, by name; closing is not among them."""
+    """Calls of each kind that blocks, sends, or looks, by name; those that close are left out."""
     shell, iopub, stdin, hb = client.shell_channel, client.iopub_channel, client.stdin_channel, client.hb_channel
     return {
         "kernel_info": client.kernel_info,
@@ -424,7 +424,7 @@ def closers_of(client):
 
 
 def not_refused(calls, error):
-    """Names of the calls that did not raise `error`, with what they did instead."""
+    """Names of the calls that did not raise `error`, with their outcomes."""
     found = []
     for name, call in calls.items():
         try:
@@ -449,7 +449,7 @@ def test_call_from_another_thread_raises_at_once(client):
 
 
 def test_call_from_another_thread_leaves_nothing_behind(kernel):
-    """Not even a channel of that thread in a client whose channels do not run yet."""
+    """The call makes no channel of that thread either, in a client whose channels do not run yet."""
     client = kclient.KernelClient(kernel.get_connection_info())
     calls = {"kernel_info": client.kernel_info, "run": lambda: client.run("1"), "start": client.start_channels}
     found = []
@@ -529,7 +529,7 @@ def test_dropped_channel_is_collected(make_channel, kernel):
         assert gone() is None, name
 
 
-# What goes wrong around a call
+# Trouble around a call
 
 
 @pytest.fixture
@@ -541,7 +541,7 @@ def busy(client, gate):
 
 
 def calls_that_wait(client, busy):
-    """For a busy kernel; an abandoned run that is queued behind would interrupt itself later, and who knows whom."""
+    """Calls for a busy kernel. An abandoned run would interrupt itself later, and perhaps hit other code."""
     msg_id = client.shell_channel.send("kernel_info_request")
     return [
         lambda: client.run("1", on_abandon="leave"),

@@ -112,7 +112,7 @@ def test_comm_that_the_kernel_opens(client: kclient.KernelClient, comms: Any) ->
 def test_comm_to_a_target_that_we_do_not_know_is_closed_in_the_kernel(client: kclient.KernelClient, comms: Any) -> None:
     comms.register_target("another")
     client.run(OPEN, check=True, timeout=WAIT)
-    client.run("pass", timeout=WAIT)  # meanwhile the comm_close goes out
+    client.run("pass", timeout=WAIT)  # the comm_close goes out meanwhile
     assert client.run("comm.comm_id in get_ipython().kernel.comm_manager.comms", timeout=WAIT).text == "False"
 
 
@@ -150,7 +150,7 @@ def test_widget_is_seen_changed_and_closed_from_either_side(client: kclient.Kern
 
 
 def test_restart_ends_comms_and_keeps_targets(start_kernel: Any, background: Any) -> None:
-    """A client of the kernel's owner, and one to whom nobody tells of the restart, and who waits for nothing else."""
+    """A client of the kernel's owner, and a client that is not told of the restart and waits for nothing else."""
     kernel = start_kernel()
     kernel.comms.register_target("here")
     with kclient.connect(kernel.connection_file, watch=False, timeout=WAIT) as other:

@@ -9,7 +9,7 @@ import kclient
 from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 
 def ipc_sockets(info):
@@ -97,7 +97,7 @@ def test_manager_that_loads_a_file_talks_to_its_kernel_and_leaves_it_running(ker
 
 
 def test_kernel_is_started_with_the_file_that_was_loaded_and_the_file_stays(kernel, start_kernel, folder):
-    """A file that another wrote is another's to remove."""
+    """kclient does not remove a file that another program wrote."""
     path = folder / "theirs.json"
     with start_kernel() as first:
         path.write_text(json.dumps(first.get_connection_info()))

@@ -7,13 +7,13 @@ import pytest
 import kclient
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 KINDS = 4
 
 
 def ask_and_check(client, number):
-    """One of four kinds of question, each with an answer that only it can have."""
+    """One of four kinds of question. Only this question has this answer."""
     kind = number % KINDS
     name = f"name_{number}_of_many"
     if kind == 0:
@@ -57,7 +57,7 @@ def test_each_of_50_greenlets_gets_its_own_error_and_input(client, background):
 
 
 def test_ticker_keeps_ticking_during_a_long_execute(client):
-    """A greenlet that sleeps 1 ms at a time; how often it can, the same ticker has just shown with nothing going on."""
+    """A greenlet sleeps 1 ms at a time. The same ticker shows first how often it can do so on an idle hub."""
 
     def count_ticks(call):
         ticks = 0
@@ -99,7 +99,7 @@ def test_ticker_keeps_ticking_while_output_floods_in(client, folder):
 
 
 def test_kernels_run_side_by_side(start_kernel, background, make_gate):
-    """Neither could end without the other."""
+    """Neither execution can end without the other."""
     gates = [make_gate(), make_gate()]
     managers = [start_kernel(transport=transport) for transport in ("tcp", "ipc")]
     executions = [
@@ -122,7 +122,7 @@ def test_greenlets_start_kernels_at_the_same_time(background):
 
 
 def test_everything_works_in_the_hub_of_another_thread(transport, kernel):
-    """A thread has a hub of its own, whose loop is not the default one: no child watchers, no signals."""
+    """A thread has a hub of its own, whose loop is not the default one: it has no child watchers and no signals."""
     outcome = {}
 
     def work():
@@ -149,8 +149,7 @@ def test_everything_works_in_the_hub_of_another_thread(transport, kernel):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while thread.is_alive():
-        gevent.sleep(0.01)
+    gevent.get_hub().threadpool.apply(thread.join)
     assert outcome == {
         "run": "42",
         "complete": "ok",
@@ -174,13 +173,13 @@ def test_clients_of_several_threads_share_a_kernel(kernel):
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        gevent.sleep(0.01)
+    for thread in threads:
+        gevent.get_hub().threadpool.apply(thread.join)
     assert outcomes == [True] * 4
 
 
 def test_plain_script_waits_without_spinning(client):
-    """A blocking call that polled would use the processor all the time that the kernel sleeps."""
+    """A call that polled would use the processor while the kernel sleeps."""
     before = time.process_time()
     client.execute("import time; time.sleep(1)", timeout=WAIT)
     assert time.process_time() - before < 0.5

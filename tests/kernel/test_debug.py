@@ -28,7 +28,7 @@ def test_script_stops_at_a_breakpoint_reads_a_variable_and_goes_on(
     background: Callable[..., Background],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A request that waits behind the code that was stopped is not taken for a lost one."""
+    """A request that waits behind stopped code does not count as lost."""
     monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
     kernel = start_kernel()
 
@@ -68,14 +68,14 @@ def test_script_stops_at_a_breakpoint_reads_a_variable_and_goes_on(
     assert behind.get().content["status"] == "complete"
     assert "copied" in [variable["name"] for variable in ask("inspectVariables")["variables"]]
     ask("disconnect")
-    kernel.kill_kernel()  # which would take 2 s to end by itself, for its debugger
-    shutil.rmtree(Path(path).parent)  # which no kernel does
+    kernel.kill_kernel()  # else its debugger takes 2 s to end
+    shutil.rmtree(Path(path).parent)  # no kernel removes it
 
 
 def test_debugger_that_was_not_started_answers_with_data(client: kclient.KernelClient) -> None:
     information = client.debug("debugInfo", timeout=WAIT).content
     assert (information["success"], information["body"]["isStarted"]) == (True, False)
-    if tuple(map(int, version("ipykernel").split(".")[:2])) >= (7, 4):  # those before it do not answer
+    if tuple(map(int, version("ipykernel").split(".")[:2])) >= (7, 4):  # earlier versions do not answer
         refused = client.debug(
             "copyToGlobals", {"srcVariableName": "1", "srcFrameId": 0, "dstVariableName": "a"}, timeout=WAIT
         )

@@ -1,4 +1,4 @@
-"""Kernels that a ForkServer has started: what holds for those of a LocalLauncher holds for them."""
+"""Kernels that a ForkServer has started behave as those of a LocalLauncher."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import kclient
 from kclient import ForkServer
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 pytestmark = pytest.mark.kernel
 
@@ -40,7 +40,7 @@ def kernel(launcher):
 
 
 def values(result):
-    """What the code printed, one value a line."""
+    """The values that the code printed, one in a line."""
     return result.stdout.splitlines()
 
 
@@ -59,8 +59,8 @@ def test_kernel_lives_as_any_other(kernel):
     kernel.restart_kernel(timeout=WAIT)
     assert kernel.process.pid != pid
     assert kernel.run("mine", timeout=WAIT).error.ename == "NameError"
-    with pytest.raises(kclient.DeadKernelError, match="last words") as caught:
-        kernel.run("os = __import__('os'); os.write(2, b'last words'); os.kill(os.getpid(), 9)", timeout=WAIT)
+    with pytest.raises(kclient.DeadKernelError, match="last output") as caught:
+        kernel.run("os = __import__('os'); os.write(2, b'last output'); os.kill(os.getpid(), 9)", timeout=WAIT)
     assert caught.value.exit_code == -signal.SIGKILL
     kernel.restart_kernel(timeout=WAIT)
     process = kernel.process
@@ -118,7 +118,7 @@ def test_kernel_outlives_its_server():
         parent = int(kernel.run("import os; print(os.getppid())", timeout=WAIT).stdout)
         os.kill(parent, signal.SIGKILL)
         os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)
-        # ipykernel looks for its parent once a second, if it does at all
+        # ipykernel looks for its parent once a second, if at all
         assert kernel.run("import time; time.sleep(1.2); os.getppid()", timeout=WAIT).text != str(parent)
         kernel.interrupt_kernel()
         assert kernel.run("1", timeout=WAIT).text == "1"

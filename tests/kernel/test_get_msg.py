@@ -5,13 +5,13 @@ import pytest
 import kclient
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 CHANNELS = ["shell_channel", "iopub_channel", "stdin_channel", "control_channel"]
 
 
 def fill(client, channel, number):
-    """Have `number` messages arrive on `channel` that nobody claims; returns what each is to be told by."""
+    """Let `number` messages that no call awaits arrive on `channel`; returns what identifies each of them."""
     shell = client.shell_channel
     if channel in ("shell_channel", "control_channel"):
         return [getattr(client, channel).send("kernel_info_request") for _ in range(number)]
@@ -36,13 +36,13 @@ def name_of(message):
 
 
 def answered(client, channel):
-    """Let the code go on that waits for an answer."""
+    """Let code go on that waits for an answer."""
     if channel == "stdin_channel":
         client.input("")
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_get_msg_blocks_until_something_nobody_claims_arrives(client, background, channel):
+def test_get_msg_blocks_until_an_unclaimed_message_arrives(client, background, channel):
     getattr(client, channel).get_msgs()
     message = background(getattr(client, channel).get_msg)
     assert message.is_waiting
@@ -73,7 +73,7 @@ def test_get_msg_on_an_empty_channel_raises(client, channel):
 
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_script_that_only_polls_sees_the_message(client, channel):
-    """No greenlet gets a turn here but this one: msg_ready itself takes in what has arrived."""
+    """No other greenlet gets a turn here: msg_ready itself takes in the messages that have arrived."""
     channel_name, channel = channel, getattr(client, channel)
     channel.get_msgs()
     names = fill(client, channel_name, 1)
@@ -87,7 +87,7 @@ def test_script_that_only_polls_sees_the_message(client, channel):
 
 
 def test_code_that_wants_to_see_every_message_itself_can(client):
-    """As the front ends of 2013 did it: send, then sort out what comes by the parent's id."""
+    """Front ends of 2013 did so: they sent a request, then sorted the messages by the parent's id."""
     shell, iopub = client.shell_channel, client.iopub_channel
     msg_id = shell.send("execute_request", {"code": "print('seen'); 6 * 7", "store_history": True})
     published = []
@@ -128,7 +128,7 @@ def test_each_of_several_waiters_gets_a_message_of_its_own(client, background):
 
 
 def test_get_msg_that_fails_speaks_of_its_failure_alone(client, background):
-    """Not also of an inbox that is empty."""
+    """The error does not tell of an empty inbox, too."""
     waiting = background(client.stdin_channel.get_msg)
     client.stop_channels()
     assert isinstance(waiting.error(), kclient.ChannelClosed)

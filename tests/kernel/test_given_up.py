@@ -4,19 +4,19 @@ import os
 import signal
 import time
 
-import gevent
 import pytest
+from fixtures import TellingLauncher
 
 import kclient
 
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 
 def check_it_runs(manager):
-    """It works with all channels, and can be shut down."""
+    """Assert that the kernel works over all channels, and can be shut down."""
     assert manager.run("print('hi'); input()", on_input=lambda prompt, password: "x", timeout=WAIT).stdout == "hi\n"
     assert manager.control_channel.kernel_info(timeout=WAIT).content["status"] == "ok"
     manager.shutdown_kernel()
@@ -29,7 +29,7 @@ def check_it_runs(manager):
 @pytest.mark.parametrize("call", ["shutdown_kernel", "restart_kernel"])
 def test_kernel_that_ends_after_its_shutdown_was_given_up_is_known_to_have(kernel_manager, background, call):
     pending = background(kernel_manager.run, "import time; time.sleep(600)")
-    abandoned = background(getattr(kernel_manager, call))  # has asked, and waits for the exit
+    abandoned = background(getattr(kernel_manager, call))  # it has asked, and waits for the exit
     abandoned.greenlet.kill()
     kernel_manager.signal_kernel(signal.SIGKILL)
     assert isinstance(pending.error(), kclient.DeadKernelError)
@@ -38,7 +38,7 @@ def test_kernel_that_ends_after_its_shutdown_was_given_up_is_known_to_have(kerne
 
 
 def test_ctrl_c_during_a_shutdown_is_raised_there_and_nothing_hangs(run_script, runtime_dir):
-    """From a greenlet, the hub sends the signal while the main one waits for the exit."""
+    """The signal comes from another greenlet while the main greenlet waits for the exit."""
     out = run_script(
         "import gevent, os, signal, kclient\n"
         "kernel = kclient.start_kernel(timeout=60)\n"
@@ -56,11 +56,14 @@ def test_ctrl_c_during_a_shutdown_is_raised_there_and_nothing_hangs(run_script, 
 
 
 @pytest.mark.parametrize(("end", "options"), [("shutdown_kernel", {"now": True}), ("kill_kernel", {})])
-def test_kill_ends_a_restart_that_waits_for_ever(kernel_manager, background, end, options):
+def test_kill_ends_a_restart_that_waits_for_ever(start_kernel, transport, background, end, options):
+    launcher = TellingLauncher()
+    kernel_manager = start_kernel(transport=transport, launcher=launcher)
     pid = kernel_manager.process.pid
+    launcher.started.clear()
     restart = background(kernel_manager.restart_kernel, timeout=None)
-    while kernel_manager.process is None or kernel_manager.process.pid == pid:
-        gevent.sleep(0.001)
+    assert launcher.started.wait(WAIT)
+    assert kernel_manager.process.pid != pid
     kernel_manager.signal_kernel(signal.SIGSTOP)
     background(getattr(kernel_manager, end), **options).get()
     assert isinstance(restart.error(), kclient.LaunchError)
@@ -145,17 +148,17 @@ def test_manager_can_be_restarted_from_inside_on_input(kernel_manager):
     check_it_runs(kernel_manager)
 
 
-# Facts of a death, long after
+# A death, asked about long after
 
 
 def test_result_tells_how_the_kernel_died_after_a_restart_and_after_a_shutdown(kernel_manager):
-    execution = kernel_manager.submit("import os; os.write(2, b'last words'); os._exit(7)")
+    execution = kernel_manager.submit("import os; os.write(2, b'last output'); os._exit(7)")
     msg_id = kernel_manager.shell_channel.send("kernel_info_request")
     for end in (lambda: kernel_manager.restart_kernel(timeout=WAIT), kernel_manager.shutdown_kernel):
         with pytest.raises(kclient.DeadKernelError) as caught:
             execution.result(timeout=WAIT)
         assert caught.value.exit_code == 7
-        assert caught.value.stderr.endswith("last words")
+        assert caught.value.stderr.endswith("last output")
         if kernel_manager.channels_running and msg_id:
             with pytest.raises(kclient.DeadKernelError):
                 kernel_manager.shell_channel.get_reply(msg_id, timeout=WAIT)

@@ -17,7 +17,7 @@ WAIT = 30
 
 
 def check(manager: kclient.KernelManager, code: str, text: str) -> None:
-    """Run, restart and attach, and see that the process ends when it is told to."""
+    """Run, restart and attach, and assert that the process ends when it is told to."""
     client = manager.client
     assert client.run(code, timeout=WAIT).text == text
     before = manager.get_connection_info()
@@ -45,7 +45,7 @@ def test_kernel_that_chooses_its_ports(
 def test_kernel_that_chooses_its_ports_is_encrypted_if_it_can(
     install_kernel: Callable[..., str], start_kernel: Callable[..., kclient.KernelManager]
 ) -> None:
-    """The registration file brings it the keys, which it keeps when it is restarted."""
+    """The registration file brings the kernel its keys. It keeps them when it is restarted."""
     install_kernel(KERNEL, kernel_protocol_version="5.6", metadata={"supported_encryption": "curve"})
     manager = start_kernel("odd", handshake="required", encryption="required")
     assert len(manager.get_connection_info()["curve_publickey"]) == 40
@@ -57,5 +57,5 @@ def test_xeus_python_chooses_its_ports(
     install_kernel: Callable[..., str], start_kernel: Callable[..., kclient.KernelManager]
 ) -> None:
     argv = [sys.executable, "-m", "xpython_launcher", "-f", "{connection_file}"]
-    install_kernel("", argv=argv, kernel_protocol_version="5.6")  # its own spec says none
+    install_kernel("", argv=argv, kernel_protocol_version="5.6")  # the kernel's own spec names no version
     check(start_kernel("odd", handshake="required"), "6 * 7", "42")

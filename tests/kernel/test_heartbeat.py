@@ -8,14 +8,14 @@ import pytest
 import kclient
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 QUICK = 0.1
-"""A time to dead, in seconds, for tests that wait for it."""
+"""A time to dead, in seconds, for tests that wait until it is over."""
 
 
 class Misses(kclient.HBChannel):
-    """What `call_handlers` was told."""
+    """A heartbeat that keeps the arguments of `call_handlers`."""
 
     time_to_dead = QUICK
 
@@ -33,7 +33,7 @@ class Watching(kclient.KernelManager):
 
 @pytest.fixture
 def stopped(kernel):
-    """Stop the shared kernel's process, as Ctrl-Z does, and let it go on in the end."""
+    """Stop the shared kernel's process, as Ctrl-Z does, and let it go on at the end of the test."""
     pids = []
 
     def stop():
@@ -47,7 +47,7 @@ def stopped(kernel):
 
 @pytest.fixture
 def manager(kernel):
-    """A manager that did not start the shared kernel, and whose heartbeat is quick to miss."""
+    """A manager that did not start the shared kernel. Its heartbeat is quick to miss."""
     manager = Watching()
     manager.load_connection_file(kernel.connection_file)
     manager.start_channels()
@@ -57,7 +57,7 @@ def manager(kernel):
 
 
 def wait_for_beat(hb):
-    """There is no event of a beat; `is_beating` takes it in."""
+    """A beat sets no event: only `is_beating` takes it in."""
     with gevent.Timeout(WAIT):
         while not hb.is_beating():
             gevent.sleep(0.001)
@@ -108,7 +108,7 @@ def test_silent_kernel_is_missed_again_and_again_and_beats_again_when_it_can(man
 
 
 def test_kernel_that_is_merely_stopped_is_not_dead(kernel, stopped, background):
-    """It still accepts connections: whoever waits for it waits on."""
+    """The kernel still accepts connections, so calls wait on."""
     with kclient.connect(kernel.connection_file, timeout=WAIT) as client:
         hb = client.hb_channel
         missed = gevent.event.Event()
@@ -141,7 +141,7 @@ def test_busy_kernel_beats(manager, gate):
     assert manager.is_alive()
 
 
-# A kernel that somebody else started dies
+# A kernel that another program started dies
 
 
 def test_death_of_a_foreign_kernel_wakes_everyone_who_waits(kernel_manager, background, gate):

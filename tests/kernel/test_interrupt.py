@@ -8,7 +8,7 @@ import kclient
 from kclient.client.interrupts import INTERRUPT_AGAIN_S
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 FOR_EVER = "import time\nprint('on', flush=True)\nwhile True:\n    time.sleep(0.01)"
 
@@ -47,19 +47,19 @@ result = client.run("print('idle again'); interrupted", timeout=30)
 print(result.stdout.strip(), result.text)
 client.close()
 """
-"""A script that is interrupted while it runs code, which tells when."""
+"""A script that is interrupted while it runs code. It prints when the code runs."""
 
 
 @pytest.fixture
 def by_message(kernel):
-    """The shared kernel as one that is to be interrupted by message."""
+    """The shared kernel, interrupted by message instead of by signal."""
     kernel.kernel_spec.interrupt_mode = "message"
     yield kernel
     kernel.kernel_spec.interrupt_mode = "signal"
 
 
 def was_interrupted(execution):
-    """True if it ended by an interrupt. One that comes before the code runs costs ipykernel its reply."""
+    """True if an interrupt ended the execution. ipykernel sends no reply if it comes before the code runs."""
     try:
         return execution.result().error.ename == "KeyboardInterrupt"
     except kclient.NoReply:
@@ -113,7 +113,7 @@ def test_idle_kernel_survives_an_interrupt(kernel):
 
 @pytest.mark.parametrize("mode", ["signal", "message"])
 def test_interrupt_right_after_submit_is_not_lost(kernel, client, mode):
-    """A SIGINT that reaches the kernel before the code does is ignored by it."""
+    """ipykernel ignores a SIGINT that comes before the code runs."""
     runner = kernel if mode == "signal" else client
     for _ in range(5):
         execution = runner.submit(FOR_EVER)
@@ -159,13 +159,13 @@ def test_code_that_ignores_its_interrupt_gets_another(kernel):
     assert execution.result().text == "'twice'"
 
 
-def test_second_signal_is_not_sent_when_the_first_was_effective_but_nobody_has_looked(kernel):
-    """The hub stands still until the second is due: it is for an execution that has ended, as the sockets tell."""
+def test_second_signal_is_not_sent_when_the_effect_of_the_first_was_not_seen_yet(kernel):
+    """The hub stands still until the second signal is due. The sockets hold the news that the code has ended."""
     running = kernel.submit(FOR_EVER)
     behind = kernel.submit("import time\nfor _ in range(100): time.sleep(0.01)\n'untouched'")
     next(iter(running))
     running.interrupt()
-    time.sleep(INTERRUPT_AGAIN_S + 0.1)  # a program that computes, and gives the hub no turn
+    time.sleep(INTERRUPT_AGAIN_S + 0.1)  # time itself: the program computes, and gives the hub no turn
     assert was_interrupted(running)
     assert behind.result().text == "'untouched'"
 
@@ -246,7 +246,7 @@ def test_result_and_requests_that_are_given_up_interrupt_nothing(client, gate, b
 
 
 def test_abandoned_run_is_interrupted_once(client):
-    """A second SIGINT would hit whatever comes next."""
+    """A second SIGINT would hit later code."""
     count = (
         "import signal\n"
         "hits = []\n"
@@ -289,7 +289,7 @@ def test_ctrl_c_interrupts_the_kernel_and_is_raised_when_it_is_idle(kernel, star
 
 
 def test_second_ctrl_c_is_raised_at_once(kernel, start_script, gate):
-    """The code ignores the first, and whatever is sent after it."""
+    """The code ignores this interrupt and every later one."""
     code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); display('on'); {gate.code}"
     script = start_script(
         "import sys, kclient\n"
@@ -300,7 +300,7 @@ def test_second_ctrl_c_is_raised_at_once(kernel, start_script, gate):
         "    return real(*args)\n"
         "client.control_channel.post = post\n"
         "def see(message):\n"
-        "    print('on', flush=True)\n"  # in a greenlet that runs when the main one waits in result
+        "    print('on', flush=True)\n"  # in a greenlet that runs when the main greenlet waits in result
         "execution = client.submit(sys.argv[2], on_output=see)\n"
         "try:\n    execution.result()\n"
         "except KeyboardInterrupt:\n    print('raised', execution.done(), flush=True)\n"
@@ -369,7 +369,7 @@ def test_ctrl_c_in_any_other_call_is_raised_there_and_ends_no_channel(kernel, st
 
 
 def test_ctrl_c_elsewhere_leaves_the_channels_working(kernel, start_script):
-    """Many of them, while the hub takes in what comes and the main greenlet sleeps."""
+    """Many signals come while the hub takes in messages and the main greenlet sleeps."""
     script = start_script(
         "import gevent, os, signal, sys, time, kclient\n"
         "client = kclient.connect(sys.argv[1], watch=False)\n"

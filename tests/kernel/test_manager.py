@@ -14,7 +14,7 @@ from kclient.kernels import provisioner
 from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 STUBBORN = """
 import signal, sys
@@ -30,7 +30,7 @@ IPKernelApp.launch_instance(argv=["-f", sys.argv[1]], kernel_class=Kernel)
 
 
 class RecordingLauncher:
-    """A launcher of the user's own: what it was asked to start, and what the world looked like then."""
+    """A launcher of the user's own. It keeps the arguments of each start, and the value of `look` at that time."""
 
     def __init__(self, look=lambda argv: None):
         self.started = []
@@ -208,7 +208,7 @@ def test_kernel_that_ends_at_once_is_an_error_with_all_there_is_to_know(install_
 
 
 def test_exit_of_a_kernel_that_never_answered_is_known_at_once(install_kernel, folder):
-    """Within 100 ms; the kernel writes down when it ended, and what a busy machine adds is allowed for."""
+    """The end is known within 100 ms. The kernel writes down when it ended, and a busy machine may add some time."""
     install_kernel(f"import sys, time; print(time.monotonic(), file=open({str(folder / 'ended')!r}, 'w'), flush=True)")
     delays = []
     for _ in range(5):
@@ -229,7 +229,7 @@ def test_kernel_killed_while_it_starts_is_an_error_with_the_signal(install_kerne
 
 def test_kernel_that_never_answers_times_out_with_what_it_printed(install_kernel, runtime_dir):
     install_kernel("import sys, signal; print('hm', file=sys.stderr, flush=True); signal.pause()")
-    for timeout in (0.2, 2, 20):  # as long as this machine needs to start it
+    for timeout in (0.2, 2, 20):  # more if this machine needs it to start the kernel
         with pytest.raises(kclient.KernelTimeout) as caught:
             kclient.start_kernel("odd", timeout=timeout)
         if "hm" in str(caught.value):
@@ -260,7 +260,7 @@ def test_command_that_cannot_be_executed_is_an_error(install_kernel, folder, run
 
 
 def test_kernel_that_prints_megabytes_while_it_starts_comes_up(install_kernel, start_kernel):
-    """A pipe that nobody reads would block it."""
+    """A pipe that kclient does not read would block the kernel."""
     install_kernel(
         "import sys\n"
         "for stream in (sys.stdout, sys.stderr):\n"
@@ -322,14 +322,14 @@ def test_death_by_a_signal_wakes_everyone_who_waits(kernel_manager, background, 
 
 
 def test_death_of_the_kernel_by_its_own_hand_tells_exit_code_and_last_words(kernel_manager):
-    code = "import os, sys\nprint('out')\nsys.stdout.flush()\nos.write(2, b'my last words')\nos._exit(7)"
+    code = "import os, sys\nprint('out')\nsys.stdout.flush()\nos.write(2, b'my last output')\nos._exit(7)"
     with pytest.raises(kclient.DeadKernelError) as caught:
         kernel_manager.run(code)
     error = caught.value
     assert error.exit_code == 7
-    assert error.stderr.endswith("my last words")
+    assert error.stderr.endswith("my last output")
     assert "exit code 7" in str(error)
-    assert "my last words" in str(error)
+    assert "my last output" in str(error)
     assert error.result.reply is None
     assert not error.result.complete
 
@@ -401,7 +401,7 @@ def is_running(pid):
 
 
 def test_shutdown_asks_first(kernel_manager, folder):
-    """What the kernel does at its exit shows that it was not killed."""
+    """The kernel runs its exit handlers, which shows that it was not killed."""
     kernel_manager.run(f"import atexit; atexit.register(lambda: open({str(folder / 'bye')!r}, 'w'))", check=True)
     kernel_manager.hb_channel.unpause()
     hb, process = kernel_manager.hb_channel, kernel_manager.process
@@ -422,11 +422,11 @@ def test_shutdown_now_does_not_ask(kernel_manager, folder, background, gate):
     assert isinstance(running.error(), (kclient.DeadKernelError, kclient.ChannelClosed))
 
 
-def test_shutdown_wakes_everyone_who_waits(kernel_manager, background, gate):
+def test_shutdown_wakes_every_waiting_call(kernel_manager, background, gate):
     calls = everything_that_waits(kernel_manager, background, gate)
     kernel_manager.shutdown_wait_time = 0.1
     kernel_manager.shutdown_kernel()
-    assert calls.pop("iopub").get().msg_type == "status"  # that of the shutdown_request
+    assert calls.pop("iopub").get().msg_type == "status"  # the status of the shutdown_request
     for name, call in calls.items():
         assert isinstance(call.error(), (kclient.DeadKernelError, kclient.ChannelClosed)), name
 
@@ -455,7 +455,7 @@ def test_shutdown_is_idempotent(kernel_manager):
 
 
 def test_shutdown_does_not_poll_but_waits_for_the_exit(start_kernel):
-    """Other greenlets run meanwhile."""
+    """Other greenlets run during the shutdown."""
     ticks = 0
 
     def tick():
@@ -471,7 +471,7 @@ def test_shutdown_does_not_poll_but_waits_for_the_exit(start_kernel):
     assert ticks > 0
 
 
-# Left to itself
+# A manager that is dropped or whose program ends
 
 
 def test_dropped_manager_is_collected_and_its_kernel_ended(transport):
@@ -512,7 +512,7 @@ def test_calls_from_another_thread_raise_at_once(kernel):
     assert kernel.run("'unharmed'").ok
 
 
-def test_kernel_that_had_ended_before_anybody_waited_for_it_never_came_up(install_kernel):
+def test_kernel_that_had_ended_before_it_was_waited_for_never_came_up(install_kernel):
     with kclient.KernelManager(install_kernel("raise SystemExit(5)")) as manager:
         manager.start_kernel()
         manager.start_channels()

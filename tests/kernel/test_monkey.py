@@ -1,4 +1,4 @@
-"""Programs of their own: patched by gevent, in threads, ended while a kernel runs."""
+"""Programs in processes of their own: patched by gevent, with threads, and ended while a kernel runs."""
 
 import os
 import select
@@ -7,7 +7,7 @@ import signal
 import pytest
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
 
@@ -50,7 +50,7 @@ def many(kernel):
 
 @pytest.fixture
 def check_it_ends():
-    """Wait for the end of a process that has been told to end; nobody here started it."""
+    """Wait for the end of a process that has been told to end, and that is no child of this one."""
     if not hasattr(os, "pidfd_open"):
         pytest.skip("nothing tells of the end of another's child here")
 
@@ -120,7 +120,7 @@ def test_program_that_ends_over_ipc_leaves_no_socket(run_script, folder):
 
 @pytest.mark.kernel
 def test_kernel_ends_when_its_program_is_killed(start_script, check_it_ends, runtime_dir):
-    """Nobody is left to tell it: it watches its parent. The connection file stays behind."""
+    """No program is left that could end the kernel: it watches its parent. The connection file stays behind."""
     script = start_script(
         "import kclient, gevent\nkernel = kclient.start_kernel(timeout=60)\n"
         "print(kernel.process.pid, kernel.connection_file, flush=True)\ngevent.sleep(600)"
@@ -149,7 +149,7 @@ def test_forked_child_makes_a_client_of_its_own(kernel, run_script):
         "assert client.run('1').text == '1'\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    signal.alarm(20)\n"  # nobody else would end it, should it hang
+        "    signal.alarm(20)\n"  # ends the process if it hangs
         "    try:\n        client.run('2')\n"
         "    except kclient.ForkedProcess:\n        print('refused', flush=True)\n"
         "    client.close()\n"
@@ -242,7 +242,7 @@ def check(error):
             pass
 
 def child():
-    signal.alarm({WAIT})  # nobody else would end it, should it hang
+    signal.alarm({WAIT})  # ends the process if it hangs
     check(kclient.ForkedProcess)
     print("refused", flush=True)
     for end in (lending.__exit__, pool.__exit__):
@@ -276,5 +276,5 @@ with kclient.KernelPool(size=1, on_event=lambda event: print(event.kind, flush=T
 @pytest.mark.kernel
 def test_pool_is_refused_in_a_forked_child_and_in_a_real_thread(run_script):
     told = run_script(POOL_AND_FORK).split("\n")
-    told.remove("acquired")  # once, while the first child begins
+    told.remove("acquired")  # added once, while the first child begins
     assert told == ["started", "refused", "42", "refused", "'still there'", "released", "ended", "closed"]

@@ -1,4 +1,4 @@
-"""Kernels that lack a channel, or take their time: each a process of its own, which no ipykernel is in."""
+"""Kernels that lack a channel, or start slowly. Each is a process of its own that does not use ipykernel."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_kernel_whose_connection_file_has_no_control_port_is_asked_to_exit_on_sh
 
 
 def test_kernel_that_takes_long_to_start_is_waited_for(install_odd, start_kernel, background, gate):
-    """As long as it takes: the kernel prints megabytes, and then waits for us."""
+    """The kernel prints megabytes, and then waits at the gate. The start takes as long as that."""
     name = install_odd(first=f"print('starting ' * 1_000_000, flush=True); {gate.code}")
     starting = background(start_kernel, name, timeout=None)
     assert starting.is_waiting
@@ -88,4 +88,4 @@ def test_kernel_that_takes_long_to_start_is_waited_for(install_odd, start_kernel
     manager = starting.get()
     assert manager.run("hello", timeout=WAIT).stdout == "hello"
     error = manager._lifecycle.provisioner.never_answered(kclient.KernelTimeout("answer", 1.0))
-    assert str(error).count("starting") in range(200, 250)  # its last words, not all of them
+    assert str(error).count("starting") in range(200, 250)  # the end of its output, not all of it

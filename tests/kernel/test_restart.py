@@ -9,7 +9,7 @@ from kclient.kernels.process.local import LocalLauncher
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 NAMES = ("shell", "iopub", "stdin", "hb", "control")
 
@@ -62,7 +62,7 @@ def test_restart_changes_launch_arguments_and_keeps_the_others(start_kernel, fol
 
 
 def test_restart_asks_first_and_tells_that_another_follows(start_kernel, folder):
-    """The kernel does what it does at its exit, and its shutdown_reply goes out to all with `restart` set."""
+    """The kernel runs its exit handlers, and publishes a shutdown_reply with `restart` set."""
     bye = folder / "bye"
     with start_kernel() as manager, kclient.connect(manager.connection_file, watch=False) as other:
         manager.run(f"import atexit; atexit.register(lambda: open({str(bye)!r}, 'w'))", check=True)
@@ -84,7 +84,7 @@ def test_restart_now_does_not_ask(kernel_manager, folder):
 
 
 def test_pending_calls_fail_and_are_never_delivered(kernel_manager, background, gate, folder):
-    """The successor must not run what was meant for the kernel before it."""
+    """The new kernel must not run requests that were sent to the old one."""
     ran = folder / "ran"
     mark = f"open({str(ran)!r}, 'w')"
     execution = kernel_manager.submit(f"print('on'); {gate.code}")
@@ -154,7 +154,7 @@ def test_dead_kernel_can_be_restarted(kernel_manager):
 
 
 def test_restart_from_a_greenlet_while_another_learns_of_the_death(kernel_manager, background):
-    """The kernel dies, and whoever hears of it first restarts it."""
+    """The kernel dies, and the first of two greenlets that learn of it restarts it."""
     waiting = background(kernel_manager.shell_channel.get_msg)
     kernel_manager.signal_kernel(signal.SIGKILL)
     assert isinstance(waiting.error(), kclient.DeadKernelError)

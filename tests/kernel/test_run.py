@@ -7,7 +7,7 @@ import kclient
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 
 def notebook_of(*results):
@@ -83,7 +83,7 @@ def test_streams_of_one_name_in_a_row_are_one_output(client):
 
 
 def test_result_never_changes(client):
-    """Not when its displays are updated later, nor when late output comes."""
+    """Neither a later update of its displays nor late output changes it."""
     shown = client.run("from IPython.display import display; handle = display('first', display_id=True)")
     before = [dict(output) for output in shown.outputs]
     client.run("handle.update('second')", check=True)
@@ -121,7 +121,7 @@ def test_update_display_data_changes_what_was_displayed(client):
 
 
 def test_update_display_data_reaches_a_display_of_another_execution(client, make_gate):
-    """The other one still runs: in a subshell here, since the main shell does one thing at a time."""
+    """The other execution still runs, in a subshell, since the main shell runs one execution at a time."""
     gate = make_gate()
     subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
     displaying = client.submit(
@@ -174,7 +174,7 @@ def test_every_kind_of_failure_is_an_error(client, code):
 
 
 def test_code_queued_behind_an_error_runs(client, gate):
-    """One greenlet's error must not abort another's request."""
+    """An error in one greenlet's code must not abort another greenlet's request."""
     failing = client.submit(f"{gate.code} 1 / 0")
     behind = client.submit("'runs'")
     gate.open()
@@ -250,7 +250,7 @@ def test_output_beyond_max_output_bytes_is_dropped_and_the_end_still_comes(clien
 
 
 def test_on_output_gets_each_output_as_it_arrives(client, gate):
-    """In order, in the caller; the code waits at the gate until the first has been seen."""
+    """The outputs come in order, in the caller's greenlet. The code waits at the gate until the first was seen."""
     seen = []
 
     def see(message):
@@ -294,14 +294,14 @@ def test_on_output_may_run_more_code(client):
     assert (result.text, inner) == ("'outer'", ["'inner'"])
 
 
-def test_what_on_output_raises_comes_out_of_run_and_the_code_is_interrupted(client, gate):
+def test_error_of_on_output_interrupts_the_code_and_is_raised_by_run(client, gate):
     def fail(message):
         raise ZeroDivisionError(message.msg_type)
 
     code = f"print('x', flush=True); {gate.code} print('never')"
     with pytest.raises(ZeroDivisionError, match="stream"):
         client.run(code, on_output=fail)
-    assert client.run("print('idle again')").stdout == "idle again\n"  # and the gate was never opened
+    assert client.run("print('idle again')").stdout == "idle again\n"  # although the gate is closed
 
 
 # Timeouts
@@ -309,7 +309,7 @@ def test_what_on_output_raises_comes_out_of_run_and_the_code_is_interrupted(clie
 
 @pytest.mark.parametrize("on_abandon", ["interrupt", "leave"])
 def test_run_that_times_out_tells_what_it_has_so_far(client, make_gate, on_abandon):
-    for timeout in (0.1, 1, 10):  # a slow machine may need more, to have anything to tell
+    for timeout in (0.1, 1, 10):  # on a slow machine the first output takes longer
         gate = make_gate()
         with pytest.raises(kclient.KernelTimeout) as caught:
             client.run(f"print('so far'); {gate.code}", timeout=timeout, on_abandon=on_abandon)
@@ -335,11 +335,11 @@ def test_run_without_time_sends_its_code_all_the_same(client, gate):
     assert caught.value.execution.result().stdout == "sent\n"
 
 
-# A kernel that says little
+# A kernel that sends less than it should
 
 
 def test_idle_that_was_lost_is_not_waited_for(client, kernel):
-    """The status messages of one request are swallowed in the kernel, as a PUB that is full would do."""
+    """The kernel publishes no status of one request, as if its PUB socket were full."""
     swallow = (
         "kernel = get_ipython().kernel\n"
         "send = kernel.session.send\n"

@@ -8,14 +8,14 @@ import pytest
 import kclient
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 STOLEN = 5
-"""Seconds far beyond what anything here may take, and far below what a lost wake-up would."""
+"""Seconds: far more than any call here may take, and far less than the stall after a lost wake-up."""
 
 
 def sent_by(client):
-    """The ids of all requests whose statuses the kernel has published to this client since the last flush."""
+    """The ids of this client's requests whose statuses the kernel has published since the last flush."""
     last = client.kernel_info(timeout=WAIT).parent_id
     statuses = [message for message in client.iopub_channel.flush() if message.msg_type == "status"]
     own = {message.parent_id for message in statuses if message.parent_header["session"] == client.session.session}
@@ -91,7 +91,7 @@ def test_stop_on_error_aborts_what_is_queued_behind(client, gate, stop_on_error,
 
 
 ODD_TEXT = "'𝕏 👩‍🚀 e\u0301'; "
-"""It has fewer code points than units of UTF-16, and more than characters that one sees."""
+"""The text has fewer code points than units of UTF-16, and more code points than visible characters."""
 
 
 def test_complete_counts_code_points(client):
@@ -268,7 +268,7 @@ def test_subshell_runs_code_while_the_main_shell_is_busy(client, gate, figures):
 
 
 def test_code_in_a_subshell_that_is_deleted_ends_and_so_does_what_waits_behind_it(client, gate):
-    """ipykernel lets the code end, and drops its reply and what is queued, or refuses it, unless both were quicker."""
+    """ipykernel lets the code end. It drops the reply and the queued requests, or refuses to delete, or is quicker."""
     subshell_id = client.create_subshell(timeout=WAIT).content["subshell_id"]
     executions = [client.submit(f"print('on'); {gate.code}", subshell_id=subshell_id)]
     next(iter(executions[0]))
@@ -378,7 +378,7 @@ def test_script_that_only_polls_gets_its_reply(client):
 
 
 def test_request_without_a_reply_raises_once_its_idle_has_come(client, background):
-    """ipykernel ignores a type that it does not know, but publishes busy and idle for it."""
+    """ipykernel ignores an unknown type, but publishes busy and idle for it."""
     msg_id = client.shell_channel.send("no_such_request")
     calls = [
         background(client.shell_channel.request, "no_such_request"),

@@ -11,14 +11,14 @@ import kclient
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 ASK = "answer = input('name? '); answer"
 
 
 @pytest.fixture
 def attach(kernel):
-    """Make a manager of a subclass, ready, for the shared kernel, which it did not start."""
+    """Make a ready manager, of a subclass, for the shared kernel, which it did not start."""
     made = []
 
     def make(manager_class):
@@ -34,7 +34,7 @@ def attach(kernel):
         manager.stop_channels()
 
 
-# Who answers
+# Callbacks that answer
 
 
 def test_on_input_of_run_answers(client):
@@ -103,7 +103,7 @@ def test_allow_stdin_can_be_said_by_hand(client, background):
     assert client.execute(ASK, allow_stdin=False, timeout=WAIT).content["ename"] == "StdinNotImplementedError"
 
 
-# Nobody answers
+# No answer
 
 
 def test_code_gets_a_clear_error_when_nobody_will_answer(client):
@@ -119,14 +119,14 @@ def test_code_gets_a_clear_error_without_a_stdin_channel(attach):
             super().start_channels(stdin=False)
 
     manager = attach(NoStdIn)
-    manager.on_input = lambda prompt, password: "nobody can hear me"
+    manager.on_input = lambda prompt, password: "not called"
     for result in (manager.run(ASK), manager.run(ASK, on_input=lambda prompt, password: "")):
         assert result.error.ename == "StdinNotImplementedError"
 
 
 def test_input_that_was_not_asked_for_is_refused(client):
     with pytest.raises(kclient.LocalProtocolError, match="not asked for input"):
-        client.input("to whom?")
+        client.input("unasked")
     assert client.run(ASK, on_input=lambda prompt, password: "x").ok
     with pytest.raises(kclient.LocalProtocolError, match="not asked for input"):
         client.input("again")
@@ -181,7 +181,7 @@ def test_other_greenlets_may_ask_while_on_input_answers(client, background):
     assert others[0].get().content["matches"] == ["import"]
 
 
-def test_what_on_input_raises_comes_out_of_run_and_the_code_is_interrupted(client):
+def test_error_of_on_input_interrupts_the_code_and_is_raised_by_run(client):
     def answer(prompt, password):
         raise ZeroDivisionError(prompt)
 
@@ -192,7 +192,7 @@ def test_what_on_input_raises_comes_out_of_run_and_the_code_is_interrupted(clien
     assert client.run("print('idle again')").stdout == "idle again\n"
 
 
-def test_what_on_input_of_the_client_raises_interrupts_the_code(client, caplog):
+def test_error_of_the_clients_on_input_interrupts_the_code(client, caplog):
     def answer(prompt, password):
         raise ZeroDivisionError(prompt)
 
@@ -227,7 +227,7 @@ def test_execution_that_waits_for_input_can_be_interrupted(client, background):
 
 
 def test_answer_to_a_question_of_the_past_is_not_taken_for_the_next(client, background):
-    """The kernel throws away what it finds on stdin before it asks."""
+    """The kernel discards messages that wait on stdin before it asks."""
     request = background(client.stdin_channel.get_msg)
     execution = client.submit(ASK)
     request.get()
@@ -239,7 +239,7 @@ def test_answer_to_a_question_of_the_past_is_not_taken_for_the_next(client, back
 
 @pytest.mark.parametrize("of", ["run", "client"])
 def test_death_of_the_kernel_while_on_input_answers_is_told_as_what_it_is(kernel_manager, caplog, of):
-    """The connection may be known to have ended before anybody has heard of the death."""
+    """The end of the connection may be known before the death of the process."""
 
     def answer(prompt, password):
         os.kill(kernel_manager.process.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import kclient
 BOTH_LINES = True
 
 WAIT = 30
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 
 def text_of(messages):
@@ -152,7 +152,7 @@ def test_result_waits_until_on_output_has_seen_all(client):
     assert execution.done()
 
 
-def test_what_on_output_raises_interrupts_the_code_and_comes_out_of_result(client, gate):
+def test_error_of_on_output_interrupts_the_code_and_is_raised_by_result(client, gate):
     def fail(message):
         raise ZeroDivisionError(message.msg_type)
 
@@ -160,7 +160,7 @@ def test_what_on_output_raises_interrupts_the_code_and_comes_out_of_result(clien
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="display_data"):
             execution.result()
-    assert client.run("print('idle again')").stdout == "idle again\n"  # and the gate was never opened
+    assert client.run("print('idle again')").stdout == "idle again\n"  # although the gate is closed
 
 
 def test_outputs_that_go_to_on_output_cannot_be_iterated(client):
@@ -174,7 +174,7 @@ def test_outputs_that_go_to_on_output_cannot_be_iterated(client):
 
 
 def test_script_that_only_polls_done_gets_to_the_end(client):
-    """No greenlet gets a turn here: done itself takes in what has arrived."""
+    """No other greenlet gets a turn here: done itself takes in the messages that have arrived."""
     execution = client.submit("print('polled'); 6 * 7")
     deadline = time.monotonic() + WAIT
     while not execution.done():
@@ -213,7 +213,7 @@ def test_times_tell_when_what_happened(client, gate):
 # Forgotten executions
 
 
-def test_execution_that_nobody_keeps_is_collected_when_it_is_done(client):
+def test_execution_without_references_is_collected_when_it_is_done(client):
     gone = weakref.ref(client.submit("print('x')"))
     client.run("1")
     gc.collect()

@@ -1,4 +1,4 @@
-"""Which kernels get keys, and what is refused before anything starts."""
+"""The kernels that get keys, and the cases that are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CANNOT = KernelSpec("unable", ["p"])
 
 @pytest.fixture
 def no_curve(monkeypatch):
-    """As if libzmq had been built without it."""
+    """Pretend that libzmq was built without CURVE."""
     monkeypatch.setattr(zmq, "has", lambda name: name != "curve")
 
 

@@ -48,7 +48,7 @@ def mode_of(path):
 
 @contextlib.contextmanager
 def unprivileged():
-    """Root may do anything: be nobody for a while."""
+    """Root may do anything: run the block as an ordinary user."""
     if os.geteuid() != 0:
         yield
         return
@@ -80,7 +80,7 @@ def test_connection_file_and_its_new_directory_are_private_whatever_the_umask(tm
 
 
 def test_connection_file_is_private_and_whole_at_every_step_of_its_making(tmp_path, monkeypatch):
-    """Looked at before and after everything that the program asks of the system."""
+    """The test looks before and after each system call of the program."""
     path = tmp_path / "new" / "kernel-1.json"
     steps, folders, drafts, files = [], set(), set(), []
 
@@ -98,7 +98,7 @@ def test_connection_file_is_private_and_whole_at_every_step_of_its_making(tmp_pa
 
         def step(*args, **kwargs):
             result = real(*args, **kwargs)
-            if steps[-1:] != ["look"]:  # looking takes steps, too
+            if steps[-1:] != ["look"]:  # looking makes system calls, too
                 steps.append("look")
                 look()
                 steps[-1] = name
@@ -260,7 +260,7 @@ def test_connection_file_of_another_user_is_refused_and_that_of_root_is_read(tmp
 
 
 def test_what_is_looked_at_is_what_is_read(tmp_path, monkeypatch):
-    """The file is exchanged between each two steps that the program asks of the system."""
+    """The file is replaced between any two system calls of the program."""
     path, evil = tmp_path / "kernel-1.json", tmp_path / "evil.json"
     real = os.fstat
 
@@ -357,7 +357,7 @@ def test_path_with_a_directory_is_not_looked_for_elsewhere(runtime_dir):
             find_connection_file(name)
 
 
-# Where new ones go
+# Paths of new files
 
 
 def test_new_connection_file_is_a_fresh_path_in_the_private_runtime_directory(runtime_dir):
@@ -474,7 +474,7 @@ def test_ipc_folder_is_absolute_in_a_relative_temporary_directory(temp_dir, monk
 
 
 LONG = "d" * 200
-"""The name of a folder; fifteen of them, one in the other, make a path that most programs can still take."""
+"""The name of a folder. Fifteen of them, nested, make a path that most programs can still use."""
 
 
 @pytest.mark.kernel

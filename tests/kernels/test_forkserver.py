@@ -23,10 +23,10 @@ from kclient.kernels.forkserver.python_command import read_python_command
 from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 20
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 BARE = [sys.executable, "-I", "-S"]
-"""A Python that has nothing to import, so that its fork server is up at once."""
+"""A Python that imports nothing, so that its fork server is up at once."""
 
 RUN_ON = "print('up', flush=True); import signal; signal.alarm(60); signal.pause()"
 
@@ -50,7 +50,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def server():
-    """A fork server for BARE that many tests use, and some kill."""
+    """A fork server for BARE that many tests share. Some tests kill its process."""
     with ForkServer() as server:
         process = server.start([*BARE, "-c", ""])
         process.exited.wait(WAIT)
@@ -60,14 +60,14 @@ def server():
 
 @pytest.fixture
 def own_server():
-    """One whose processes the test may kill."""
+    """A fork server of the test's own. The test may kill its processes."""
     with ForkServer() as server:
         yield server
 
 
 @pytest.fixture
 def launch(server):
-    """Start Python code in a forked process; what still runs at the end is ended."""
+    """Start Python code in a forked process. A process that still runs at the end of the test is ended."""
     started = []
 
     def start(code, *arguments, launcher=None, python=BARE, **where):
@@ -84,7 +84,7 @@ def launch(server):
 
 @pytest.fixture(params=["forked", "local"])
 def either(request, server):
-    """Both launchers: what holds for one has to hold for the other."""
+    """Both launchers: they must behave alike."""
     return server if request.param == "forked" else LocalLauncher()
 
 
@@ -111,13 +111,13 @@ def server_of(process):
 
 
 def kill_server_of(process):
-    """Kill it, and wait until it is dead; nobody has reaped it then."""
+    """Kill the fork server of the process, and wait until it is dead. It is not reaped then."""
     pid = server_of(process)
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-# As any other kernel
+# As with any other launcher
 
 
 @pytest.mark.parametrize("how", ["code", "module", "script", "options"])
@@ -174,7 +174,7 @@ def test_children_end_with_it(launch, either):
     os.close(writing)
     with open(reading) as pipe:
         assert end_of(process) == 3
-        assert pipe.read() == "up\n"  # to its end, which is that of the child
+        assert pipe.read() == "up\n"  # until the pipe ends, which is when the child ends
 
 
 def test_last_output_is_kept(launch, either):
@@ -203,7 +203,7 @@ def test_output_goes_into_a_file_of_the_users_own(launch, either, folder):
     [{"cwd": "/nonexistent"}, {"cwd": "/etc/passwd"}, {"env": {"A": "\0"}}, {"env": {"A": "\ud800"}}, {"stdout": 999}],
     ids=str,
 )
-def test_what_cannot_be_started_is_a_launch_error(server, where):
+def test_command_that_cannot_be_started_is_a_launch_error(server, where):
     messages = []
     for launcher in (server, LocalLauncher()):
         with pytest.raises(LaunchError) as caught:
@@ -230,7 +230,7 @@ def test_large_environment_is_no_obstacle(launch):
     assert text_of(launch(code, env={**os.environ, "BIG": "x" * 1_000_000}, stdout=subprocess.PIPE)) == "1000000\n"
 
 
-# What forks must not share
+# State that forks must not share
 
 
 SECRETS = """
@@ -250,7 +250,7 @@ def test_forks_differ_in_what_processes_differ_in(launch):
     assert [left for left, right in zip(one, other, strict=True) if left == right] == []
 
 
-# Which server
+# The choice of a server
 
 
 def test_processes_of_a_kind_have_one_server(own_server, launch):
@@ -304,9 +304,9 @@ def test_module_that_cannot_be_imported_is_named_with_the_reason(folder, monkeyp
 
 
 def test_server_that_dies_as_it_imports_is_a_launch_error(folder, monkeypatch):
-    (folder / "deadly.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.kill(os.getpid(), 9)")
+    (folder / "deadly.py").write_text("import os, sys\nprint('last output', file=sys.stderr)\nos.kill(os.getpid(), 9)")
     monkeypatch.chdir(folder)
-    with ForkServer(["deadly"]) as server, pytest.raises(LaunchError, match="last words") as caught:
+    with ForkServer(["deadly"]) as server, pytest.raises(LaunchError, match="last output") as caught:
         server.start([sys.executable, "-S", "-c", ""])
     assert caught.value.exit_code == -signal.SIGKILL
 
@@ -332,7 +332,7 @@ def test_kernels_go_on_without_their_server_and_the_next_start_has_a_new_one(own
     assert process.is_alive()
     process.send_signal(signal.SIGTERM)
     assert process.exited.wait(WAIT)
-    assert process.exit_code in (-signal.SIGTERM, None)  # None before Linux 6.15, or if nobody reaps orphans
+    assert process.exit_code in (-signal.SIGTERM, None)  # None before Linux 6.15, or if no process reaps orphans
     assert other.is_alive()
 
 
@@ -352,7 +352,7 @@ def test_start_that_is_given_up_leaves_no_process(server, launch, background):
     start = background(server.start, [*BARE, "-c", RUN_ON])
     start.greenlet.kill()
     os.kill(pid, signal.SIGCONT)
-    other = launch(RUN_ON)  # the server does one thing after the other
+    other = launch(RUN_ON)  # the server answers one request after the other
     assert {process.pid, other.pid} <= {*descendants(pid)}
     gevent.sleep()
 
@@ -368,7 +368,7 @@ def test_stuck_server_keeps_nobody_waiting(own_server, launch, monkeypatch):
 
 @pytest.fixture
 def silent(own_server, launch):
-    """The pidfd of a fork server's process, which is stopped and has no kernel."""
+    """The pidfd of a fork server's process. The process is stopped and has no kernel."""
     process = launch(RUN_ON, launcher=own_server)
     pid = server_of(process)
     pidfd = os.pidfd_open(pid)
@@ -379,7 +379,7 @@ def silent(own_server, launch):
     os.close(pidfd)
 
 
-def test_silent_server_gives_way_to_another_although_nobody_waits_for_it(own_server, silent, background, monkeypatch):
+def test_silent_server_is_replaced_although_no_start_waits_for_it(own_server, silent, background, monkeypatch):
     monkeypatch.setattr(server_module, "ANSWER_WAIT_S", 0.05)
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     assert gevent.select.select([silent], [], [], WAIT)[0]
@@ -405,10 +405,10 @@ def test_file_that_is_none_leaves_the_server_as_it_was(own_server):
 
 @pytest.fixture
 def few_descriptors():
-    """Leaves the test as many descriptors as it asks for."""
+    """A function that leaves this process as many free descriptors as it is told."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
-    limit = max(map(int, os.listdir("/proc/self/fd"))) + 20  # numbers below the highest that is open may be, or not
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 20  # numbers below the highest open one may be free
 
     def leave(count):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -426,7 +426,7 @@ def few_descriptors():
 
 @pytest.mark.parametrize("left", range(5))
 def test_start_without_descriptors_for_it_fails_at_once_and_the_next_one_works(launch, few_descriptors, left):
-    """With 4 it can be asked for, and not be taken over."""
+    """With 4 the server can be asked for a process, but this process cannot receive its descriptors."""
     pid = server_of(launch(RUN_ON))
     few_descriptors(left)
     with pytest.raises(LaunchError, match="Too many open files"):
@@ -456,7 +456,7 @@ def test_dropped_server_ends():
     gone = weakref.ref(server)
     del server
     gc.collect()
-    assert gone() is None  # and the fixture sees to it that no process is left
+    assert gone() is None  # the leak check fails if a process is left
 
 
 KILLED = """
@@ -493,7 +493,7 @@ def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(star
     os.kill(child, signal.SIGKILL)
 
 
-# Who may, and with what
+# Wrong callers and wrong arguments
 
 
 def test_server_of_another_thread_or_process_is_refused(server):

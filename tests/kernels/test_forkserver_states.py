@@ -1,4 +1,4 @@
-"""Every row of the tables of a fork server, walked by real processes: the states, and what the reactions do."""
+"""Every row of the tables of a fork server, reached by real processes: the states and the reactions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from kclient.kernels.forkserver.states import (
 )
 
 WAIT = 20
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 BARE = [sys.executable, "-I", "-S"]
 
@@ -48,7 +48,7 @@ Row = tuple[Any, Any]
 
 
 class Fork:
-    """A fork server's process, one start at it, and the rows of the tables that were looked up for them."""
+    """A fork server's process, one start at it, and the rows that were looked up for them in the tables."""
 
     def __init__(self, background: Callable[..., Background], rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -62,12 +62,12 @@ class Fork:
         request = _as_file(read_python_command(argv), argv, dict(os.environ))
         null = os.open(os.devnull, os.O_RDWR)
         self.files = [request, os.open("/", os.O_PATH), null, null]
-        """Those of a kernel that runs on."""
+        """The files of a kernel that runs on."""
         self.bad_files = [request, null, null, null]
-        """The same, but the working directory is none: the server cannot fork."""
+        """The same files, but the working directory does not exist, so the server cannot fork."""
 
     def run(self, *preload: str) -> None:
-        """Start the process."""
+        """Start the server's process."""
         self.server = ServerProcess(BARE, os.environ, preload)
         self.pid = self.server._pid
         self._servers.append(self.server)
@@ -79,19 +79,19 @@ class Fork:
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill it, and notice that."""
+        """Kill the server, and take in its end."""
         os.kill(self.pid, signal.SIGKILL)
         self.read()
 
     def ask(self, files: list[int]) -> None:
-        """Stop the server and let a greenlet, `call`, ask it for a kernel: `start` is in ASKED."""
+        """Stop the server, and let a greenlet, `call`, ask it for a kernel. `start` is in ASKED then."""
         self.stop()
         self.call = self._background(self.server.start, files)
         (self.start,) = self.server._starts.values()
         self.pipe = os.readlink(f"/proc/self/fd/{self.start._pipe}")
 
     def read(self) -> None:
-        """Read what the server says next, or its end, without a turn of the loop: no caller runs on."""
+        """Read the server's next message, or its end, without a turn of the loop, so that no caller goes on."""
         assert has_event(self.server._socket.fileno(), POLLIN, WAIT)
         self.server._read()
 
@@ -124,7 +124,7 @@ class Fork:
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """The rows that the code asks for."""
+    """The rows that the code looks up."""
     found: list[Row] = []
 
     def note(table: Any, state: Any, event: Any) -> Any:
@@ -174,7 +174,7 @@ def test_row_of_a_start_is_true(fork: Fork, state: StartState, event: StartEvent
         fork.read()
     elif event is StartEvent.SERVER_ENDS:
         fork.kill()
-    elif state is StartState.GIVEN_UP:  # its caller has left, so only a forked child has the event
+    elif state is StartState.GIVEN_UP:  # no caller waits any more, so only a forked child has the event
         seen = in_forked_child(lambda: repr((fork.rows, fork.start.state)))
         assert seen == repr(([(state, event)], expected))
         return
@@ -187,7 +187,7 @@ def test_row_of_a_start_is_true(fork: Fork, state: StartState, event: StartEvent
 
 
 def check_reaction(fork: Fork, reaction: StartReaction) -> None:
-    """What has become of the keep-alive pipe, and of the kernel."""
+    """Assert what became of the keep-alive pipe and of the kernel."""
     if reaction is StartReaction.HAND_PIPE_OVER:
         assert fork.start.watcher is fork.kernel()
         assert fork.start._pipe == NO_PIPE
@@ -202,7 +202,7 @@ def check_reaction(fork: Fork, reaction: StartReaction) -> None:
 
 
 def check_caller(fork: Fork, state: StartState) -> None:
-    """What its `start` has returned or raised."""
+    """Assert what the caller's `start` has returned or raised."""
     error = fork.call.error()
     if state is StartState.FORKED:
         assert fork.call.get() is fork.kernel()
@@ -261,7 +261,7 @@ def test_row_of_the_server_is_true(fork: Fork, state: ServerState, event: Server
     outcome = outcome_of(ACTS[event], fork)
     assert (state, event) in fork.rows
     if reaction is ServerReaction.END_PROCESS or (event is ServerEvent.RETIRE and state is ServerState.UNUSED):
-        expected = ServerState.ENDED  # by the next events, IDLE and END
+        expected = ServerState.ENDED  # the next events, IDLE and END, do that
     assert fork.server.state is expected
     check_process(fork)
     if reaction is ServerReaction.ASK:
@@ -284,7 +284,7 @@ def outcome_of(function: Callable[[Fork], Any], fork: Fork) -> Any:
 
 
 def bring_about(fork: Fork, state: ServerState) -> None:
-    """Let the server come into the state by what really leads there."""
+    """Bring the server into the state by real events."""
     if state is ServerState.FAILED:
         fork.run("nonexistent_")
         while fork.server.is_running:
@@ -311,7 +311,7 @@ def retire(fork: Fork) -> None:
 
 
 def be_idle(fork: Fork) -> None:
-    """The last kernel ends. If there was none, the server says the first thing, or is looked at as it is retired."""
+    """The last kernel ends. Without a kernel, the server sends its first message, or is looked at as it is retired."""
     if fork.server.state is ServerState.UNUSED:
         fork.run()
         fork.read()
@@ -331,14 +331,14 @@ def end_without_reason(fork: Fork) -> None:
 
 
 def end_with_reason(fork: Fork) -> None:
-    """A module cannot be imported; or the server is silent for longer than it may."""
+    """A module cannot be imported, or the server is silent for too long."""
     if fork.server.state is ServerState.UNUSED:
         fork.run("nonexistent_")
         while fork.server.is_running:
             fork.read()
     elif fork.server.is_running:
         is_retired = fork.server.state is ServerState.RETIRED
-        if is_retired:  # so it can be asked no more: another one, that has a start as it is retired
+        if is_retired:  # a retired server cannot be asked: take another, which has a start when it is retired
             fork.run()
             fork.read()
         fork.monkeypatch.setattr(server_module, "ANSWER_WAIT_S", 0.05)
@@ -361,7 +361,7 @@ ACTS: dict[ServerEvent, Callable[[Fork], Any]] = {
 
 
 def check_process(fork: Fork) -> None:
-    """It runs in the states that say so, and in no other; then it was reaped, and its files are closed."""
+    """Assert that the process runs in the states that say so. In the others it was reaped, and its files are closed."""
     if fork.server.is_running:
         os.kill(fork.pid, 0)
         return
@@ -373,7 +373,7 @@ def check_process(fork: Fork) -> None:
 
 
 def test_row_of_the_pace_is_true(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped server lets the hub stand still once, and again only after it has said something."""
+    """A stopped server blocks the hub once, and again only after it has sent something."""
     monkeypatch.setattr(server_module, "HUB_WAIT_S", 0.01)
     walked: list[Row] = []
     table = {pace: Recorder(pace, row, walked) for pace, row in PACE_TABLE.items()}
@@ -398,7 +398,7 @@ def test_row_of_the_pace_is_true(fork: Fork, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Recorder(dict[PaceEvent, Pace]):
-    """The rows of one pace, which notes those that are asked for."""
+    """The rows of one pace. It notes the rows that are looked up."""
 
     def __init__(self, pace: Pace, row: Any, walked: list[Row]) -> None:
         super().__init__(row)
@@ -418,7 +418,7 @@ def pairs_without_a_row(table: Any, states: Any, events: Any) -> set[tuple[str, 
 
 
 def test_only_what_cannot_happen_has_no_row() -> None:
-    """A start that was answered, or whose server has ended, is not told of more. An ended server has no further end."""
+    """A start that was answered, or whose server has ended, gets no more events. An ended server ends only once."""
     answers = ("FORK_ANSWER", "ERROR_ANSWER", "SERVER_ENDS")
     assert pairs_without_a_row(START_TABLE, StartState, StartEvent) == {
         (state, event) for state in ("FORKED", "REFUSED", "LOST") for event in answers

@@ -1,4 +1,4 @@
-"""Kernels that choose their own ports: what the launcher does with all that they, and others, may report."""
+"""Kernels that choose their own ports: the launcher's reactions to reports of the kernel and of others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kclient.protocol.registration import Registration
 
 @pytest.fixture
 def stage(install_kernel: Callable[..., str]) -> Iterator[Stage]:
-    """Where the kernel "odd" is played."""
+    """A place where the kernel "odd" is played."""
     install_kernel("", **IDLE)
     with ExitStack() as stack:
         yield Stage(stack)
@@ -42,7 +42,7 @@ def start(stage: Stage) -> Iterator[Callable[..., kclient.KernelManager]]:
 
 @pytest.fixture
 def manager(stage: Stage) -> Iterator[kclient.KernelManager]:
-    """Of a kernel that is not started, and need not answer."""
+    """The manager of a kernel that is not started, and need not answer."""
     manager = kclient.KernelManager("odd", launcher=stage)
     yield manager
     manager.shutdown_kernel(now=True)
@@ -52,7 +52,7 @@ def ports(values: dict[str, Any]) -> list[int]:
     return [values[name] for name in PORTS]
 
 
-# What the kernel is told, and tells
+# The kernel's registration file and its report
 
 
 def test_kernel_that_registers_is_run_at_the_ports_that_it_chose(
@@ -99,7 +99,7 @@ def test_registration_file_is_private_and_there_only_while_it_is_needed(
     assert list(runtime_dir.iterdir()) == [Path(manager.connection_file or "")]
 
 
-def test_what_a_kernel_writes_in_the_place_of_its_registration_file_is_removed_after_its_end(
+def test_file_that_a_kernel_writes_over_its_registration_file_is_removed_after_its_end(
     stage: Stage, start: Callable[..., kclient.KernelManager], runtime_dir: Path
 ) -> None:
     manager = start()
@@ -139,7 +139,7 @@ def test_kernels_that_start_at_once_are_not_mixed_up(
         assert keys[registration.info.key].run("me", timeout=WAIT).text == registration.kernel_id
 
 
-# What is not from the kernel
+# Reports that are not from the kernel
 
 
 def report(registration: Registration, **changes: Any) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_registration_of_an_earlier_start_does_not_count_for_a_later_one(
     assert manager.run("me", timeout=WAIT).text == stage.registrations[1].kernel_id
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -470,11 +470,11 @@ def test_kernel_that_does_not_register_again_is_dead_to_its_client(
     assert manager.client.run("6 * 7", timeout=WAIT).text == "42"
 
 
-# Whether there is a handshake at all
+# With or without a handshake
 
 
 class Refusal(LocalLauncher):
-    """Starts nothing; keeps what it would have been started with."""
+    """A launcher that starts nothing, and keeps the values that it would have given to the kernel."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] | None = None
@@ -507,7 +507,7 @@ def test_kernel_is_given_the_file_that_it_understands(
 
 
 @pytest.mark.parametrize("handshake", ["auto", "required"])
-def test_ports_that_somebody_may_know_already_are_not_the_kernels_to_choose(
+def test_kernel_does_not_choose_its_ports_when_they_may_be_known_already(
     install_kernel: Callable[..., str], handshake: str
 ) -> None:
     launcher = Refusal()

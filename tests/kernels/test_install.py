@@ -1,4 +1,4 @@
-"""Kernel specs that are installed and removed, and those of jupyter_client beside ours."""
+"""Installing and removing kernel specs, and those of jupyter_client beside ours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kclient import (
 
 @pytest.fixture
 def source(places: Places, tmp_path: Path) -> Path:
-    """A directory to install, with what such directories have in them."""
+    """A directory to install, with the files that such directories have."""
     source = write_spec(tmp_path / "source" / "Mine")
     (source / "logo-64x64.png").write_bytes(b"\x89PNG")
     (source / "static").mkdir()
@@ -44,7 +44,7 @@ def source(places: Places, tmp_path: Path) -> Path:
 
 
 def tree(folder: Path | str) -> dict[str, bytes | str]:
-    """All that is in it, by name: the bytes of files, where links lead to, and directories."""
+    """The content of a folder by name: the bytes of files, the targets of links, and directories."""
     found: dict[str, bytes | str] = {}
     for path in Path(folder).rglob("*"):
         name = str(path.relative_to(folder))
@@ -153,7 +153,7 @@ def test_modes_are_kept_as_far_as_the_umask_allows(places: Places, source: Path)
     ]
 
 
-# What cannot be installed
+# Specs that cannot be installed
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../mine", "/mine", "a b", "a\n", "a\0", "é", 3])
@@ -164,7 +164,7 @@ def test_name_that_is_none_is_refused(places: Places, source: Path, name: Any) -
 
 
 def make_deep(folder: Path, depth: int) -> None:
-    """As many directories in `folder`, each in the one before."""
+    """Make `depth` directories in `folder`, each in the one before."""
     here = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d", dir_fd=here)
@@ -263,7 +263,7 @@ def test_directory_is_not_copied_into_itself(places: Places, source: Path) -> No
     assert tree(source) == before
 
 
-# When it goes wrong
+# Errors during an installation
 
 
 @contextmanager
@@ -415,7 +415,7 @@ def test_what_of_a_kernel_cannot_be_deleted_is_named(
 def test_kernel_whose_directories_are_too_deep_to_delete_is_removed_all_the_same(
     places: Places, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they are before Python 3.13."""
+    """shutil.rmtree recurses, as it does before Python 3.13."""
 
     def rmtree(path: str, ignore_errors: bool) -> None:
         raise RecursionError
@@ -464,7 +464,7 @@ def test_what_either_installs_the_other_finds_and_removes(
     }
     assert specs.keys() == {"ours", "theirs", "python3"}
     known = json.loads(json.dumps(jupyter.get_all_specs()))
-    # Releases of ipykernel name the encryption in one way or the other.
+    # Releases of ipykernel name the encryption in one of two ways.
     assert known.pop("python3")["spec"]["argv"] == specs.pop("python3")["spec"]["argv"]
     assert known == specs
     assert remove_kernel_spec("theirs") == theirs

@@ -54,7 +54,7 @@ def test_other_addresses_are_not_local_and_not_looked_up(no_look_up, ip):
 
 
 @pytest.mark.parametrize("ip", ["no such host", "a\0b", "x" * 70 + ".org", "..", "fe80::1%nosuch0"])
-def test_what_is_no_host_is_not_local(ip):
+def test_invalid_host_is_not_local(ip):
     assert not is_local(ip)
 
 

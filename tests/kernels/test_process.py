@@ -18,7 +18,7 @@ from kclient.kernels.process import local as process_module
 from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 20
-"""Seconds for what takes milliseconds on an idle machine."""
+"""Seconds, for a wait of milliseconds on an idle machine."""
 
 RUN_ON = "print('up', flush=True); import signal; signal.alarm(60); signal.pause()"
 
@@ -43,7 +43,7 @@ def watched_by(request, monkeypatch):
 
 @pytest.fixture
 def launch():
-    """Start Python code as a kernel process; what still runs at the end is ended."""
+    """Start Python code as a kernel process. A process that still runs at the end of the test is ended."""
     started = []
 
     def start(code, *arguments, launcher=None, **where):
@@ -61,7 +61,7 @@ def launch():
 
 @pytest.fixture
 def running(launch):
-    """A process that is up, runs until it is told otherwise, and says so on its pipe."""
+    """A process that has said on its pipe that it is up. It runs until it is told to end."""
     process = launch(RUN_ON, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     return process
@@ -73,7 +73,7 @@ def end_of(process):
 
 
 def wait_without_reaping(pid):
-    """Block this thread, hub and all, until the process is dead."""
+    """Block this thread with its hub until the process is dead."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
@@ -142,7 +142,7 @@ def test_end_is_seen_without_a_turn_of_the_loop_where_a_thread_waits(launch, mon
     process = launch("raise SystemExit(3)")
     assert done.wait(WAIT)
     deadline = threading.Event()
-    while process.is_alive():  # the thread has yet to store what it got
+    while process.is_alive():  # the thread has not yet stored the exit code
         assert not deadline.wait(0.001)
     assert process.exit_code == 3
 
@@ -169,13 +169,13 @@ def test_exit_is_noticed_when_someone_else_reaps_the_child(watched_by, running):
         os.kill(running.pid, signal.SIGKILL)
         os.waitpid(running.pid, 0)
         assert end_of(running) in (-signal.SIGKILL, None)
-    else:  # it waits in waitpid itself
+    else:  # the thread waits in waitpid itself
         os.kill(running.pid, signal.SIGKILL)
         assert end_of(running) == -signal.SIGKILL
     assert not running.is_alive()
 
 
-def test_code_that_nobody_can_know_is_none(running, monkeypatch):
+def test_exit_code_that_cannot_be_known_is_none(running, monkeypatch):
     monkeypatch.setattr(exit_watcher, "_PIDFD_GET_INFO", 0)
     os.kill(running.pid, signal.SIGKILL)
     os.waitpid(running.pid, 0)
@@ -217,7 +217,7 @@ def test_kill_takes_the_children_of_the_process_along(launch):
     process = launch(code, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     process.kill()
-    assert process.stdout.read() == b""  # the end of the pipe: nobody has it open any more
+    assert process.stdout.read() == b""  # the end of the pipe: no process has it open any more
     assert end_of(process) == -signal.SIGKILL
 
 
@@ -241,7 +241,7 @@ def test_signal_to_a_process_that_is_dead_but_not_yet_reaped_goes_nowhere(launch
     sent = []
     monkeypatch.setattr(os, "killpg", lambda *args: sent.append(args))
     process.send_signal(signal.SIGINT)
-    assert sent == [(process.pid, signal.SIGKILL)]  # for what is left of its group
+    assert sent == [(process.pid, signal.SIGKILL)]  # for the rest of its group
 
 
 @pytest.mark.parametrize("signum", [0, -9, 1000, "SIGINT", None])
@@ -267,14 +267,14 @@ child.wait()
 
 @pytest.fixture
 def parent(launch):
-    """A process with a child that ignores SIGTERM and is up; the child holds the pipe open."""
+    """A process and its child, which ignores SIGTERM and is up. The child holds the pipe open."""
     process = launch(PARENT, STUBBORN, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     return process
 
 
 def has_no_child_left(process):
-    """Once the process has ended: True when nobody has its pipe open any more."""
+    """Wait for the end of the process; True if no process has its pipe open then."""
     assert process.exited.wait(WAIT)
     readable, _, _ = select.select([process.stdout], [], [], WAIT)
     return bool(readable) and process.stdout.read() == b""
@@ -296,7 +296,7 @@ def test_child_ends_with_a_process_that_exits(watched_by, launch, tmp_path):
     assert process.exit_code == 3
 
 
-def test_child_ends_with_a_process_that_somebody_else_reaps(watched_by, parent):
+def test_child_ends_with_a_process_that_is_reaped_elsewhere(watched_by, parent):
     os.kill(parent.pid, signal.SIGKILL)
     if watched_by == "pidfd":
         os.waitpid(parent.pid, 0)
@@ -455,7 +455,7 @@ def test_environment_is_ours_if_none_is_given(launch, monkeypatch):
         ([sys.executable, "x" * 3_000_000], {}, "Argument list too long"),
     ],
 )
-def test_what_cannot_be_started_is_an_error_that_names_command_and_reason(argv, where, reason):
+def test_command_that_cannot_be_started_is_an_error_that_names_it_and_the_reason(argv, where, reason):
     with pytest.raises(LaunchError) as caught:
         LocalLauncher().start(argv, **where)
     assert caught.value.argv == argv
@@ -480,7 +480,7 @@ def test_no_place_for_the_output_is_an_error_that_tells_the_way_out(launch, monk
 
 
 class EnvLauncher:
-    """A user's own launcher: all it knows is another command line."""
+    """A user's own launcher: it only changes the command line."""
 
     def start(self, argv, **where):
         return LocalLauncher().start(["env", "ADDED=1", *argv], **where)
@@ -495,7 +495,7 @@ def test_launcher_of_a_user_wraps_the_local_one(launch):
 
 
 def run_in_thread(function):
-    """Call `function` in a thread of its own, and so in a hub of its own."""
+    """Call `function` in a thread of its own, which has a hub of its own."""
     results = []
 
     def run():

@@ -17,7 +17,7 @@ VALID = {"argv": ["prog", "{connection_file}"], "display_name": "A Kernel", "lan
 
 @pytest.fixture
 def search_path(tmp_path, monkeypatch):
-    """Two directories, the first of which wins, and nothing else; not even this interpreter's own kernel."""
+    """Two directories, of which the first has precedence. There are no others, and no kernel of this interpreter."""
     directories = [str(tmp_path / "first"), str(tmp_path / "second")]
     monkeypatch.setattr(search, "search_path", lambda: directories)
     monkeypatch.setattr(search, "_native_spec", lambda: None)
@@ -173,7 +173,7 @@ def test_unreadable_spec_is_an_error_that_names_the_file(search_path, monkeypatc
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)  # root reads whatever its mode says
+    monkeypatch.setattr("builtins.open", refuse)  # root can read any file
     with pytest.raises(InvalidArgument, match=r"cannot be read: Permission denied") as caught:
         find_kernel_spec("locked")
     assert path in str(caught.value)
@@ -205,7 +205,7 @@ def test_directory_that_cannot_be_read_is_passed_over_with_a_line_in_the_log(sea
 
         return refusing
 
-    with monkeypatch.context() as patched:  # root reads whatever the mode says
+    with monkeypatch.context() as patched:  # root can read any file
         patched.setattr(os, "listdir", refuse(listdir, search_path[0]))
         patched.setattr(os, "stat", refuse(stat, locked))
         assert list(list_kernel_specs()) == ["good"]
@@ -368,7 +368,7 @@ def test_relative_directory_of_thesearch_path_is_found_from_everywhere(monkeypat
     assert find_kernel_spec("one").resource_dir == str(tmp_path / "jupyter" / "kernels" / "one")
 
 
-# What is allowed
+# Allowed kernels
 
 
 @pytest.fixture
@@ -428,7 +428,7 @@ def test_names_that_are_allowed_must_be_a_collection_of_strings(search_path, all
         find_kernel_spec("python3", allowed=allowed)
 
 
-# What a spec says of itself
+# Values of a spec
 
 
 @pytest.mark.parametrize("value", ["curve", " Curve ", ["curve"], ["other", "CURVE"]])

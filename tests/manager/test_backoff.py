@@ -1,4 +1,4 @@
-"""When to try again what keeps failing, and when to give up."""
+"""The delays between repeated attempts, and the attempt after which to give up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_limit_of_none_at_all_gives_up_at_once() -> None:
     assert Backoff(limit=0).after(0.0) is None
 
 
-def test_what_was_stable_does_not_count_as_a_failure() -> None:
+def test_stable_run_does_not_count_as_a_failure() -> None:
     backoff = Backoff(limit=1, stable_start_time=10.0)
     assert [backoff.after(lasted) for lasted in (9.9, 10.0, 10.1, 9.9)] == [0.0, 0.0, 0.0, None]
 

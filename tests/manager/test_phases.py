@@ -1,4 +1,4 @@
-"""The life of a manager's kernel: every row of its table, and what a lifecycle does about the end of the process."""
+"""The life of a manager's kernel: every row of its table, and a lifecycle's reactions to the end of the process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEFT     AWAITED  LEFT     LEFT     LEFT     ENDING  -      NONE   DIED!
 FAILED   AWAITED  FAILED   FAILED   FAILED   ENDING  -      NONE   FAILED!
 DIED     AWAITED  DIED     DIED     DIED     ENDING  -      NONE   DIED!
 """
-"""What is expected: the next phase, with ! where calls fail, and + where automatic restarts start another kernel."""
+"""The expected next phase, with ! where calls fail, and + where automatic restarts start another kernel."""
 
 REACTIONS = {"": Reaction.NOTHING, "!": Reaction.REPORT, "+": Reaction.RESTART}
 
@@ -40,7 +40,7 @@ def expected() -> dict[tuple[Phase, Event], tuple[Phase, Reaction]]:
 
 
 class Kernel:
-    """In place of a provisioner and its process."""
+    """Takes the place of a provisioner and its process."""
 
     process = object()
 
@@ -49,7 +49,7 @@ class Kernel:
 
 
 class World:
-    """A lifecycle, and what it tells: to its client, to the restarts, and to its manager."""
+    """A lifecycle, and the names of the calls that it makes: on its client, on the restarts, and on its manager."""
 
     def __init__(self, *, restarts: bool) -> None:
         self.told: list[str] = []
@@ -123,7 +123,7 @@ def test_end_of_the_process_is_told_as_its_phase_says(phase: Phase, restarts: bo
     )
 
 
-def test_end_of_a_kernel_that_was_given_back_is_told_to_nobody() -> None:
+def test_end_of_a_kernel_that_was_given_back_is_not_told() -> None:
     world = World(restarts=True)
     world.life.phase = Phase.READY
     world.life.retire(lambda msg_id: InvalidState("given back"))

@@ -1,4 +1,4 @@
-"""A pool of kernels that pass for processes, in this hub: what its users, and those who harm it, get."""
+"""A pool of fake kernels in this hub: check-out, return, failures, events, the end, and wrong use."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from kclient.pool import workers
 from kclient.pool.lent_kernel import Lender, LentKernel, Recipe
 from kclient.testing import result, stream
 
-AFTER_LAST_WORDS = 0.05
-"""Seconds after which a dead kernel's sockets are read no more."""
+AFTER_DEATH_S = 0.05
+"""Seconds after which the sockets of a dead kernel are closed."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def launcher() -> FakeLauncher:
 
 @pytest.fixture
 def make_pool(launcher: FakeLauncher, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """A KernelPool of fake kernels, which is closed with the test."""
+    """A KernelPool of fake kernels. It is closed at the end of the test."""
     monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
     install_fake(folder / "jupyter")
     pools: list[KernelPool] = []
@@ -62,7 +62,7 @@ def make_pool(launcher: FakeLauncher, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Told:
-    """An on_event: what it was told, and a place to wait for more."""
+    """An on_event that keeps its arguments. `wait_for` waits for more."""
 
     def __init__(self) -> None:
         self.events: list[PoolEvent] = []
@@ -82,7 +82,7 @@ class Told:
 
 
 class Blockade:
-    """A `before` that holds up every start until `open`."""
+    """A `before` that holds up every start until `open` is called."""
 
     def __init__(self) -> None:
         self._event = Event()
@@ -243,7 +243,7 @@ def test_kernel_is_given_back_however_the_block_ends(
 
 @pytest.mark.parametrize("use", ["shutdown_kernel", "kill_kernel", "restart_kernel", "stop_channels"])
 @pytest.mark.parametrize("max_uses", [1, 5])
-def test_whatever_the_user_does_to_the_kernel_the_next_one_gets_a_good_one(
+def test_next_user_gets_a_good_kernel_after_any_use_of_the_last_one(
     make_pool: Callable[..., KernelPool], use: str, max_uses: int
 ) -> None:
     pool = make_pool(max_uses=max_uses)
@@ -272,14 +272,14 @@ def test_kernel_given_back_twice_is_an_error(make_pool: Callable[..., KernelPool
         pool.release(kernel)
 
 
-def test_what_is_no_kernel_of_the_pool_cannot_be_given_back(make_pool: Callable[..., KernelPool]) -> None:
+def test_kernel_of_another_pool_cannot_be_given_back(make_pool: Callable[..., KernelPool]) -> None:
     pool, other = make_pool(), make_pool()
     with other.kernel() as kernel:
         for stranger in (kernel, None, kclient.KernelManager(), "kernel"):
             with pytest.raises(InvalidArgument, match="not a kernel of this pool"):
                 pool.release(stranger)
     with pool.kernel() as kernel:
-        pool.release(kernel)  # and the end of the block does nothing more
+        pool.release(kernel)  # the end of the block does nothing more
     assert pool.stats().recycled == 1
 
 
@@ -324,7 +324,7 @@ def test_user_may_restart_a_kernel_that_had_another_user(make_pool: Callable[...
         former.tells = False
         kernel.restart_kernel(now=True, timeout=WAIT)
         former.exited.set()
-        turn_loop(AFTER_LAST_WORDS)
+        turn_loop(AFTER_DEATH_S)
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"
         process_of(kernel).die(3)
         with pytest.raises(kclient.DeadKernelError):
@@ -343,7 +343,7 @@ def test_kernel_that_died_after_it_was_renewed_is_replaced_and_no_news_to_its_fo
     with pool.kernel(timeout=WAIT) as kernel:
         assert kernel.process is not process
     assert pool.stats().deaths == 1
-    turn_loop(AFTER_LAST_WORDS)
+    turn_loop(AFTER_DEATH_S)
     with pytest.raises(InvalidState, match="was given back to its pool"):
         former.run("6 * 7")
 
@@ -507,7 +507,7 @@ def test_pool_gets_over_a_time_of_failures(make_pool: Callable[..., KernelPool],
         assert kernel.is_alive()
 
 
-def test_caller_who_waits_for_others_is_told_the_last_failure_in_the_end(
+def test_caller_that_waits_for_other_kernels_is_told_the_last_failure_in_the_end(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher
 ) -> None:
     pool = make_pool(max_size=2)
@@ -526,7 +526,7 @@ def test_kernel_that_dies_idle_is_replaced(make_pool: Callable[..., KernelPool],
     assert len(launcher.alive) == 2
     [death] = [event for event in events if event.kind == "died"]
     assert death.exit_code == 3
-    assert "the last words" in str(death.error)
+    assert "the last output" in str(death.error)
 
 
 def test_dead_kernel_that_nobody_has_noticed_yet_is_not_handed_out(
@@ -540,7 +540,7 @@ def test_dead_kernel_that_nobody_has_noticed_yet_is_not_handed_out(
     assert pool.stats().deaths == 1
 
 
-def test_kernel_that_died_while_nobody_listened_is_replaced(
+def test_kernel_that_died_unnoticed_is_replaced(
     make_pool: Callable[..., KernelPool], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = Recipe.make
@@ -608,7 +608,7 @@ def test_events_tell_in_order_what_happened(make_pool: Callable[..., KernelPool]
     assert [event.seconds is not None for event in events] == [True, True, True, False, False, False]
 
 
-def test_on_event_that_fails_harms_nobody(
+def test_on_event_that_fails_does_no_harm(
     make_pool: Callable[..., KernelPool], caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[PoolEvent] = []
@@ -623,7 +623,7 @@ def test_on_event_that_fails_harms_nobody(
     assert "on_event of a KernelPool failed" in caplog.text
 
 
-def test_on_event_that_never_returns_holds_up_nobody_for_long(
+def test_on_event_that_never_returns_holds_up_no_call_for_long(
     make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "LAST_EVENTS_WAIT_S", 0.01)

@@ -1,4 +1,4 @@
-"""Who gets which kernel of a pool, how many are started, when it is tried again: decided without any kernel."""
+"""Decisions of a pool, without any kernel: who gets which kernel, how many start, and when a start is tried again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BROKEN = LaunchError("it is broken")
 
 
 class House:
-    """A scheduler, and what a pool would do with it; `now` is its clock."""
+    """A scheduler, and the steps that a pool would take for it. `now` is its clock."""
 
     def __init__(self, size: int = 1, max_size: int | None = None, *, starters: int = 100, **options: Any) -> None:
         self.scheduler = Scheduler(size, size if max_size is None else max_size, starters=starters, **options)
@@ -54,20 +54,20 @@ class House:
         return checkout
 
     def come_up(self) -> None:
-        """All that starts, and what starts because of that, is ready."""
+        """Let every start succeed, also the starts that follow from it."""
         while self.entries(STARTING):
             for entry in self.entries(STARTING):
                 self.scheduler.ready(entry, self.now)
             self.act()
 
     def fail(self) -> Steps:
-        """All that starts fails."""
+        """Let every start fail."""
         for entry in self.entries(STARTING):
             self.scheduler.start_failed(entry, BROKEN, self.now)
         return self.act()
 
     def fail_until(self, failures: int) -> Steps:
-        """All that starts fails, so many times in a row, each as soon as it is tried."""
+        """Let every start fail, `failures` times in a row, each as soon as it is tried."""
         steps = self.fail()
         for _ in range(failures - 1):
             self.pass_by(self.scheduler.next_look(self.now) or 0.0)
@@ -79,7 +79,7 @@ class House:
         return self.act()
 
     def end(self) -> Steps:
-        """All that is to end has ended."""
+        """Let every kernel that is to end have ended."""
         for entry in self.entries(ENDING):
             self.scheduler.ended(entry)
         return self.act()
@@ -89,7 +89,7 @@ class House:
         return self.act()
 
     def counts(self) -> tuple[int, ...]:
-        """Starting, idle, busy, ending."""
+        """The numbers of kernels that are starting, idle, busy and ending."""
         return tuple(self.scheduler.count(state) for state in STATES)
 
 
@@ -203,7 +203,7 @@ def test_kernel_beyond_size_ends_with_its_use() -> None:
     assert got(first).state == BUSY
 
 
-def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
+def test_kernel_beyond_size_that_no_caller_takes_ends_after_a_while() -> None:
     house = warm(size=1, max_size=2)
     house.ask()
     house.scheduler.withdraw(house.ask())
@@ -216,7 +216,7 @@ def test_kernel_beyond_size_that_nobody_came_for_ends_after_a_while() -> None:
     assert house.counts() == (0, 0, 1, 1)
 
 
-# The same kernel for more than one user
+# One kernel for several users
 
 
 def test_clean_kernel_goes_on_to_the_next_user_until_it_is_used_up() -> None:
@@ -408,7 +408,7 @@ def test_kernels_that_die_idle_after_long_are_replaced_at_once() -> None:
         house.come_up()
 
 
-def test_what_users_do_to_their_kernels_is_no_reason_to_try_less_often() -> None:
+def test_deaths_under_users_do_not_slow_down_starts() -> None:
     house = warm(max_size=2)
     for _ in range(5):
         checkout = house.ask()
@@ -464,7 +464,7 @@ def test_there_are_no_percentiles_of_nothing() -> None:
     assert House().scheduler.stats().checkout_p99 is None
 
 
-# Whatever happens
+# Any order of events
 
 
 class Anything(RuleBasedStateMachine):
@@ -477,7 +477,7 @@ class Anything(RuleBasedStateMachine):
         self.held: list[Checkout] = []
 
     def act(self) -> None:
-        """As the pool, but for the dead."""
+        """Act as the pool does. Dead kernels are left out."""
         self.house.act()
         served = [checkout for checkout in self.waiting if checkout.is_settled]
         assert served == self.waiting[: len(served)], "first come, first served"
@@ -564,19 +564,19 @@ class Anything(RuleBasedStateMachine):
         assert all(entry.uses <= 2 for entry in self.house.scheduler)
 
     @invariant()
-    def nobody_waits_beside_an_idle_kernel(self) -> None:
+    def no_caller_waits_beside_an_idle_kernel(self) -> None:
         assert not (self.waiting and self.house.entries(IDLE))
         assert self.house.scheduler.waiting == len(self.waiting)
 
     @invariant()
-    def nobody_waits_for_nothing(self) -> None:
-        """There is always something under way, or a time to look again."""
+    def no_caller_waits_in_vain(self) -> None:
+        """While a caller waits, an action is under way or the time of the next look is set."""
         if self.waiting:
             scheduler = self.house.scheduler
             assert len(scheduler) or scheduler.next_look(self.house.now) is not None
 
     def teardown(self) -> None:
-        """When all is given back and what starts comes up, `size` young kernels are idle and nobody waits."""
+        """When all kernels are given back and all starts succeed, `size` young kernels are idle and no caller waits."""
         house = self.house
         for _ in range(20):
             for checkout in self.held:

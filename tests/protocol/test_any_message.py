@@ -1,4 +1,4 @@
-"""From frames to outcomes, without sockets: whatever a kernel signs is refused, or has one place to go to."""
+"""From frames to outcomes, without sockets: each signed message is refused, or goes to one place."""
 
 import json
 
@@ -16,7 +16,7 @@ from kclient.protocol.transcript import Transcript
 
 
 class Execution:
-    """What a run is to the routing."""
+    """The part of a run that the routing knows."""
 
     def __init__(self, request):
         self.request = request

@@ -1,4 +1,4 @@
-"""Whom a comm message is for, and what the comm messages that we send hold."""
+"""The receiver of a comm message, and the content of the comm messages that a client sends."""
 
 import pytest
 from hypothesis import given
@@ -15,13 +15,13 @@ NO_BOUND = 10**9
 
 
 class Taker:
-    """A comm, or who opens them."""
+    """A comm, or the collection that opens comms."""
 
     def __init__(self):
         self.failure = None
 
     def feed(self, message):
-        raise AssertionError("routing feeds nobody")
+        raise AssertionError("routing must not feed a comm")
 
     def fail(self, failure):
         self.failure = failure
@@ -47,11 +47,11 @@ def comm_open(target_name="slider", comm_id="a", **more):
     return comm_message_of("comm_open", comm_id=comm_id, target_name=target_name, **more)
 
 
-# Whom it is for
+# The receiver
 
 
 @pytest.mark.parametrize("msg_type", ["comm_msg", "comm_close"])
-def test_message_goes_to_its_comm_whoever_made_the_kernel_send_it(routes, msg_type):
+def test_message_goes_to_its_comm_with_any_parent(routes, msg_type):
     comms = {comm_id: Taker() for comm_id in "ab"}
     for comm_id, comm in comms.items():
         routes.add(comm_id, comm)
@@ -96,7 +96,7 @@ def test_second_open_of_a_comm_is_left_alone(routes):
         comm_message_of("stream", comm_id="a"),
     ],
 )
-def test_what_is_no_comm_message_or_half_of_one_is_left_alone(routes, message):
+def test_other_or_malformed_messages_are_left_alone(routes, message):
     routes.add("a", Taker())
     assert routes.route(message) is None
 
@@ -109,7 +109,7 @@ values = st.sampled_from(["a", "slider", ""]) | st.none() | st.integers() | st.l
     st.dictionaries(st.sampled_from(["comm_id", "target_name", "data"]), values),
     st.sampled_from([OURS, None, 5]),
 )
-def test_whatever_a_message_holds_it_is_for_its_comm_or_opens_one_or_is_left_alone(msg_type, content, session):
+def test_message_with_any_content_is_for_its_comm_or_opens_one_or_is_left_alone(msg_type, content, session):
     opener, comm = Taker(), Taker()
     routes = CommRoutes(OURS, opener)
     routes.add_target("slider", print)
@@ -127,7 +127,7 @@ def test_whatever_a_message_holds_it_is_for_its_comm_or_opens_one_or_is_left_alo
         assert taker is None
 
 
-def test_what_a_comm_takes_is_not_in_the_inbox_and_the_rest_is(routes):
+def test_message_of_a_comm_is_not_in_the_inbox_and_others_are(routes):
     outputs = Outputs(NO_BOUND, NO_BOUND, PendingAnswers(), routes)
     comm = Taker()
     routes.add("a", comm)

@@ -1,4 +1,4 @@
-"""The values of a connection file, and the addresses they make."""
+"""The values of a connection file, and the addresses that follow from them."""
 
 import json
 import math
@@ -137,7 +137,7 @@ def test_new_ports_change_nothing_else():
     assert info.to_dict() == VALUES
 
 
-# Values that are wrong
+# Wrong values
 
 
 def refusal(values):
@@ -216,7 +216,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*VALUES, *CURVE]), json_values, max_size=4))
-@example({"transport": "ipc", "ip": "/tmp/\udce9"})  # a directory whose name is no UTF-8
+@example({"transport": "ipc", "ip": "/tmp/\udce9"})  # a directory with a name that is no UTF-8
 def test_no_values_raise_anything_but_errors_of_kclient(values):
     for given_values in (values, VALUES | values):
         try:

@@ -1,4 +1,4 @@
-"""Frames that were read without asking: each well-formed message is found, whole and in order."""
+"""Frames that were read together: each well-formed message is found, whole and in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_frames_are_counted_right() -> None:
 
 
 def parted(frames: list[bytes], topics: int) -> list[list[bytes]]:
-    """All that `frames` are taken for."""
+    """The messages that `frames` are divided into."""
     messages = []
     while frames:
         end = end_of_first(frames, topics)

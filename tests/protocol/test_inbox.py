@@ -1,4 +1,4 @@
-"""The inbox keeps the newest, in order, within its bounds, and knows what it dropped."""
+"""The inbox keeps the newest messages, in order, within its bounds, and counts those that it dropped."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def test_message_that_is_wanted_is_taken_from_between_the_others():
     assert inbox.pop_all() == [messages[0], *messages[2:]]
 
 
-def test_who_has_looked_already_looks_only_at_what_came_since():
+def test_second_look_sees_only_newer_messages():
     inbox = Inbox(3, NO_BOUND)
     for nbytes in (1, 2, 3):
         inbox.append(message(nbytes))
@@ -134,7 +134,7 @@ def test_inbox_holds_the_newest_that_fit_and_counts_the_rest(max_messages, max_b
             assert gone == held[: len(gone)]
             held = held[len(gone) :]
             dropped += len(gone)
-            needless = [gone[-1], *held] if gone else []  # had the last to go fitted, it need not have gone
+            needless = [gone[-1], *held] if gone else []  # with the last to go it is too full
             assert not gone or len(needless) > max_messages or sum(each.nbytes for each in needless) > max_bytes
         elif step == "pop" and held:
             assert inbox.pop_oldest() is held.pop(0)

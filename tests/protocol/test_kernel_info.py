@@ -1,4 +1,4 @@
-"""KernelInfo: what a kernel says of itself, whatever shape it says it in."""
+"""KernelInfo: the facts that a kernel tells of itself, in any shape."""
 
 import copy
 import pickle
@@ -90,7 +90,7 @@ def test_older_debugger_flag_counts_as_the_feature():
 
 
 def test_ipykernel_that_says_nothing_of_a_debugger_may_have_one():
-    """Version 6 has."""
+    """Version 6 of ipykernel has a debugger."""
     silent = {"implementation": "ipython", "protocol_version": "5.3"}
     assert not KernelInfo.of(silent).lacks("debugger")
     assert KernelInfo.of(silent).lacks("kernel subshells")

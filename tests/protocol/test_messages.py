@@ -1,4 +1,4 @@
-"""The content of each request, as the messaging spec wants it, and the arguments that are refused."""
+"""The content of each request, as the messaging spec wants it, and the wrong arguments that are refused."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from kclient.protocol.messages import Message, reply_type
 
 
 class JupyterClient(jupyter_client.client.KernelClient):
-    """jupyter_client, whose channels keep what it sends."""
+    """A jupyter_client whose channels keep the messages that it sends."""
 
     def __init__(self):
         super().__init__(session=jupyter_client.session.Session(key=b"k"))
@@ -126,7 +126,7 @@ def test_cursor_counts_code_points():
     code = 'x = "😀é"; x.'
     assert messages.complete(code)["cursor_pos"] == 12
     assert messages.complete("😀", 1)["cursor_pos"] == 1
-    assert messages.inspect("👩‍🚀")["cursor_pos"] == 3  # two emojis and what joins them
+    assert messages.inspect("👩‍🚀")["cursor_pos"] == 3  # two emojis, joined by a character
     assert messages.complete("e\u0301", 2)["cursor_pos"] == 2
     assert "from 0 to 1 code points" in refused(messages.complete, "😀", 2)
 
@@ -203,7 +203,7 @@ def test_history_pattern_is_a_text():
         assert "pattern" in refused(messages.history, hist_access_type="search", pattern=value)
 
 
-# The others
+# Other requests
 
 
 def test_other_requests_send_what_jupyter_client_sends():

@@ -22,7 +22,7 @@ PACKERS = ["json", "orjson"]
 
 
 class Oracle:
-    """A jupyter_client Session, frames in and frames out."""
+    """A jupyter_client Session that takes and returns frames."""
 
     def __init__(self, key=KEY, *, scheme="hmac-sha256", packer="json", **traits):
         self.session = jupyter_client.session.Session(key=key, signature_scheme=scheme, packer=packer, **traits)
@@ -49,11 +49,11 @@ def pairs():
 
 
 def same(one, other):
-    """Equal, of the same types and in the same order."""
+    """True if both are equal, of the same types and in the same order."""
     return repr(one) == repr(other)
 
 
-# What both can hold. A text that looks like a date becomes a datetime in jupyter_client's headers.
+# Values that both can hold. jupyter_client turns a text that looks like a date into a datetime in headers.
 text = st.text(max_size=20)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | finite | text
@@ -283,7 +283,7 @@ def test_request_to_a_kernel_of_protocol_4_is_that_of_jupyter_client():
         sent = adapter.outgoing(request)
         assert sent.msg_type == theirs["header"]["msg_type"]
         expected = theirs["content"]
-        if "block" in expected:  # which they leave out
+        if "block" in expected:  # jupyter_client leaves them out
             expected["block"] = content["code"]
         assert sent.content == expected
 

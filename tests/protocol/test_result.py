@@ -1,4 +1,4 @@
-"""What came of an execution, as a value."""
+"""Result: the outcome of an execution as a value."""
 
 import copy
 import pickle
@@ -150,7 +150,7 @@ def test_error_info_shows_name_and_value_and_no_traceback():
     assert repr(ErrorInfo("E", "v", ["a very long line"])) == "ErrorInfo(ename='E', evalue='v')"
 
 
-# Of a transcript
+# Made of a transcript
 
 
 def iopub(msg_type, **content):

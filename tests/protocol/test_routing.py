@@ -1,4 +1,4 @@
-"""Who gets a reply, who gets an output, and what is still owed."""
+"""The receiver of each reply and of each output, and the answers that a kernel still owes."""
 
 import pytest
 from hypothesis import settings
@@ -54,7 +54,7 @@ def open_and_await(requests, request):
 
 
 def settled(slot):
-    """What a waiter would do."""
+    """Stand for a waiter: the test looks at the slot itself."""
 
 
 def restarted(msg_id):
@@ -64,7 +64,7 @@ def restarted(msg_id):
 # Replies
 
 
-def test_reply_goes_to_who_awaits_it(requests):
+def test_reply_goes_to_its_waiter(requests):
     request = ask()
     slot = open_and_await(requests, request)
     assert slot.is_pending()
@@ -84,7 +84,7 @@ def test_each_waiter_gets_its_own_reply_in_whatever_order_they_come(requests):
     assert [requests.take(slot) for slot in slots] == replies
 
 
-def test_reply_that_came_before_anybody_asked_is_kept_for_who_asks(requests):
+def test_reply_that_came_before_its_waiter_is_kept_for_it(requests):
     request = ask()
     requests.open(request)
     reply = answer(request)
@@ -138,7 +138,7 @@ def test_id_that_another_awaits_can_not_be_asked_for(requests):
 
 
 def test_message_under_way_is_not_sent_again(requests):
-    """Its first waiter would lose its slot to the second, and wait for good."""
+    """Otherwise the second waiter would take the slot of the first, which would wait for ever."""
     request = ask()
     slot = open_and_await(requests, request)
     with pytest.raises(LocalProtocolError, match=request.msg_id):
@@ -179,7 +179,7 @@ def test_second_reply_is_nobodys(requests):
     assert [requests.next_unclaimed() for _ in range(2)] == [second, third]
 
 
-def test_second_reply_does_not_take_the_place_of_one_that_nobody_asked_for_yet(requests):
+def test_second_reply_does_not_replace_an_uncollected_one(requests):
     request = ask()
     requests.open(request)
     first, second = answer(request), answer(request)
@@ -189,7 +189,7 @@ def test_second_reply_does_not_take_the_place_of_one_that_nobody_asked_for_yet(r
     assert requests.next_unclaimed() is second
 
 
-def test_reply_to_nobody_goes_to_the_inbox(requests):
+def test_reply_to_unknown_request_goes_to_the_inbox(requests):
     slot = open_and_await(requests, ask())
     strays = [stray(parent) for parent in ({"msg_id": "unknown"}, *STRANGE_PARENTS)]
     assert [requests.route(message) for message in strays] == [None] * len(strays)
@@ -207,7 +207,7 @@ def test_any_message_answers_a_request_whose_name_does_not_tell_its_reply(reques
     assert requests.take(slot) is reply
 
 
-def test_nobody_can_await_the_reply_to_a_comm_message(requests):
+def test_reply_to_a_comm_message_cannot_be_awaited(requests):
     for msg_type in ("comm_open", "comm_msg", "comm_close"):
         request = ask(msg_type)
         requests.open(request)
@@ -224,10 +224,10 @@ def test_slot_knows_the_subshell_of_its_request(requests):
     assert requests.open(other).subshell_id == "s1"
 
 
-# Giving up
+# Waiters that give up
 
 
-def test_who_gave_up_may_ask_again(requests):
+def test_waiter_that_gave_up_may_ask_again(requests):
     request = ask()
     slot = open_and_await(requests, request)
     requests.release(slot)
@@ -260,7 +260,7 @@ def test_reply_in_the_inbox_stays_there_once_when_its_waiter_gives_up(requests):
     assert (len(requests.inbox), requests.inbox.nbytes) == (0, 0)
 
 
-def test_error_that_came_as_its_waiter_gave_up_is_raised_for_who_asks_again(requests):
+def test_error_that_came_as_its_waiter_gave_up_is_raised_at_the_next_call(requests):
     request = ask()
     slot = open_and_await(requests, request)
     assert requests.fail(requests, restarted) == [slot]
@@ -313,7 +313,7 @@ def test_abandoned_requests_are_remembered_up_to_a_bound():
     for request in asked:
         requests.route(answer(request))
     assert len(requests) == 0
-    assert len(requests.inbox) == 2  # the two forgotten ones are nobody's
+    assert len(requests.inbox) == 2  # the inbox has the two forgotten replies
 
 
 @pytest.mark.usefixtures("small_bounds")
@@ -340,7 +340,7 @@ def test_discarded_request_was_never_sent(requests):
 # Failure
 
 
-def test_failure_reaches_every_waiter_and_who_asks_later(requests):
+def test_failure_reaches_every_waiter_and_later_callers(requests):
     asked = [ask() for _ in range(4)]
     awaited = [open_and_await(requests, request) for request in asked[:2]]
     requests.open(asked[2])
@@ -371,7 +371,7 @@ def test_failure_is_nothing_to_requests_that_come_after_it(requests):
     assert requests.route(answer(request)) is slot
 
 
-def test_failure_that_nobody_asked_about_is_not_replaced_by_the_next(requests):
+def test_uncollected_failure_is_not_replaced_by_the_next(requests):
     request = ask()
     requests.open(request)
     requests.fail(requests, restarted)
@@ -381,7 +381,7 @@ def test_failure_that_nobody_asked_about_is_not_replaced_by_the_next(requests):
 
 
 @pytest.mark.usefixtures("small_bounds")
-def test_failures_that_nobody_asks_about_are_bounded_and_the_oldest_go():
+def test_uncollected_failures_are_bounded_and_the_oldest_go():
     requests = Requests(PendingAnswers())
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
@@ -406,7 +406,7 @@ def test_slots_can_be_changed_while_they_are_listed(requests):
 
 
 @pytest.mark.usefixtures("small_bounds")
-def test_replies_that_nobody_collects_are_bounded_and_the_oldest_go():
+def test_uncollected_replies_are_bounded_and_the_oldest_go():
     requests = Requests(PendingAnswers())
     asked = [ask() for _ in range(BOUND + 2)]
     for request in asked:
@@ -441,74 +441,74 @@ def test_flood_of_strays_keeps_no_reply_from_its_waiter():
     assert len(requests.inbox) == BOUND
 
 
-# What is owed
+# Owed answers
 
 
-def owed(ledger):
-    return list(ledger.owed_idle), list(ledger.owed_reply)
+def owed(pending):
+    return list(pending.owed_idle), list(pending.owed_reply)
 
 
 def test_half_an_answer_is_owed_until_the_other_half_comes():
-    ledger = PendingAnswers()
-    ledger.tracking = True
-    ledger.unanswered = {"a", "b"}
-    ledger.note_reply("a", 1.0)
-    ledger.note_idle("b", 2.0)
-    assert owed(ledger) == (["a"], ["b"])
-    assert (ledger.owed_idle["a"], ledger.owed_reply["b"]) == (1.0, 2.0)
-    ledger.note_idle("a", 3.0)
-    ledger.note_reply("b", 3.0)
-    assert owed(ledger) == ([], [])
+    pending = PendingAnswers()
+    pending.tracking = True
+    pending.unanswered = {"a", "b"}
+    pending.note_reply("a", 1.0)
+    pending.note_idle("b", 2.0)
+    assert owed(pending) == (["a"], ["b"])
+    assert (pending.owed_idle["a"], pending.owed_reply["b"]) == (1.0, 2.0)
+    pending.note_idle("a", 3.0)
+    pending.note_reply("b", 3.0)
+    assert owed(pending) == ([], [])
 
 
 def test_idle_of_what_others_have_sent_is_not_owed_a_reply():
-    ledger = PendingAnswers()
-    ledger.tracking = True
-    ledger.note_idle("of another client", 1.0)
-    assert owed(ledger) == ([], [])
+    pending = PendingAnswers()
+    pending.tracking = True
+    pending.note_idle("of another client", 1.0)
+    assert owed(pending) == ([], [])
 
 
 def test_nothing_is_owed_while_iopub_does_not_run():
-    ledger = PendingAnswers()
-    ledger.note_reply("a", 1.0)
-    ledger.note_idle("b", 1.0)
-    assert owed(ledger) == ([], [])
+    pending = PendingAnswers()
+    pending.note_reply("a", 1.0)
+    pending.note_idle("b", 1.0)
+    assert owed(pending) == ([], [])
 
 
-def test_what_is_owed_can_be_forgotten():
-    ledger = PendingAnswers()
-    ledger.tracking = True
-    ledger.note_reply("a", 1.0)
-    ledger.note_idle("b", 1.0)
-    ledger.forget()
-    assert owed(ledger) == ([], [])
+def test_owed_answers_can_be_forgotten():
+    pending = PendingAnswers()
+    pending.tracking = True
+    pending.note_reply("a", 1.0)
+    pending.note_idle("b", 1.0)
+    pending.forget()
+    assert owed(pending) == ([], [])
 
 
 @pytest.mark.usefixtures("small_bounds")
-def test_what_is_owed_is_bounded_and_the_oldest_goes():
-    ledger = PendingAnswers()
-    ledger.tracking = True
-    ledger.unanswered = {f"i{number}" for number in range(BOUND + 2)}
+def test_owed_answers_are_bounded_and_the_oldest_go():
+    pending = PendingAnswers()
+    pending.tracking = True
+    pending.unanswered = {f"i{number}" for number in range(BOUND + 2)}
     for number in range(BOUND + 2):
-        ledger.note_reply(f"r{number}", 1.0)
-        ledger.note_idle(f"i{number}", 1.0)
-    assert owed(ledger) == ([f"r{n}" for n in range(2, BOUND + 2)], [f"i{n}" for n in range(2, BOUND + 2)])
+        pending.note_reply(f"r{number}", 1.0)
+        pending.note_idle(f"i{number}", 1.0)
+    assert owed(pending) == ([f"r{n}" for n in range(2, BOUND + 2)], [f"i{n}" for n in range(2, BOUND + 2)])
 
 
 def test_reply_and_idle_cancel_out_across_channels(requests):
     outputs = Outputs(100, 10**6, PendingAnswers(), no_comms())
-    ledger = outputs.pending = requests.pending
-    ledger.tracking = True
+    pending = outputs.pending = requests.pending
+    pending.tracking = True
     first, second, abandoned = ask(), ask("inspect_request"), ask()
     open_and_await(requests, first)
     requests.open(second)
     requests.abandon(open_and_await(requests, abandoned))
     for request in (first, second, abandoned):
         requests.route(answer(request))
-    assert owed(ledger) == ([first.msg_id, second.msg_id, abandoned.msg_id], [])
+    assert owed(pending) == ([first.msg_id, second.msg_id, abandoned.msg_id], [])
     for request in (second, abandoned, first):
         outputs.route(iopub("status", request, {"execution_state": "idle"}))
-    assert owed(ledger) == ([], [])
+    assert owed(pending) == ([], [])
 
 
 def test_messages_that_are_no_reply_owe_nothing(requests):
@@ -525,7 +525,7 @@ def test_messages_that_are_no_reply_owe_nothing(requests):
 
 
 class Execution:
-    """What the routing sees of an execution; it keeps what it is given."""
+    """The part of an execution that the routing knows. It keeps the messages that it is given."""
 
     def __init__(self, outputs):
         self.request = ask()
@@ -533,13 +533,13 @@ class Execution:
         outputs.executions[self.request.msg_id] = self
 
     def feed(self, message):
-        raise AssertionError("whoever routes feeds")
+        raise AssertionError("routing must not feed an execution")
 
     def update_display(self, message):
         self.updates.append(message)
 
     def fail(self, failure):
-        raise AssertionError("routing fails nobody")
+        raise AssertionError("routing must not fail an execution")
 
 
 @pytest.fixture
@@ -669,7 +669,7 @@ def test_status_that_tells_no_state_changes_nothing(outputs):
 # Displays
 
 
-# Another kernel in its place
+# After a restart
 
 
 def status_of(session, request=None, times=1):
@@ -749,11 +749,11 @@ def test_update_that_belongs_to_no_execution_reaches_all_and_the_inbox(outputs):
     assert outputs.inbox.pop_all() == updates
 
 
-# Any order of everything
+# Any order of all calls
 
 
 class Asked:
-    """What the model knows of one request: where its slot is, and where its reply."""
+    """The state of one request in the model: that of its slot, and the place of its reply."""
 
     def __init__(self, message, slot, *, awaited):
         self.message = message
@@ -772,7 +772,7 @@ class Asked:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests under the calls that the channels make, in any order, beside a model of them."""
+    """Requests under the calls that channels make, in any order, beside a model of them."""
 
     MAX_BYTES = 100
 
@@ -871,7 +871,7 @@ class AnyOrder(RuleBasedStateMachine):
     @has("open")
     @rule(data=st.data(), gives_up=st.booleans())
     def claim(self, data, gives_up):
-        """get_reply: claim, then take what is there or wait."""
+        """As get_reply does: claim, then take the reply that is there, or wait."""
         one = self.any_of(data, "open")
         assert self.requests.claim(one.message.msg_id) is one.slot
         one.slot.on_settled = settled

@@ -1,4 +1,4 @@
-"""The wire format: what is written, what is read, and what is refused before it does harm."""
+"""The wire format: messages that are written and read, and frames that are refused before they do harm."""
 
 import array
 import enum
@@ -25,7 +25,7 @@ KEY = b"a-very-secret-key"
 HEADER = b'{"msg_id":"a_1","msg_type":"stream"}'
 EMPTY = b"{}"
 DEEP = 20_000
-"""Levels of nesting that no recursive parser survives."""
+"""Levels of nesting that are too many for any recursive parser."""
 
 TOO_DEEP = b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}"
 
@@ -36,13 +36,13 @@ def session():
 
 
 def raw(session, header=HEADER, parent=EMPTY, metadata=EMPTY, content=EMPTY, buffers=()):
-    """Frames with these parts, whatever they are, and the signature that fits them."""
+    """Frames with any parts, and a signature that fits them."""
     parts = [header, parent, metadata, content]
     return [DELIMITER, session.sign(parts), *parts, *buffers]
 
 
 def reason(session, frames):
-    """Why `frames` were refused; None if they were not."""
+    """The reason why `frames` were refused; None if they were not."""
     try:
         session.deserialize(frames)
     except BadMessage as exc:
@@ -50,11 +50,11 @@ def reason(session, frames):
     return None
 
 
-# What hypothesis sends through the wire
+# Round trips of values that hypothesis makes
 
 
 def joined(text):
-    """`text` with its surrogate pairs joined, as every JSON parser joins them; lone surrogates stay."""
+    """`text` with its surrogate pairs joined, as every JSON parser joins them. Lone surrogates stay."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
@@ -84,7 +84,7 @@ frame_of_anything = st.binary(max_size=40) | st.sampled_from(
 
 
 def same(one, other):
-    """Equal, of the same types and in the same order; NaN equals NaN."""
+    """True if both are equal, of the same types and in the same order. NaN equals NaN."""
     return repr(one) == repr(other)
 
 
@@ -259,7 +259,7 @@ def cyclic():
 
 
 @pytest.mark.parametrize("part", ["content", "metadata", "header", "parent_header"])
-def test_what_json_cannot_hold_is_an_invalid_argument(session, part):
+def test_value_that_json_cannot_hold_is_an_invalid_argument(session, part):
     when = datetime(2026, 1, 1, tzinfo=timezone.utc)
     for value in (b"x", {1, 2}, object(), when, when.date(), 1j, {(1, 2): 1}, {b"key": 1}, nested(DEEP), cyclic()):
         message = session.msg("x")
@@ -466,7 +466,7 @@ def test_history_is_bounded_and_forgets_the_oldest_first():
     a, b, c, d = (raw(session, content=b'{"n":%d}' % number) for number in range(4))
     assert [reason(session, frames) for frames in (a, b, c)] == [None] * 3
     assert reason(session, a) == "replay"
-    assert reason(session, d) is None  # a is forgotten, the replay a moment ago did not make it younger
+    assert reason(session, d) is None  # a is forgotten: its replay a moment ago did not make it younger
     assert [reason(session, frames) for frames in (b, c, d)] == ["replay"] * 3
     assert reason(session, a) is None  # b is forgotten
     assert [reason(session, frames) for frames in (c, d, a)] == ["replay"] * 3
@@ -493,7 +493,7 @@ def test_history_takes_no_more_memory_than_its_bound():
     assert sum(map(sys.getsizeof, remembered)) < 10_000
 
 
-# Frames that are no message
+# Malformed frames
 
 
 @pytest.mark.parametrize("key", [KEY, b""], ids=["signed", "unsigned"])
@@ -543,7 +543,7 @@ BAD_JSON = {
 def test_part_that_is_no_json_object_is_refused(session, part):
     for name, text in BAD_JSON.items():
         assert reason(session, raw(session, **{part: text})) == "json", name
-    assert reason(session, raw(session)) is None  # and the session goes on
+    assert reason(session, raw(session)) is None  # the session goes on
 
 
 def test_header_without_an_id_and_a_type_is_refused(session):
@@ -596,7 +596,7 @@ def test_nesting_near_what_a_parser_takes_is_read_or_refused(session):
 def test_no_frames_raise_anything_but_bad_message(frames, key):
     session = Session(key)
     if reason(session, frames) is None:
-        assert not key  # nobody guesses a signature
+        assert not key  # no signature can be guessed
 
 
 @given(*[frame_of_anything | contents.map(lambda content: json.dumps(content).encode())] * 4)

@@ -1,4 +1,4 @@
-"""What an execution brought, in notebook format."""
+"""Transcript: the outputs of an execution, in notebook format."""
 
 import copy
 import sys
@@ -58,7 +58,7 @@ def fed(*messages, **options):
 
 
 def shown(transcript):
-    """The texts of the outputs, in short."""
+    """The texts of the outputs, one short text for each."""
     texts = []
     for output in transcript.outputs():
         if output["output_type"] == "stream":
@@ -71,7 +71,7 @@ def shown(transcript):
 
 
 def validate(outputs):
-    """Raise unless a notebook may hold these outputs."""
+    """Raise if a notebook may not hold these outputs."""
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(output) for output in copy.deepcopy(outputs)])
     nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
 
@@ -336,7 +336,7 @@ def test_what_was_cleared_makes_room():
 
 
 def test_clear_passes_whatever_the_bound():
-    """It makes room; without it the old output would stay for good."""
+    """A clear makes room. Without it the old output would stay for ever."""
     for wait in (False, True):
         cleared = clear(wait=wait)
         cleared.nbytes = 14
@@ -427,7 +427,7 @@ def test_execution_count_that_is_none_is_no_count():
     assert transcript.execution_count is None
 
 
-# Kernels that are careless
+# Careless kernels
 
 
 def test_error_without_its_parts_is_still_an_error():
@@ -480,7 +480,7 @@ def test_status_that_tells_nothing_changes_nothing():
         assert (transcript.idle, transcript.times.busy, transcript.times.idle) == (False, 0, 0)
 
 
-# Any order of everything
+# Any order of all messages
 
 ids = st.sampled_from(["1", "2"])
 texts = st.text(max_size=5)

@@ -1,4 +1,4 @@
-"""Protocol 4: what a kernel of that time sends takes the shape of protocol 5, and what it is sent that of 4."""
+"""Protocol 4: its messages are turned into those of protocol 5 as they arrive, and back as they are sent."""
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ def adapter():
 
 @pytest.fixture
 def sent(session, adapter):
-    """What goes out for a request, as its type and content."""
+    """A function: the type and the content that are sent for a request."""
 
     def sent(msg_type, content):
         message = session.msg(msg_type, content)
@@ -49,7 +49,7 @@ def sent(session, adapter):
 
 @pytest.fixture
 def received(session, adapter):
-    """What becomes of a message, as its type and content."""
+    """A function: the type and the content that a received message gets."""
 
     def received(msg_type, content, parent=None):
         message = session.msg(msg_type, content, parent=parent)
@@ -119,7 +119,7 @@ def test_fields_of_an_object_become_one_text(received):
 
 
 def test_aborted_inspection_stays_aborted(received):
-    """IPython took the first word of the request's type."""
+    """IPython made the type of the reply of the first word of the request's type."""
     assert received("object_reply", {"status": "aborted"}) == ("inspect_reply", {"status": "aborted"})
 
 

@@ -1,4 +1,4 @@
-"""A greenlet is killed in a call, or its gevent.Timeout strikes there: the client is as if it had never called."""
+"""A greenlet is killed in a call, or its gevent.Timeout goes off there: the client is as if it had never called."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import gevent
 import gevent.event
 import pytest
 from figures import Figures
-from fixtures import WAIT, Background, in_forked_child
+from fixtures import WAIT, Background, TellingLauncher, in_forked_child
 
 import kclient
+from kclient.concurrency.deadline import Deadline
 from kclient.testing import FakeKernel, Request, result, stream
 from kclient.testing.script import DEFAULT_HANDLERS
 
@@ -24,7 +25,7 @@ Client = kclient.KernelClient
 
 
 class HoldingKernel(FakeKernel):
-    """A kernel that answers nothing until `go` is set, whatever it is asked."""
+    """A kernel that answers no request until `go` is set."""
 
     def __init__(self) -> None:
         def ask(request: Request) -> None:
@@ -61,21 +62,21 @@ def fake() -> Iterator[HoldingKernel]:
 @pytest.fixture
 def client(fake: HoldingKernel) -> Iterator[Client]:
     with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
-        for channel in (client.shell_channel, client.control_channel):  # from now on the kernel can send there, too
+        for channel in (client.shell_channel, client.control_channel):  # so that the kernel can send there, too
             channel.kernel_info(timeout=WAIT)
         client.iopub_channel.flush(timeout=WAIT)
-        client.iopub_channel.outputs.executions.clear()  # the first idle may have gone before the kernel knew of us
+        client.iopub_channel.outputs.executions.clear()  # the first idle may precede our subscription
         yield client
 
 
 @attrs.define
 class Call:
-    """A call that waits, and what holds when it was abandoned and the kernel has answered after all."""
+    """A call that waits, and a check for the time after it was abandoned and the kernel has answered."""
 
     wait: Callable[[], Any]
     afterwards: Callable[[], object] = lambda: None
-    is_there: Callable[[], bool] = lambda: True
-    """True when the call has come to where it is to be abandoned."""
+    wait_until_there: Callable[[], object] = lambda: None
+    """Returns when the call is at the point where it is to be abandoned."""
 
 
 def request(name: str, *arguments: Any, on: str = "") -> Callable[[Client, HoldingKernel], Call]:
@@ -84,40 +85,43 @@ def request(name: str, *arguments: Any, on: str = "") -> Callable[[Client, Holdi
 
 
 def run_that_has_begun(client: Client, fake: HoldingKernel) -> Call:
-    """Its code is interrupted."""
+    """A call whose code is interrupted when it is abandoned."""
 
     def check() -> None:
         client.control_channel.kernel_info(timeout=WAIT)
         assert [request.msg_type for request in fake.requests[-2:]] == ["interrupt_request", "kernel_info_request"]
 
-    outputs = client.iopub_channel.outputs
-    return Call(lambda: client.run("1"), check, lambda: bool(outputs.executing))
+    def wait_until_busy() -> None:
+        while not client.iopub_channel.outputs.executing:
+            client.iopub_channel.changed.wait(Deadline(WAIT))
+
+    return Call(lambda: client.run("1"), check, wait_until_busy)
 
 
 def run_in_on_output(client: Client, fake: HoldingKernel) -> Call:
     def show(message: kclient.Message) -> None:
-        shown.append(message)
+        shown.set()
         gevent.sleep(WAIT)
 
     fake.replies_first = True
-    shown: list[kclient.Message] = []
-    return Call(lambda: client.run("6 * 7", on_output=show), is_there=lambda: bool(shown))
+    shown = gevent.event.Event()
+    return Call(lambda: client.run("6 * 7", on_output=show), wait_until_there=lambda: shown.wait(WAIT))
 
 
 def run_in_on_input(client: Client, fake: HoldingKernel) -> Call:
-    """Another may answer."""
+    """A call whose prompt another caller may answer when it is abandoned."""
 
     def answer(prompt: str, password: bool) -> str:
-        asked.append(prompt)
+        asked.set()
         gevent.sleep(WAIT)
         return ""
 
-    asked: list[str] = []
-    return Call(lambda: client.run("ask", on_input=answer), lambda: client.input("Ada"), lambda: bool(asked))
+    asked = gevent.event.Event()
+    return Call(lambda: client.run("ask", on_input=answer), lambda: client.input("Ada"), lambda: asked.wait(WAIT))
 
 
 def execution_whose(wait: str, **callbacks: Any) -> Callable[[Client, HoldingKernel], Call]:
-    """It goes on when nobody waits for it, and its result can be had."""
+    """A wait for an execution. The execution goes on without it, and its result can be had."""
 
     def make(client: Client, fake: HoldingKernel) -> Call:
         execution = client.submit("6 * 7", **callbacks)
@@ -131,7 +135,7 @@ def execution_whose(wait: str, **callbacks: Any) -> Callable[[Client, HoldingKer
 
 
 def reply_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
-    """It can be asked for again."""
+    """A wait for a reply that can be asked for again."""
 
     def make(client: Client, fake: HoldingKernel) -> Call:
         channel = getattr(client, f"{name}_channel")
@@ -146,16 +150,16 @@ def reply_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
 
 
 def message_on(name: str) -> Callable[[Client, HoldingKernel], Call]:
-    """What comes later is there for whoever asks next."""
+    """A wait for a message. Later messages stay for the next caller."""
 
     def make(client: Client, fake: HoldingKernel) -> Call:
         channel = getattr(client, f"{name}_channel")
 
         def check() -> None:
             client.iopub_channel.get_msgs()
-            stray = fake.session.msg("stray", {"for": "whoever asks"}, parent={"msg_id": "none"})
+            stray = fake.session.msg("stray", {"for": "the next caller"}, parent={"msg_id": "none"})
             fake.send(name, stray, [b"topic" if name == "iopub" else client.session.identity])
-            assert channel.get_msg(timeout=WAIT).content == {"for": "whoever asks"}
+            assert channel.get_msg(timeout=WAIT).content == {"for": "the next caller"}
 
         return Call(channel.get_msg, check)
 
@@ -214,23 +218,23 @@ CALLS: dict[str, Callable[[Client, HoldingKernel], Call]] = {
 
 
 def strike(call: Background) -> None:
-    """As `gevent.kill` does."""
+    """Kill the greenlet of the call."""
     call.greenlet.kill()
     assert isinstance(call.error(), gevent.GreenletExit)
 
 
 def time_out(call: Background) -> None:
-    """As the gevent.Timeout does that somebody has put around the call: it is thrown into the greenlet."""
+    """Throw a gevent.Timeout into the greenlet, as one around the call does."""
     timeout = gevent.Timeout(None)
     gevent.kill(call.greenlet, timeout)
     assert call.error() is timeout
 
 
 def left_over(client: Client) -> dict[str, Any]:
-    """What the client still remembers of calls that are over; the watchdog may ask once more."""
+    """All that the client still keeps of calls that are over. The watchdog may ask once more."""
     gevent.joinall(list(client.kernel_connection.watchdog._watchers.values()), timeout=WAIT)
     channels = [client.shell_channel, client.control_channel, client.iopub_channel, client.stdin_channel]
-    ledger = client.kernel_connection.channels.pending
+    pending = client.kernel_connection.channels.pending
     found = {
         "slots": [slot.msg_id for channel in channels[:2] for slot in channel.requests],
         "messages": [message for channel in channels for message in channel.get_msgs()],
@@ -238,8 +242,8 @@ def left_over(client: Client) -> dict[str, Any]:
         "parked at iopub": len(client.iopub_channel.changed),
         "parked for debug events": len(client.iopub_channel._debug_event_came),
         "executions": dict(client.iopub_channel.outputs.executions),
-        "unanswered": set(ledger.unanswered),
-        "owed": {**ledger.owed_idle, **ledger.owed_reply},
+        "unanswered": set(pending.unanswered),
+        "owed": {**pending.owed_idle, **pending.owed_reply},
         "answering": set(client.shell_channel.answering),
         "answerers": set(client.kernel_connection.input_requests._answerers),
     }
@@ -258,8 +262,7 @@ def test_abandoned_call_leaves_nothing_and_the_client_usable(
     fake.go.clear()
     call = CALLS[name](client, fake)
     waiting = background(call.wait)
-    while not call.is_there():
-        gevent.sleep(0.001)
+    call.wait_until_there()
     assert waiting.is_waiting
     abandon(waiting)
     fake.go.set()
@@ -270,17 +273,17 @@ def test_abandoned_call_leaves_nothing_and_the_client_usable(
     assert left_over(client) == {}
 
 
-# From where no call may come
+# Calls from wrong places
 
 
 def calls_of(client: Client, fake: HoldingKernel) -> dict[str, Callable[[], Any]]:
-    """Every call but the one that makes a client of its own, for whoever calls."""
+    """Every call except the one that makes a client of its own."""
     made = {name: make(client, fake).wait for name, make in CALLS.items() if name not in ("connect", "flush")}
     return {**made, "flush": client.iopub_channel.flush}
 
 
 def refused(call: Callable[[], Any], error: type[Exception]) -> str:
-    """Empty if `call` raises `error`; else what it did instead."""
+    """Empty if `call` raises `error`, else its outcome."""
     try:
         return f"it returned {call()!r}"
     except error:
@@ -290,7 +293,7 @@ def refused(call: Callable[[], Any], error: type[Exception]) -> str:
 
 
 def test_call_from_another_thread_is_refused_at_once(fake: HoldingKernel, client: Client, figures: Figures) -> None:
-    """The kernel, which is in this thread, could not answer any of them."""
+    """The kernel is in this thread, so it could not answer any of the calls."""
     calls = calls_of(client, fake)
     found: dict[str, str] = {}
 
@@ -347,8 +350,9 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
     background: Callable[..., Background],
     abandon: Callable[[Background], None],
 ) -> None:
-    """While the old kernel is to exit, while the new one is to come up, and beside a call that waits for it."""
-    manager = start_kernel()
+    """The calls are abandoned while the old kernel is to exit and while the new one is to come up."""
+    launcher = TellingLauncher()
+    manager = start_kernel(launcher=launcher)
     first = manager.process
     assert first is not None
     for end in (manager.restart_kernel, manager.shutdown_kernel):
@@ -358,9 +362,10 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
             assert call.is_waiting
             abandon(call)
         assert first.is_alive()
+    launcher.started.clear()
     restart = background(manager.restart_kernel, now=True, timeout=WAIT)
-    while manager.process is None or manager.process is first:
-        gevent.sleep(0.001)
+    assert launcher.started.wait(WAIT)
+    assert manager.process not in (None, first)
     manager.signal_kernel(signal.SIGSTOP)
     assert restart.is_waiting
     other = background(manager.run, "1")
@@ -370,6 +375,6 @@ def test_abandoned_restart_and_shutdown_leave_the_manager_usable(
     assert len(manager.kernel_connection.availability) == 0
     manager.signal_kernel(signal.SIGCONT)
     assert manager.run("print('hi'); 6 * 7", timeout=WAIT).text == "42"
-    manager.control_channel.kernel_info(timeout=WAIT)  # behind a question before the run, which may have been given up
+    manager.control_channel.kernel_info(timeout=WAIT)  # behind a question of the watchdog's
     manager.iopub_channel.flush()
     assert left_over(manager.client) == {}

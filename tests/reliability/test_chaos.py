@@ -19,7 +19,7 @@ from kclient.protocol.routing import Slot
 
 @pytest.fixture
 def errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a greenlet that nobody looks after, or a callback of the loop, has raised."""
+    """The errors that the hub prints: those of greenlets without an owner and of callbacks of the loop."""
     errors: list[str] = []
     hub = gevent.get_hub()
     monkeypatch.setattr(hub, "print_exception", lambda context, kind, value, tb: errors.append(f"{context}: {value!r}"))
@@ -34,10 +34,10 @@ def test_chaos(
     caplog.set_level(logging.ERROR, "kclient")
     seed = pytestconfig.getoption("--chaos-seed")
     seconds = pytestconfig.getoption("--chaos-seconds") or figures.size(20, 600)
-    before = waited_for()  # what a test that failed has left: its traceback holds it
+    before = waited_for()  # the objects that the traceback of a failed test holds
     chaos = Chaos(seed)
     chaos.run_for(seconds)
-    print(f"seed {seed}:", json.dumps(chaos.summary, indent=1))  # shown if it fails
+    print(f"seed {seed}:", json.dumps(chaos.summary, indent=1))  # pytest shows it if the test fails
     for what, counted in chaos.summary.items():
         figures.note(what, counted.total(), "")
     complaints = [*chaos.complaints, *errors_of_the_hub, *caplog.messages]
@@ -48,7 +48,7 @@ def test_chaos(
 
 
 def waited_for() -> dict[int, object]:
-    """Executions, slots and waiters that are there, by their number; of the chaos there are none once it is over."""
+    """All executions, slots and waiters, by their number. After the chaos none of its own may be left."""
     return {id(thing): thing for thing in gc.get_objects() if isinstance(thing, (Execution, Slot)) or waits(thing)}
 
 

@@ -29,14 +29,14 @@ PACKAGE = str(Path(kclient.__file__).parent)
 
 
 class Strike:
-    """A SIGINT at the `at`-th line of kclient that is run while `call` is under way."""
+    """A SIGINT at the `at`-th line of kclient that runs during `call`."""
 
     def __init__(self, at: int) -> None:
         self.where = ""
         self.left = at
 
     def during(self, call: Callable[[], object]) -> BaseException | None:
-        """What came out of `call`."""
+        """The exception that `call` raised, or None."""
         sys.settrace(self._trace)
         try:
             call()
@@ -59,7 +59,7 @@ class Strike:
 
 
 def strikes(figures: Figures, step: int) -> Iterator[Strike]:
-    """One at every line or, in the ordinary suite, at every `step`-th; ends when the call ends before it."""
+    """Strikes at every line or, in the ordinary suite, at every `step`-th, until the call ends before its strike."""
     strike = Strike(0)
     for at in range(1, 100_000, figures.size(step, 1)):
         if at > 1 and not strike.where:
@@ -101,13 +101,13 @@ CALLS: dict[str, Callable[[kclient.KernelClient], object]] = {
 
 
 def check_that_it_works(client: kclient.KernelClient, where: str) -> None:
-    """It runs code, and no call that was interrupted has left an entry anywhere."""
-    if not client.channels_running:  # interrupted in between
+    """Assert that the client runs code, and that no interrupted call has left an entry anywhere."""
+    if not client.channels_running:  # Ctrl-C came between stop and start
         client.start_channels()
     client.wait_for_ready(WAIT)
     outcome = client.run("6 * 7", timeout=WAIT)
     assert (outcome.stdout, outcome.text, outcome.complete) == ("hi\n", "42", True), where
-    client.wait_for_ready(WAIT)  # the idle status of its own question may have come too early for the first time
+    client.wait_for_ready(WAIT)  # the idle status of the first question may have come too early
     client.control_channel.kernel_info(timeout=WAIT)  # behind the interrupt_request
     client.shell_channel.kernel_info(timeout=WAIT)
     client.iopub_channel.flush()
@@ -142,7 +142,7 @@ def test_ctrl_c_at_any_line_is_raised_and_the_client_works_on(
 def test_ctrl_c_hits_the_main_greenlet_while_others_are_busy(
     client: kclient.KernelClient, figures: Figures, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Others go on calling, whatever greenlet the signal came in."""
+    """The other greenlets go on calling. The signal may come in any greenlet."""
 
     def call_on() -> None:
         while True:
@@ -163,14 +163,14 @@ def test_ctrl_c_hits_the_main_greenlet_while_others_are_busy(
 
 def wait_for(caller: gevent.Greenlet[..., Any]) -> None:
     gevent.wait([caller], timeout=WAIT)
-    gevent.sleep(0)  # what was noted in the hub is raised with the loop's next turn
+    gevent.sleep(0)  # a Ctrl-C noted in the hub is raised with the loop's next turn
 
 
 @pytest.mark.timeout(600)
 def test_ctrl_c_while_only_other_greenlets_call_is_raised_in_the_main_one(
     client: kclient.KernelClient, figures: Figures
 ) -> None:
-    """It waits elsewhere, under Python's own handler, which may strike another before that is in its call."""
+    """The main greenlet waits outside of kclient. Python's own handler may raise in a caller that begins its call."""
     for strike in strikes(figures, 101):
         caller = gevent.spawn(client.run, "6 * 7")
         error = strike.during(partial(wait_for, caller))
@@ -181,14 +181,14 @@ def test_ctrl_c_while_only_other_greenlets_call_is_raised_in_the_main_one(
 
 
 def spread(figures: Figures, lines: int, short: int, long: int) -> Iterator[Strike]:
-    """Strikes at that many moments of a call that runs so many lines of kclient."""
+    """Strikes at evenly spread moments of a call that runs `lines` lines of kclient."""
     count = figures.size(short, long)
     for number in range(count):
         yield Strike(1 + lines * number // count)
 
 
 def lines_of(call: Callable[[], object]) -> int:
-    """How many lines of kclient are run while `call` is under way."""
+    """The number of lines of kclient that run during `call`."""
     counter = Strike(0)
     assert counter.during(call) is None
     return -counter.left
@@ -206,7 +206,7 @@ def test_ctrl_c_while_a_kernel_starts_leaves_none_behind(
     before = leaks.processes()
     for strike in spread(figures, lines_of(start), 8, 150):
         error = strike.during(start)
-        was_missed = not strike.where or "abandon" in strike.where  # what a finalizer raises Python prints, and no more
+        was_missed = not strike.where or "abandon" in strike.where  # Python only prints the errors of a finalizer
         assert isinstance(error, KeyboardInterrupt) or was_missed, f"{error!r} at {strike.where}"
         assert leaks.settled(lambda: [*(leaks.processes().keys() - before.keys())]) == [], strike.where
         assert list(runtime_dir.iterdir()) == [], strike.where
@@ -245,10 +245,10 @@ def test_ctrl_c_in_a_shutdown_leaves_a_manager_that_can_shut_down(
     assert capfd.readouterr().err == ""
 
 
-def test_handler_of_ctrl_c_is_put_back_whoever_of_several_greenlets_ends_last(
+def test_handler_of_ctrl_c_is_put_back_when_the_last_of_several_greenlets_ends(
     fake: FakeKernel, client: kclient.KernelClient
 ) -> None:
-    """A callback that waits has begun while `result` let it run, and ends when no call is under way."""
+    """A callback that waits began while `result` let it run, and ends when no call is under way."""
     begun, go_on, ended = (gevent.event.Event() for _ in range(3))
 
     def on_output(message: kclient.Message) -> None:
@@ -285,6 +285,6 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_is_raised_while_a_launcher_waits(start_script: Callable[..., Script]) -> None:
-    """A process of its own: older versions of gevent print a KeyboardInterrupt, and remember the wait it has ended."""
+    """The program has a process of its own: older gevent prints a KeyboardInterrupt, and keeps the ended wait."""
     script = start_script(WAITING_LAUNCHER)
     assert script.read_line() == "raised True"

@@ -1,4 +1,4 @@
-"""A kernel that dies wakes whoever waits for it, and says how it died."""
+"""The death of a kernel wakes every greenlet that waits for it, and each error tells how the kernel died."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ pytestmark = [
 ]
 
 WAITING = 100
-"""Greenlets."""
+"""Number of greenlets."""
 
 AT_ONCE = 0.05
-"""Seconds, at most, from the exit of a kernel that we started to the last of those who wait."""
+"""Seconds, at most, from the exit of a kernel that we started until the last waiting call has ended."""
 
 TIME_TO_DEAD = 0.6
 
@@ -40,19 +40,19 @@ import os, resource, threading
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 def die():
     {wait}
-    os.write(2, b'last words')
+    os.write(2, b'last output')
     {die}
 threading.Thread(target=die).start()
 print('on', flush=True)
 input('? ')
 """
-"""It waits for input when it dies; another thread of the kernel sees to that."""
+"""The main thread waits for input when the kernel dies. Another thread of the kernel kills it."""
 
 Crowd = dict[str, Background]
 
 
 def gather(manager: kclient.KernelManager, background: Callable[..., Background], code: str) -> Crowd:
-    """A hundred greenlets that wait for ever: one answers the input that `code` asks for, the others are behind it."""
+    """A hundred greenlets that wait for ever. One answers the input that `code` asks for, the others wait behind it."""
     asked = gevent.event.Event()
 
     def answer(prompt: str, password: bool) -> Any:
@@ -91,7 +91,7 @@ def test_death_wakes_everyone_who_waits_at_once(
         errors = {name: call.error() for name, call in crowd.items()}
         assert {type(error) for error in errors.values()} == {kclient.DeadKernelError}, errors
         assert {error.exit_code for error in errors.values()} == {exit_code}
-        assert all("last words" in error.stderr and how in str(error) for error in errors.values())
+        assert all("last output" in error.stderr and how in str(error) for error in errors.values())
         latest = max(latest, *(call.ended - exit_of_kernel.at for call in crowd.values()))
         with pytest.raises(kclient.DeadKernelError, match=how):
             manager.run("1")

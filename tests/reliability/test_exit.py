@@ -1,4 +1,4 @@
-"""A program that ends while calls are pending ends at once, says nothing, and leaves no kernel and no file."""
+"""A program that ends while calls are pending ends at once, prints nothing, and leaves no kernel and no file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
 PENDING = """
 import gevent, kclient, os, sys, threading, time
 kernel = kclient.start_kernel(transport={transport!r}, timeout=60)
-# The first cell makes a kernel try, with a file, where it may write: that is not to be when it is killed.
+# The first cell of a kernel writes a file to find a folder that it may write to. A killed kernel would leave it.
 kernel.run('import tempfile; tempfile.gettempdir()', timeout=60)
 execution = kernel.submit("print('on', flush=True)\\nimport time; time.sleep(600)")
 next(iter(execution))
 shell, msg_id = kernel.shell_channel, kernel.shell_channel.send('kernel_info_request')
 followed = kernel.submit('1', on_output=lambda message: None, on_input=lambda prompt, password: '')
 kernel.iopub_channel.get_msgs()
-leave = dict(on_abandon='leave')  # the interrupts of abandoned runs could hit what is behind them
+leave = dict(on_abandon='leave')  # the interrupts of abandoned runs could hit later code
 calls = [
     lambda: kernel.run('1', **leave), lambda: kernel.run('1', on_output=id, **leave), execution.result,
     lambda: list(execution), followed.result, lambda: kernel.execute('1'), kernel.kernel_info,
@@ -46,7 +46,7 @@ begun = threading.Event()
 def end():
     print(kernel.process.pid, time.monotonic(), flush=True)
 """
-"""A call of every kind is pending; `end` tells that nothing but the end of the program is left."""
+"""Calls of every kind are pending. `end` prints that only the end of the program is left."""
 
 ENDINGS = {
     "the main greenlet ends": ("end()", 0, ""),
@@ -60,11 +60,11 @@ ENDINGS = {
         "",
     ),
 }
-"""The end of the program, its exit code, and the last line of what it prints to stderr."""
+"""Code that ends the program, the exit code, and the last line that the program prints to stderr."""
 
 
 def has_ended(pid: int) -> bool:
-    """True when that process, which nobody here has started, has ended."""
+    """True when that process has ended, which is no child of this one."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -103,7 +103,7 @@ warnings.simplefilter('ignore')
 begun = time.monotonic()
 child = os.fork()
 if child == 0:
-    signal.alarm(20)  # nobody else would end it, should it hang
+    signal.alarm(20)  # ends the process if it hangs
     for call in calls:
         try:
             call()

@@ -1,4 +1,4 @@
-"""A kernel that hangs in C code, and heeds neither interrupt nor shutdown nor SIGTERM."""
+"""A kernel that hangs in C code, and obeys neither interrupt nor shutdown nor SIGTERM."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kclient.kernels import provisioner
 pytestmark = [pytest.mark.kernel, needs_pidfd]
 
 ASKED = 0.2
-"""Seconds that the kernel has after the message."""
+"""Seconds that the kernel has after the shutdown_request."""
 
 TERMINATED = 0.2
-"""Seconds that it has after SIGTERM."""
+"""Seconds that the kernel has after SIGTERM."""
 
 SLACK = 0.5
 """Seconds for everything else: signals, the end of a process, its files."""
@@ -32,7 +32,7 @@ import ctypes, os, signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen(["sleep", "600"]).pid
 """
-"""Starts a child that ignores SIGTERM as well."""
+"""Start a child that ignores SIGTERM, too."""
 
 LEFT = """
 import subprocess

@@ -1,4 +1,4 @@
-"""Messages of somebody who does not have the key, and of somebody who has heard ours: dropped, without a pause."""
+"""Messages signed without the key, and replays: they are dropped, without a pause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kclient.protocol.session import REPLAY_HISTORY, Session
 
 
 def test_history_of_what_was_seen_makes_no_pause(figures: Figures) -> None:
-    """One signature goes for each that comes, and none waits for a thousand others to be sorted out."""
+    """Each new signature drops one old one from the history, so no message waits for a thousand to be sorted out."""
     kernel, client = Session(b"key"), Session(b"key")
     count = REPLAY_HISTORY + figures.size(1000, 300_000)
     longest = 0.0

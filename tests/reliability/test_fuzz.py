@@ -15,19 +15,20 @@ from figures import Figures
 from fixtures import WAIT
 from fuzz import CHANNELS, DELIVERED, EITHER, Fuzzer
 from gevent.event import Event
+from gevent.queue import Queue
 
 import kclient
 from kclient.testing import FakeKernel, Request, stream
 
 KINDS = ("execute_request", "complete_request", "interrupt_request")
-"""What the calls of a batch ask."""
+"""The types of the requests that the calls of a batch send."""
 
 BATCH = 200
 """Messages that come while one set of calls is pending."""
 
 
 class CountingKernel(FakeKernel):
-    """Counts what it sends to each channel, and lets the client answer nothing before it may."""
+    """Counts the messages to each channel. Its answers wait for `goes_on`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class CountingKernel(FakeKernel):
         super().send_frames(channel, frames)
 
     def wait(self, request: Request) -> None:
-        """What code does: it waits, and prints a word."""
+        """Run code: wait, and print a word."""
         self.goes_on.wait(WAIT)
         request.publish(*stream(request.content["code"] + "\n"))
 
@@ -51,7 +52,7 @@ class CountingKernel(FakeKernel):
 
 
 class Live:
-    """A client, the calls that it has pending, and what it was told."""
+    """A client, its pending calls, and the messages that it was given."""
 
     def __init__(self, fake: CountingKernel, client: kclient.KernelClient, random: Random) -> None:
         self.fate: Counter[str] = Counter()
@@ -136,7 +137,7 @@ class Live:
             self._fake.send_frames(channel, [envelope, *frames])
 
     def _take_in(self) -> None:
-        """Until all that was sent is counted; empties the inboxes."""
+        """Wait until the client has counted all messages that were sent; empties the inboxes."""
         deadline = time.monotonic() + WAIT
         self._client.iopub_channel.flush(WAIT)
         while not self.is_all_counted():
@@ -156,7 +157,7 @@ class Live:
 
 
 def use(outcome: kclient.Result) -> None:
-    """No property of a result raises, whatever is in it."""
+    """Use each property of a result: none raises, with any content."""
     for name in ("stdout", "stderr", "text", "data", "error", "status", "ok", "execution_count"):
         getattr(outcome, name)
     for output in outcome.outputs:
@@ -165,7 +166,7 @@ def use(outcome: kclient.Result) -> None:
 
 @pytest.fixture
 def errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What a callback of the loop, such as a channel's, has raised, or a greenlet that nobody looks after."""
+    """The errors that the hub prints: those of callbacks of the loop and of greenlets without an owner."""
     errors: list[str] = []
     hub = gevent.get_hub()
     monkeypatch.setattr(hub, "print_exception", lambda context, kind, value, tb: errors.append(f"{context}: {value!r}"))
@@ -202,17 +203,16 @@ def test_mutated_messages_harm_nobody(
 def test_heartbeat_that_is_no_echo_harms_nobody(figures: Figures, errors_of_the_hub: list[str]) -> None:
     random = Random(5)
     with FakeKernel() as fake, kclient.connect(fake.connection_info, timeout=WAIT) as client:
-        pings: list[list[bytes]] = []
+        pings: Queue[list[bytes]] = Queue()
         fake.take = lambda port, frames: (  # type: ignore[method-assign]
-            pings.append(frames) if port.name == "hb" else FakeKernel.take(fake, port, frames)
+            pings.put(frames) if port.name == "hb" else FakeKernel.take(fake, port, frames)
         )
         client.hb_channel.pause()
         client.hb_channel.unpause()
-        while not pings:
-            gevent.sleep(0.001)
+        ping = pings.get(timeout=WAIT)
         for _ in range(figures.size(1000, 100_000)):
             frames = [random.randbytes(random.randrange(9)) for _ in range(random.randrange(1, 4))]
-            fake.send_frames("hb", [pings[0][0], *frames])
+            fake.send_frames("hb", [ping[0], *frames])
         assert client.kernel_info(timeout=WAIT).content["status"] == "ok"
         assert client.is_alive()
     assert errors_of_the_hub == []

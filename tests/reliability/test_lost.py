@@ -1,4 +1,4 @@
-"""Messages that get lost between the kernel and us: every call ends soon all the same, and hits no other."""
+"""Messages that get lost between the kernel and us: every call still ends soon, and no other call is affected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kclient.protocol.messages import Message
 from kclient.testing import FakeKernel, error, result, stream
 
 SOON = 2.0
-"""Seconds after which a run whose messages got lost has ended: a second of waiting, and some for asking again."""
+"""Seconds until a run whose messages got lost has ended: a second of waiting, and some for asking again."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def client(fake: FakeKernel) -> Iterator[kclient.KernelClient]:
 
 
 def lose(fake: FakeKernel, is_lost: Callable[[Message], bool]) -> None:
-    """Lose such messages of the code "lossy" and of nothing else."""
+    """Lose those messages of the code "lossy" for which `is_lost` is true, and no others."""
 
     def of_lossy(channel: str, message: Message) -> bool:
         sent = {request.msg_id: request.content.get("code") for request in fake.requests}
@@ -65,7 +65,7 @@ def is_output(message: Message) -> bool:
 
 
 def run_beside_others(client: kclient.KernelClient) -> tuple[kclient.Execution, float]:
-    """Submit the code whose messages get lost, between others that must not notice; returns it and its beginning."""
+    """Submit the code whose messages get lost, between two unaffected ones; returns it and its beginning."""
     before = client.submit("6 * 7")
     start = perf_counter()
     lossy = client.submit("lossy")
@@ -166,7 +166,7 @@ def test_failed_code_without_its_idle_is_still_a_failure(fake: FakeKernel, clien
 def test_outputs_that_come_long_after_the_reply_are_waited_for(
     fake: FakeKernel, client: kclient.KernelClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood is not read in the time that it takes to reply; while messages still come, the idle is not lost."""
+    """Reading a flood takes longer than a reply. While messages still come, the idle status is not lost."""
     monkeypatch.setattr(watchdog, "OVERDUE_S", 0.05)
     fake.script["much"] = [stream("x")] * 120
     under_way: gevent.queue.Queue[tuple[Any, ...]] = gevent.queue.Queue()

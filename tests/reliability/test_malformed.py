@@ -28,7 +28,7 @@ Parts = list[Any]
 DEEP = b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
 ANSWERS = {"shell": "complete_reply", "control": "interrupt_reply", "stdin": "input_request", "iopub": "stream"}
-"""What a call of `ask` awaits on each channel."""
+"""The type of the message that a call of `ask` awaits on each channel."""
 
 each_channel = pytest.mark.parametrize("channel", ANSWERS)
 
@@ -51,7 +51,7 @@ def client(fake: FakeKernel) -> Iterator[Client]:
 
 
 def ask(client: Client, channel: str) -> str:
-    """A call whose answer comes over that channel; it is "own"."""
+    """Make a call whose answer comes over that channel; the answer is "own"."""
     if channel == "shell":
         return client.complete("x", timeout=WAIT).content["matches"][0]
     if channel == "control":
@@ -66,7 +66,7 @@ Send = Callable[[Frames], None]
 
 @pytest.fixture
 def on_answer(fake: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let `change(send, message)` send what it likes, to the client, instead of the answer on that channel."""
+    """Let `change(send, message)` send other messages to the client instead of the answer on that channel."""
 
     def on_answer(channel: str, change: Callable[[Callable[..., None], Message], object]) -> None:
         real = fake.send
@@ -92,18 +92,18 @@ def identities_of(client: bytes, identities: list[bytes]) -> bytes:
 
 
 def signed(fake: FakeKernel, *parts: bytes) -> Frames:
-    """Frames with a right signature over whatever they hold."""
+    """Frames with a right signature over any parts."""
     return [DELIMITER, fake.session.sign(parts), *parts]
 
 
 def parts_of(message: Message) -> Parts:
-    """Header, parent, metadata and content of a message that says "forged" where its original says "own"."""
+    """Header, parent, metadata and content of a message, with "forged" in place of "own"."""
     whole = [message.header, message.parent_header, message.metadata, message.content]
     return json.loads(json.dumps(whole).replace('"own"', '"forged"'))
 
 
 def in_place(number: int, text: bytes) -> Callable[[FakeKernel, Message], Frames]:
-    """That text for the header (0), parent (1), metadata (2) or content (3), signed."""
+    """A signed message with `text` for its header (0), parent (1), metadata (2) or content (3)."""
 
     def build(fake: FakeKernel, message: Message) -> Frames:
         parts = [json.dumps(part).encode() for part in parts_of(message)]
@@ -113,7 +113,7 @@ def in_place(number: int, text: bytes) -> Callable[[FakeKernel, Message], Frames
 
 
 def with_header(**changes: Any) -> Callable[[FakeKernel, Message], Frames]:
-    """A header with these values; without those that are None."""
+    """A header with these values. A value of None removes the key."""
 
     def build(fake: FakeKernel, message: Message) -> Frames:
         header, *rest = parts_of(message)
@@ -199,7 +199,7 @@ def test_message_that_was_received_before_is_counted_and_dropped(
     on_answer(channel, send_twice)
     assert [ask(client, channel) for _ in range(2)] == ["own", "own"]
     while dropped(client).get(channel, {}).get("replay") != 2:
-        client.control_channel.kernel_info(timeout=WAIT)  # takes in what has come meanwhile
+        client.control_channel.kernel_info(timeout=WAIT)  # takes in the messages that have come meanwhile
     assert dropped(client) == {channel: {"replay": 2}}
     assert unclaimed(client) == {}
 
@@ -243,7 +243,7 @@ def test_odd_message_that_says_enough_is_delivered(
     assert repr(odd) == repr(list(expected.values())), "content is what was sent"
 
 
-# Whose is it?
+# The receiver of a message
 
 
 @each_channel
@@ -321,7 +321,7 @@ def dropped(client: Client) -> dict[str, dict[str, int]]:
 
 
 def unclaimed(client: Client) -> dict[str, list[str]]:
-    """The types of what is in the inboxes, but for the statuses of requests that are no executions."""
+    """The types of the messages in the inboxes, without the statuses of requests that are no executions."""
     found = {name: getattr(client, f"{name}_channel").get_msgs() for name in ANSWERS}
     types = {name: [msg.msg_type for msg in messages if msg.msg_type != "status"] for name, messages in found.items()}
     return {name: names for name, names in types.items() if names}

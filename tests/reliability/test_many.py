@@ -31,7 +31,7 @@ FLOOD = 10_000
 """Messages of a flood, each with one `LINE`."""
 
 DESCRIPTORS = 6500
-"""Of a process with 300 echo kernels, 20 each and some for all; their clients take half as many."""
+"""Descriptors of a process with 300 echo kernels: 20 for each and some for all. Their clients take half as many."""
 
 LINE = "a line of output, as long as one is\n"
 
@@ -42,7 +42,7 @@ GROWTH = 16 * MIB
 
 
 class Holdings:
-    """How much of everything this process holds."""
+    """The numbers of greenlets, descriptors, threads and other objects that this process holds."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -58,7 +58,7 @@ class Holdings:
         return {"greenlets": self.greenlets, "threads": self.threads, "descriptors": self.descriptors}
 
     def more_than(self, before: Holdings) -> dict[str, int]:
-        """Of what there is more, and how much: a thread that was just ended may have been counted before."""
+        """The counts that are larger than `before`. A thread that was just ended may have been counted there."""
         return {what: count for what, count in self.counts().items() if count > before.counts()[what]}
 
 
@@ -69,7 +69,7 @@ def resident() -> int:
 
 
 def settled(before: Holdings) -> Holdings:
-    """What is held now, no more than before: libzmq closes the descriptors of a closed socket some time later."""
+    """Wait until no more is held than before: libzmq closes the descriptors of a closed socket some time later."""
     until = perf_counter() + leaks.SETTLE
     while (now := Holdings()).more_than(before) and perf_counter() < until:
         gevent.sleep(0.01)
@@ -78,7 +78,7 @@ def settled(before: Holdings) -> Holdings:
 
 
 def repeat(round_: Callable[[int], None], rounds: int, figures: Figures, what: str) -> None:
-    """Call `round_` so often; no more is held after a tenth of the rounds, and after all, than before."""
+    """Call `round_` `rounds` times. After a tenth of the rounds, and after all of them, no more is held than before."""
     before = Holdings()
     tenth = max(1, rounds // 10)
     started = perf_counter()
@@ -117,7 +117,7 @@ def test_kernels_that_are_started_at_once_all_start_and_share_nothing(transport:
 
 
 def answers_of(clients: Sequence[kclient.KernelManager | kclient.KernelClient], code: str) -> list[Any]:
-    """What each of them gets for `code` with its number in it, all at once."""
+    """The answer that each client gets for `code` with its number in it. All of them ask at once."""
     jobs = [gevent.spawn(client.run, code.format(number), timeout=WAIT) for number, client in enumerate(clients)]
     gevent.joinall(jobs, raise_error=True)
     return [job.value for job in jobs]
@@ -145,7 +145,7 @@ def test_thirty_forked_kernels_in_one_process_each_answer_their_own(figures: Fig
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """The soft limit as high as the hard one."""
+    """Raise the soft limit to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
         pytest.skip(f"RLIMIT_NOFILE allows {hard} descriptors, and {DESCRIPTORS} are needed")
@@ -157,7 +157,7 @@ def many_descriptors() -> Iterator[None]:
 @pytest.mark.usefixtures("many_descriptors")
 @pytest.mark.timeout(120)
 def test_three_hundred_clients_in_one_process_each_get_their_own(transport: str, figures: Figures) -> None:
-    """Of as many echo kernels; then one of them floods, and all others are answered meanwhile."""
+    """300 echo kernels. Then one of them floods, and all others are answered meanwhile."""
     number = 300
     with echo_kernels(number) as kernels, ExitStack() as stack:
         started = perf_counter()

@@ -36,7 +36,7 @@ print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
 signal.alarm(120)
 signal.pause()
 """
-"""A kernel that watches nobody, heeds no polite signal and has a child."""
+"""A kernel that does not watch its parent, ignores polite signals and has a child."""
 
 START = """
 import os, signal, subprocess, sys, gevent, kclient
@@ -65,7 +65,7 @@ def stubborn(install_kernel: Callable[..., str]) -> str:
 
 @pytest.fixture
 def start_program(stubborn: str, start_script: Callable[..., Script]) -> Callable[..., tuple[Script, list[int]]]:
-    """Start a program that shows the processes of its stubborn kernels, and waits to be killed."""
+    """Start a program that prints the pids of its stubborn kernels, and waits to be killed."""
 
     def start(code: str, prelude: str = "") -> tuple[Script, list[int]]:
         script = start_script(f"{prelude}{START}{code}{WAIT_FOR_THE_KILL}")
@@ -93,7 +93,7 @@ def guards_of(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """The command of a process; none of a zombie, and none yet for a moment after the exec that Popen waits for."""
+    """The command of a process. A zombie has none; a new process has none for a moment after the exec."""
     while not (command := leaks.read(pid, "cmdline")) and leaks.read(pid, "stat").rpartition(")")[2].split()[0] != "Z":
         leaks.turn_loop()
     return command
@@ -266,7 +266,7 @@ def test_file_that_another_program_wrote_stays(
 
 
 def open_files(pid: int) -> dict[int, str]:
-    """What the descriptors of that process lead to, without those that it closes meanwhile."""
+    """The targets of the descriptors of that process, without those that it closes meanwhile."""
     held = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):
@@ -304,7 +304,7 @@ def test_no_kernel_inherits_the_line_to_the_guard(start_program: Callable[..., t
 def test_guard_that_was_killed_is_replaced_by_one_that_knows_all(
     start_program: Callable[..., tuple[Script, list[int]]], runtime_dir: Path, stopped: bool
 ) -> None:
-    """SIGPIPE, which a dead guard's line could raise, has its default action in some programs."""
+    """Writing to a dead guard could raise SIGPIPE, and some programs have its default action, which ends them."""
     code = (
         "from kclient.kernels.process import orphan_guard\n"
         "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
@@ -381,7 +381,7 @@ def test_kernel_of_a_launcher_whose_processes_are_elsewhere_is_refused(stubborn:
     started = []
 
     class Elsewhere:
-        """A process of its own kind, whose `pid` is the number that a remote machine gave it."""
+        """A user's own kind of process. Its `pid` is the number that a remote machine gave it."""
 
         def __init__(self, process: Any) -> None:
             self._process = process
@@ -401,12 +401,12 @@ def test_kernel_of_a_launcher_whose_processes_are_elsewhere_is_refused(stubborn:
     assert list(runtime_dir.iterdir()) == []
 
 
-# What the guard does with what it was told, without a client
+# The guard's program alone, given records and no client
 
 
 @pytest.fixture
 def after() -> Iterator[Callable[..., None]]:
-    """Run a guard that is told these records, to its end."""
+    """Run a guard to its end on these records."""
 
     def run(*records: Iterable[str]) -> None:
         told = b"".join(orphan_guard._record(*record) for record in records)
@@ -417,7 +417,7 @@ def after() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that leads a group."""
+    """A process that leads a process group."""
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
         yield process
         process.kill()
@@ -452,7 +452,7 @@ def test_kernel_that_was_forgotten_is_left_alone(
 def test_group_that_got_the_number_of_a_kernel_that_has_ended_is_left_alone_and_the_files_go(
     after: Callable[..., None], bystander: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    """Also where the leader of that group has left it, so that no start time tells it from the kernel's."""
+    """The leader of that group may have left it, so that its start time does not tell it from the kernel's."""
     path = tmp_path / "file"
     path.touch()
     after(("expect", "a", f"f{path}"), ("group", "a", str(bystander.pid), start_of(bystander)), ("ended", "a"))

@@ -1,4 +1,4 @@
-"""Another program listens where a kernel is to listen."""
+"""Another program listens at an address that is meant for a kernel."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ for sock in socks:
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance(argv=["-f", sys.argv[1]])
 """
-"""A kernel that does not say why it ends."""
+"""A kernel that ends without saying why."""
 
 STAYS = f"""
 def on_failure():
@@ -58,7 +58,7 @@ signal.pause()
 
 
 class Taker:
-    """Another program, which listens on tcp ports of 127.0.0.1 and on socket files."""
+    """Another program. It listens on tcp ports of 127.0.0.1 and on socket files."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -84,7 +84,7 @@ def taker() -> Iterator[Taker]:
 
 
 class Race(LocalLauncher):
-    """Another program takes a port between its choice and the kernel's bind, as often as `times` says."""
+    """Another program takes a port between its choice and the kernel's bind, for the first `times` starts."""
 
     def __init__(self, taker: Taker, times: int) -> None:
         self._taker = taker
@@ -151,7 +151,7 @@ def test_error_names_fixed_ports_that_are_taken(
     assert caught.value.taken_ports == (shell, hb)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="nobody can tell who listens")
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="needs /proc to see the listening sockets")
 def test_timeout_names_the_port_that_another_program_has_and_not_those_of_the_kernel(
     install_kernel: Callable[..., str], taker: Taker
 ) -> None:
@@ -181,7 +181,7 @@ def test_timeout_names_no_port_if_the_kernel_has_them_all(
     assert "taken" not in str(caught.value)
 
 
-# ipc: libzmq puts its own socket in the place of whatever stands there
+# ipc: libzmq replaces any file at the path by its own socket
 
 
 @pytest.mark.kernel
@@ -191,12 +191,12 @@ def test_ipc_address_on_which_another_program_listens_is_left_to_it(
     ip = str(folder / "k")
     theirs = taker.take_path(f"{ip}-1")
     Path(f"{ip}-3").write_text("a user's file")
-    taker.take_path(f"{ip}-4").close()  # its file stays, and nobody listens
+    taker.take_path(f"{ip}-4").close()  # its file stays, and no program listens
     with start_kernel(transport="ipc", ip=ip) as manager:
         assert manager.run("6 * 7").text == "42"
         info = manager.get_connection_info()
         assert sorted(info[f"{name}_port"] for name in CHANNELS) == [2, 4, 5, 6, 7]
-    accepted, _ = theirs.accept()  # the look of the kernel's starter
+    accepted, _ = theirs.accept()  # the starter of the kernel looks whether a program listens here
     accepted.close()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(f"{ip}-1")

@@ -1,4 +1,4 @@
-"""What a client does when messages between it and its kernel are late, lost, doubled, changed, or cut off."""
+"""A client when messages between it and its kernel are late, lost, doubled, changed, or cut off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kclient.testing import FakeKernel, result, stream
 Client = kclient.KernelClient
 
 NOTICED = 2.0
-"""Seconds in which what was lost is noticed."""
+"""Seconds within which a lost message is noticed."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def line(fake: FakeKernel) -> Iterator[Line]:
 
 @pytest.fixture
 def patience(figures: Figures) -> Iterator[None]:
-    """Ask for what is overdue after 50 ms; with ``--long``, when a client does.
+    """Let the watchdog ask after 50 ms; with ``--long``, after its own time.
 
     Not in the teardown of a kernel, whose own client would ask as soon and be seen at it.
     """
@@ -66,7 +66,7 @@ def far_client(relay: Relay, patience: None) -> Iterator[Client]:
 
 @pytest.fixture
 def patient_client(far_client: Client) -> Iterator[Client]:
-    """It takes nothing for lost that is late, however long a busy machine makes it wait."""
+    """A client that takes no late message for lost, even if a busy machine makes it wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watchdog, "OVERDUE_S", WAIT)
         yield far_client
@@ -80,14 +80,14 @@ def line_client(line: Line) -> Iterator[Client]:
 
 
 def works(client: Client) -> bool:
-    """It runs code, and no code awaits a reply; a question of the watchdog's may be under way."""
+    """True if the client runs code, and no code awaits a reply. A question of the watchdog's may be under way."""
     outcome = client.run("6 * 7", timeout=WAIT)
     pending = [slot for slot in client.shell_channel.requests if slot.reply_type == "execute_reply"]
     return (outcome.text, outcome.complete, pending) == ("42", True, [])
 
 
 def wait_until_back(client: Client) -> None:
-    """Until the kernel answers again and something has come over iopub, which a new connection has to subscribe to."""
+    """Wait until the kernel answers and a message has come over iopub: a new connection has to subscribe first."""
     client.iopub_channel.get_msgs()
     client.wait_for_ready(timeout=WAIT)
 
@@ -126,7 +126,7 @@ def test_reply_that_comes_after_the_timeout_is_nobody_elses(relay: Relay, patien
 
 
 def test_messages_in_another_order_are_put_where_they_belong(relay: Relay, patient_client: Client) -> None:
-    """The replies of three requests come backwards, after all that was published."""
+    """The replies to three requests come in reverse order, after all published messages."""
     held = Held()
     relay.rule = On(held, "execute_reply")
     executions = [patient_client.submit("6 * 7") for _ in range(3)]
@@ -204,7 +204,7 @@ def test_message_that_comes_twice_is_counted_and_taken_once(relay: Relay, far_cl
     relay.rule = None
     assert [output["output_type"] for output in outcome.outputs] == ["stream", "execute_result"]
     assert (outcome.stdout, execute.content["status"]) == ("hi\n", "ok")
-    assert works(far_client)  # by then the last of those that came twice is in, too
+    assert works(far_client)  # the last of the doubled messages has come by then
     replays = {name: sum(passing.channel == name for passing in rule.met) for name in ("shell", "iopub")}
     assert all_dropped(far_client) == {name: {"replay": number} for name, number in replays.items()}
     assert replays["shell"] == 2
@@ -221,7 +221,7 @@ def test_request_that_comes_twice_runs_once(relay: Relay, fake: FakeKernel, far_
 
 
 def at(offset: int, change: Callable[[bytes], bytes]) -> Callable[[Frames], Frames]:
-    """Change the frame so many places behind the delimiter: signature, header, parent, metadata, content."""
+    """Change the frame `offset` places behind the delimiter: signature, header, parent, metadata, content."""
 
     def change_one(frames: Frames) -> Frames:
         place = frames.index(DELIMITER) + offset
@@ -272,7 +272,7 @@ def test_reply_that_was_changed_is_counted_and_never_taken_for_one(relay: Relay,
 
 
 def test_messages_that_were_forged_are_counted_and_reach_nobody(relay: Relay, far_client: Client) -> None:
-    """On every channel: unsigned, signed by another key, and genuine ones of another time."""
+    """On every channel: unsigned, signed with another key, and genuine messages of another time."""
     held: list[tuple[str, Frames]] = []
 
     def note(passing: Passing) -> None:
@@ -309,7 +309,7 @@ def test_messages_that_were_forged_are_counted_and_reach_nobody(relay: Relay, fa
 def test_call_whose_answer_went_out_while_the_connection_was_cut_raises_no_reply(
     fake: FakeKernel, line: Line, line_client: Client
 ) -> None:
-    """It has no timeout; the connection is back, and it is the same kernel."""
+    """The call has no timeout. The connection is back, and it is the same kernel."""
     go_on = gevent.event.Event()
     fake.script["slow"] = lambda request: go_on.wait(WAIT)
     line_client.hb_channel.pause()
@@ -319,7 +319,7 @@ def test_call_whose_answer_went_out_while_the_connection_was_cut_raises_no_reply
     line.cut()
     go_on.set()
     with kclient.connect(fake.connection_info, timeout=WAIT) as other:
-        other.kernel_info(timeout=WAIT)  # the answer is out
+        other.kernel_info(timeout=WAIT)  # the answer has been sent
     line.mend()
     with pytest.raises(kclient.NoReply, match="cut"):
         execution.result(timeout=WAIT)
@@ -330,7 +330,7 @@ def test_call_whose_answer_went_out_while_the_connection_was_cut_raises_no_reply
 def test_call_under_way_when_the_connection_is_cut_ends_at_its_timeout_and_the_client_works_on(
     line: Line, fake: FakeKernel, line_client: Client
 ) -> None:
-    """The reply goes to nobody: a ROUTER drops what is for a peer that has left."""
+    """The reply is dropped: a ROUTER drops messages for a peer that has left."""
     started, goes_on = gevent.event.Event(), gevent.event.Event()
     fake.script["wait"] = lambda request: (started.set(), goes_on.wait(WAIT))
     line_client.hb_channel.pause()
@@ -419,7 +419,7 @@ def test_half_a_message_is_never_delivered(line: Line, line_client: Client) -> N
         outcomes.get()
     assert (caught.value.result.stdout, all_dropped(line_client)) == ("", {})
     line.mend()
-    line_client.iopub_channel.outputs.subscribed = False  # that iopub alone was cut, nobody can know
+    line_client.iopub_channel.outputs.subscribed = False  # the client cannot know that only iopub was cut
     wait_until_back(line_client)
     assert line_client.run("big", timeout=WAIT).stdout == "x" * 1_000_000
 
@@ -441,7 +441,7 @@ def real_client(real_relay: Relay, patience: None) -> Iterator[Client]:
 
 
 def test_real_kernel_behind_a_relay_asks_and_displays(real_client: Client) -> None:
-    """What the relay is held to: it changes nothing by itself."""
+    """Without a rule the relay changes nothing."""
     outcome = real_client.run("print(input('name? ')); 6 * 7", on_input=lambda prompt, _: prompt + "Ada", timeout=WAIT)
     assert (outcome.stdout, outcome.text, outcome.complete) == ("name? Ada\n", "42", True)
     assert real_client.control_channel.kernel_info(timeout=WAIT).content["status"] == "ok"

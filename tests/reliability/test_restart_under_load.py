@@ -1,4 +1,4 @@
-"""Restarts while many greenlets call: each call gets its own reply or KernelRestarted, and what failed runs nowhere."""
+"""Restarts while many greenlets call: each call gets its own reply or KernelRestarted, and failed code runs nowhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import count
 from pathlib import Path
 from time import perf_counter
 
-import gevent
 import pytest
 from crowd import said_by
 from figures import Figures
 from fixtures import WAIT, Background
+from gevent.event import Event
 
 import kclient
 
@@ -26,11 +26,11 @@ os.close(_fd)
 print({token!r})
 {token!r}
 """
-"""Leaves a line that tells which process ran it."""
+"""The code leaves a line that tells which process ran it."""
 
 
 class Load:
-    """Greenlets that call all the time, and what came of each call, by its token."""
+    """Greenlets that call all the time, and the outcome of each call by its token."""
 
     def __init__(self, manager: kclient.KernelManager, path: Path) -> None:
         self.own_reply: set[str] = set()
@@ -39,13 +39,14 @@ class Load:
         self.wrong: list[str] = []
         self.kernel_infos = 0
         self.is_over = False
+        self._replied = Event()
         self._manager = manager
         self._path = path
         self._numbers = count()
         path.touch()
 
     def call(self, kind: int) -> None:
-        """Call until it is over; at the first call after that, too, the kernel has to be there."""
+        """Call until `is_over`, and note the outcome of each call."""
         while not self.is_over:
             token = f"t{next(self._numbers)}"
             try:
@@ -56,6 +57,14 @@ class Load:
             if found != token:
                 self.wrong.append(f"{token} got {found!r}")
             self.own_reply.add(token)
+            self._replied.set()
+
+    def wait_for_replies(self, number: int) -> None:
+        """Return when `number` calls more than now have got their own reply."""
+        until = len(self.own_reply) + number
+        while len(self.own_reply) < until:
+            self._replied.clear()
+            assert self._replied.wait(WAIT)
 
     def _ask(self, kind: int, token: str) -> str | None:
         manager, code = self._manager, CODE.format(path=str(self._path), token=token)
@@ -93,9 +102,7 @@ def test_calls_during_restarts_get_their_own_reply_or_fail_and_do_not_run_later(
     for number in range(figures.size(2, 40)):
         assert manager.process is not None
         pids.append(manager.process.pid)
-        answered = len(load.own_reply)
-        while len(load.own_reply) < answered + len(callers):
-            gevent.sleep(0.01)
+        load.wait_for_replies(len(callers))
         load.restarts += 1
         started = perf_counter()
         manager.restart_kernel(now=number % 2 == 0, timeout=WAIT)

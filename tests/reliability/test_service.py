@@ -16,7 +16,7 @@ from benchmarks.load import CLEAR, KINDS, put_load
 SIZE = 4
 
 PATIENCE = 150
-"""Seconds after which a request counts as hung, on whatever machine: each may wait for its kernel for 60 of them."""
+"""Seconds after which a request counts as hung, on any machine: each may wait for its kernel for 60 of them."""
 
 
 @pytest.mark.kernel
@@ -32,7 +32,7 @@ def test_every_request_ends_in_its_result_or_in_a_clear_error(
             *("--kinds", ",".join(KINDS), "--fresh", "--kill", figures.size(2, 3)),
             *("--seed", pytestconfig.getoption("--chaos-seed"), "--patience", PATIENCE),
         )
-        print({name: value for name, value in found.items() if not name.endswith("_ns")})  # shown if it fails
+        print({name: value for name, value in found.items() if not name.endswith("_ns")})  # for a failure
         assert found["complaints"] == []
         assert set(found["outcomes"]) <= {"ok", "left", *CLEAR}
         assert sum(found["outcomes"].values()) == requests
@@ -43,7 +43,7 @@ def test_every_request_ends_in_its_result_or_in_a_clear_error(
         for outcome, count in found["outcomes"].items():
             figures.note(outcome, count, "requests")
 
-        # As many kernels as before, none of them lost, none too many.
+        # As many kernels as before: none lost, none too many.
         gates = [make_gate() for _ in range(SIZE)]
         with ExitStack() as stack:
             for gate in gates:

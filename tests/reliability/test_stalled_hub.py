@@ -19,19 +19,19 @@ from kclient.testing import FakeKernel, Request, result, stream
 from kclient.testing.script import DEFAULT_HANDLERS
 
 TIMEOUT, STALL = 0.03, 0.05
-"""Seconds that a call may take, and for which the hub stands still when the answer is out."""
+"""Seconds that a call may take, and seconds for which the hub stands still after the answer was sent."""
 
 SLOWER = 4
-"""By how much longer both are on a machine that has other things to do."""
+"""Factor for both on a busy machine."""
 
 MANY = 300
-"""Outputs; to take them in takes longer than a socket is read in two turns of the loop."""
+"""Number of outputs. To take them in takes longer than a socket is read in two turns of the loop."""
 
 Client = kclient.KernelClient
 
 
 class Apart(FakeKernel):
-    """A kernel in a thread of its own, which waits for `go` before it answers, and sets `answered` when it has."""
+    """A kernel in a thread of its own. It waits for `go` before it answers, and then sets `answered`."""
 
     def __init__(self) -> None:
         many = [stream(f"{number}\n") for number in range(MANY)]
@@ -51,13 +51,13 @@ class Apart(FakeKernel):
             DEFAULT_HANDLERS[request.message.msg_type](request)
 
     def _watch(self, channel: str, message: kclient.Message) -> bool:
-        """The idle status is the last message of an answer; nothing gets lost."""
+        """True for no message: none gets lost. The idle status is the last message of an answer."""
         if message.content.get("execution_state") == "idle" or message.msg_type == "stray":
             self.answered.set()
         return False
 
     def send_stray(self, channel: str, identity: bytes) -> None:
-        """Something that nobody has asked for."""
+        """Send a message that no call has asked for."""
         stray = self.session.msg("stray", {}, parent={"msg_id": "none"})
         address = [b"topic" if channel == "iopub" else identity]
         self._owner.run_here(lambda: self.send(channel, stray, address))  # type: ignore[union-attr]
@@ -67,7 +67,7 @@ class Apart(FakeKernel):
 def pace(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> int:
     if figures.is_long:
         return 1
-    monkeypatch.setattr(base, "LAST_LOOK_S", STALL * SLOWER)  # within which the processor may be somebody else's
+    monkeypatch.setattr(base, "LAST_LOOK_S", STALL * SLOWER)  # for so long another process may have the processor
     return SLOWER
 
 
@@ -81,7 +81,7 @@ def fake() -> Iterator[Apart]:
 @pytest.fixture
 def client(fake: Apart) -> Iterator[Client]:
     with kclient.connect(fake.connection_info, watch=False, timeout=WAIT) as client:
-        client.control_channel.kernel_info(timeout=WAIT)  # from now on the kernel can send there, too
+        client.control_channel.kernel_info(timeout=WAIT)  # the kernel can send on this socket from now on
         client.iopub_channel.flush(timeout=WAIT)
         yield client
 
@@ -116,7 +116,7 @@ CALLS: dict[str, tuple[Callable[[Client, float], Callable[[], Any]], str | None]
 
 
 def stall(fake: Apart, pace: int) -> None:
-    """Block the whole thread, and so the hub, from before the answer goes out until it has long arrived."""
+    """Block the whole thread with its hub, until the answer has long arrived."""
     assert fake.answered.wait(WAIT)
     time.sleep(STALL * pace)
     fake.answered.clear()
@@ -138,7 +138,7 @@ def test_answer_that_arrives_while_the_hub_stands_still_is_returned(
 
 
 def test_answer_that_arrives_while_on_output_blocks_the_hub_is_returned(client: Client, pace: int) -> None:
-    """There is no wait between the callback and the look at the clock."""
+    """The call does not wait between the callback and its look at the clock."""
     result = client.run("6 * 7", timeout=TIMEOUT * pace, on_output=lambda message: time.sleep(STALL * pace))
     assert (result.text, result.complete) == ("42", True)
 
@@ -175,7 +175,7 @@ def test_idle_that_arrives_while_the_hub_stands_still_is_flushed(
 def test_kernel_is_neither_missed_nor_dead_when_the_hub_stands_still(
     client: Client, figures: Figures, pace: int, is_asked: bool
 ) -> None:
-    """Its answer has arrived meanwhile, or nobody has asked it for longer than the time to dead."""
+    """The answer has arrived meanwhile, or the last question is longer ago than the time to dead."""
     missed: list[float] = []
     hb = client.hb_channel
     hb.call_handlers = missed.append  # type: ignore[method-assign]

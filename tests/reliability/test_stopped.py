@@ -1,4 +1,4 @@
-"""A kernel that stands still, as after Ctrl-Z: it is missed, it is not dead, and nothing is lost when it goes on."""
+"""A kernel that stands still, as after Ctrl-Z: the heartbeat misses it, it is not dead, and it loses no request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StopAndGo:
         self._kernel = kernel
 
     def stop(self) -> float:
-        """Returns when, by `perf_counter`, the kernel was stopped, with all of its threads."""
+        """Stop the kernel with all its threads; returns the moment in `perf_counter` seconds."""
         self._kernel.signal_kernel(signal.SIGSTOP)
         assert self._kernel.process is not None
         os.waitid(os.P_PID, self._kernel.process.pid, os.WSTOPPED)
@@ -55,7 +55,7 @@ def process(kernel: kclient.KernelManager) -> Iterator[StopAndGo]:
 
 @pytest.fixture
 def misses(client: kclient.KernelClient) -> gevent.queue.Queue[float]:
-    """What the heartbeat tells, when: `perf_counter` seconds."""
+    """The moments at which the heartbeat missed a beat, in `perf_counter` seconds."""
     told: gevent.queue.Queue[float] = gevent.queue.Queue()
     client.hb_channel.time_to_dead = TIME_TO_DEAD
     client.hb_channel.call_handlers = lambda since: told.put(perf_counter())  # type: ignore[method-assign]
@@ -64,7 +64,7 @@ def misses(client: kclient.KernelClient) -> gevent.queue.Queue[float]:
 
 
 def wait_for_beat(hb: kclient.HBChannel) -> None:
-    """There is no event of a beat; `is_beating` takes it in."""
+    """A beat sets no event: only `is_beating` takes it in."""
     with gevent.Timeout(WAIT):
         while hb.since_last_beat() > TIME_TO_DEAD / 2 or not hb.is_beating():
             gevent.sleep(0.001)
@@ -110,7 +110,7 @@ def calls_with_timeout(client: kclient.KernelClient) -> dict[str, Callable[[], A
 def test_calls_honour_their_timeout_while_the_kernel_is_stopped(
     client: kclient.KernelClient, process: StopAndGo, background: Callable[..., Background], figures: Figures
 ) -> None:
-    client.run("1", timeout=WAIT)  # what was sent before is dealt with, and its statuses are here
+    client.run("1", timeout=WAIT)  # the kernel has worked off earlier requests, and their statuses are here
     client.control_channel.kernel_info(timeout=WAIT)
     client.iopub_channel.flush()
     process.stop()

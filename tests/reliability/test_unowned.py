@@ -1,4 +1,4 @@
-"""A kernel that nobody here started: its owner restarts it while we wait, or we have not waited until it was ready."""
+"""A kernel that this program did not start: its owner restarts it during a call, or before the client was ready."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
             background(client.execute, "1"),
             background(client.shell_channel.get_reply, msg_id),
         ]
-        await_arrival(client)  # what had not left us yet, the new kernel would answer
+        await_arrival(client)  # the new kernel would answer a request that had not left yet
         kernel_manager.restart_kernel(now=True, timeout=WAIT)
         assert [type(call.error()) for call in calls] == [kclient.KernelRestarted] * len(calls)
         assert client.run("6 * 7", timeout=WAIT).text == "42"
@@ -46,7 +46,7 @@ def test_calls_that_wait_for_a_kernel_that_its_owner_restarts_fail(
 def test_calls_on_every_channel_and_subshell_learn_of_a_restart_by_the_owner(
     kernel_manager: kclient.KernelManager, background: Callable[..., Background], gate: Gate, folder: Path
 ) -> None:
-    """Whichever channel the new kernel answers on first."""
+    """The new kernel may answer first on any of the channels."""
     os.mkfifo(arrived := folder / "arrived")
     held = f"""
 def hold(*request):

@@ -1,4 +1,4 @@
-"""Very much of everything: unread messages, large ones, floods of small ones, and what a kernel prints as it starts."""
+"""Large amounts: unread messages, large messages, floods of small ones, and much output of a kernel that starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 300
 
 
 class Memory:
-    """The most memory that this process has held since this was made; 0 where Linux does not tell."""
+    """The peak memory of this process since this object was made; 0 where Linux does not tell."""
 
     def __init__(self) -> None:
         self._status = Path("/proc/self/status")
@@ -34,7 +34,7 @@ class Memory:
 
     @property
     def growth(self) -> float:
-        """MiB beyond what was held in the beginning."""
+        """MiB beyond the memory that was held in the beginning."""
         return (self._read("VmHWM") - self._before) / MIB
 
     def _read(self, name: str) -> int:
@@ -44,7 +44,7 @@ class Memory:
         return int(lines[name].split()[0]) * 1024
 
 
-# What nobody reads
+# Unread messages
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def kernel_for_many_executes(transport: str, figures: Figures) -> Iterator[kclie
 
 
 def test_executes_whose_output_nobody_reads_harm_nobody(transport: str, figures: Figures) -> None:
-    """The inbox drops the oldest messages, and says how many."""
+    """The inbox drops the oldest messages, and counts them."""
     number = figures.size(3000, 20_000)
     code, last = ("None", "print(1)") if figures.is_long else ("say 1", "say 1")
     published = 3  # busy, execute_input or the echo kernel's stream, idle
@@ -88,20 +88,20 @@ def test_executes_whose_output_nobody_reads_harm_nobody(transport: str, figures:
     figures.note(f"{what}: growth of memory", memory.growth, "MiB", at_most=150)
 
 
-# One message that is large
+# A single large message
 
 DISPLAY = "get_ipython().display_pub.publish({{'text/plain': 'x' * {nbytes}}})"
 
 
 def texts(outputs: list[dict[str, object]]) -> list[int]:
-    """How long the text of each display is."""
+    """The length of the text of each display."""
     return [len(output["data"]["text/plain"]) for output in outputs]  # type: ignore[index]
 
 
 def test_large_message_arrives_whole_or_not_at_all(
     kernel: kclient.KernelManager, client: kclient.KernelClient, transport: str, figures: Figures
 ) -> None:
-    """By run, within its limit and beyond it, and unclaimed, within the limit of the inbox and beyond it."""
+    """In a run, within its limit and beyond it, and unclaimed, within the limit of the inbox and beyond it."""
     nbytes = figures.size(8, 100) * 10**6
     code, inbox = DISPLAY.format(nbytes=nbytes), client.iopub_channel.outputs.inbox
     kernel.iopub_channel.outputs.inbox.max_bytes = 1  # another client that reads nothing
@@ -111,7 +111,7 @@ def test_large_message_arrives_whole_or_not_at_all(
     figures.note(f"a message of {nbytes / 1e6:g} MB: growth of memory", memory.growth, "MiB", at_most=10 * nbytes / MIB)
     assert (texts(result.outputs), result.truncated, result.complete) == ([nbytes], False, True)
     del result
-    result = client.run(code, max_output_bytes=nbytes, timeout=PATIENCE)  # the rest of the message is beyond it
+    result = client.run(code, max_output_bytes=nbytes, timeout=PATIENCE)  # the rest of the message goes beyond it
     assert (result.outputs, result.truncated, result.complete, result.ok) == ([], True, True, True)
     inbox.max_bytes = 2 * nbytes
     client.execute(code, timeout=PATIENCE)
@@ -137,10 +137,10 @@ def test_large_message_arrives_whole_or_not_at_all(
 # Many messages
 
 FLOOD = "import sys\nfor _ in range({number}):\n    _ = sys.stdout.write('x' * 8191 + '\\n')\n    sys.stdout.flush()"
-"""Each is 8 KiB of output, in one piece: `print` writes the end of its line by itself."""
+"""Each of these outputs is 8 KiB in one piece: `print` writes the end of a line separately."""
 
 FEW = 7
-"""MiB: fewer messages than the high-water mark of the kernel's socket, beyond which it drops on a busy machine."""
+"""MiB: fewer messages than the high-water mark of the kernel's socket. Beyond it the kernel drops messages."""
 
 
 def test_flood_is_cut_off_at_the_limit_with_whole_messages(
@@ -179,7 +179,7 @@ def test_every_byte_of_a_flood_arrives_where_it_is_streamed(
     assert (result.ok, result.complete, result.truncated, result.outputs) == (True, True, False, [])
 
 
-# As it starts
+# Output during the start
 
 NOISY = """
 import os, sys
@@ -201,6 +201,6 @@ def test_kernel_that_prints_very_much_while_it_starts_does_start(
     figures.note("growth of memory meanwhile", memory.growth, "MiB", at_most=20)
     assert manager.run("print('on')", timeout=WAIT).stdout == "on\n"
     with pytest.raises(kclient.DeadKernelError) as caught:
-        manager.run("import os; os.write(2, b'last words'); os._exit(3)", timeout=WAIT)
-    assert caught.value.stderr.endswith("last words")
+        manager.run("import os; os.write(2, b'last output'); os._exit(3)", timeout=WAIT)
+    assert caught.value.stderr.endswith("last output")
     assert len(caught.value.stderr) < 100_000

@@ -1,4 +1,4 @@
-"""What is read off a socket: each message as it was sent, also behind one that is too short."""
+"""Reading messages off a socket: each comes as it was sent, also behind one that is too short."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """A socket to send, and one to read."""
+    """A socket that sends, and a socket that receives."""
     sender, receiver = zmq.Socket(context(), zmq.PAIR), zmq.Socket(context(), zmq.PAIR)
     sender.sndhwm = receiver.rcvhwm = 0
     address = f"inproc://frames-{id(receiver)}"
@@ -64,7 +64,7 @@ buffers = st.lists(st.sampled_from([DELIMITER, b"x", b"{}", b""]), max_size=9)
 def test_each_well_formed_message_is_read_whatever_comes_between(
     pair: Pair, topics: int, mixture: list[tuple[bool, list[bytes], list[bytes]]]
 ) -> None:
-    """Of those in between that come in a row, one is refused at least."""
+    """Of several malformed messages in a row, at least one is refused."""
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
     sent, is_bad_before = [], False
@@ -94,7 +94,7 @@ def test_each_well_formed_message_is_read_whatever_comes_between(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mixture=st.lists(st.lists(st.just(b"x"), max_size=9), max_size=8))
 def test_each_message_without_a_delimiter_is_read_alone(pair: Pair, topics: int, mixture: list[list[bytes]]) -> None:
-    """An empty one stands for a message that is well formed."""
+    """An empty list stands for a well-formed message."""
     socket, receiver = pair
     ours = Session(b"key")
     sent = [frames or [b"topic"] * topics + ours.serialize(ours.msg("status")) for frames in mixture]
@@ -163,7 +163,7 @@ def test_large_buffers_are_views_and_all_else_is_bytes(pair: Pair) -> None:
 
 
 def test_memory_of_a_view_is_freed_with_the_last_who_holds_it(pair: Pair) -> None:
-    """At once, without the garbage collector."""
+    """It is freed at once, without the garbage collector."""
     socket, receiver = pair
     before = frames_alive()
     gc.disable()
@@ -183,7 +183,7 @@ def test_memory_of_a_view_is_freed_with_the_last_who_holds_it(pair: Pair) -> Non
 
 @pytest.mark.parametrize("topics", [0, 1])
 def test_large_content_behind_a_message_that_is_too_short_is_bytes(pair: Pair, topics: int) -> None:
-    """NaN is what the fast parser refuses, and the other takes bytes only."""
+    """The fast parser refuses NaN, and the other parser takes bytes only."""
     socket, receiver = pair
     ours, theirs = Session(b"key"), Session(b"key")
     socket.send_multipart([b"topic"] * topics + [DELIMITER, b"x", b"{}"])

@@ -1,4 +1,4 @@
-"""Whether anything listens at an address."""
+"""`refuses`: true if nothing listens at an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kclient.transport.zmq.reachability import refuses
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
-def test_tcp_address_refuses_when_nobody_listens(host: str) -> None:
+def test_tcp_address_refuses_until_a_socket_listens(host: str) -> None:
     with socket.socket(socket.AF_INET6 if host == "[::1]" else socket.AF_INET) as server:
         try:
             server.bind((host.strip("[]"), 0))
@@ -24,7 +24,7 @@ def test_tcp_address_refuses_when_nobody_listens(host: str) -> None:
         assert not refuses(address)
 
 
-def test_ipc_address_refuses_when_nobody_listens(folder: Path) -> None:
+def test_ipc_address_refuses_until_a_socket_listens(folder: Path) -> None:
     path = folder / "t" / "s-1"
     assert refuses(f"ipc://{path}")
     with socket.socket(socket.AF_UNIX) as server:

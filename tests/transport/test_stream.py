@@ -1,4 +1,4 @@
-"""The wire: no wake-up is lost, no flood starves the loop, and a dropped channel leaves nothing."""
+"""ZmqStream: no wake-up is lost, no flood starves the loop, and a dropped stream leaves nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kclient.transport.zmq.transport import RECONNECT_IVL_MS
 
 
 class Listener:
-    """Takes what a wire brings; each message takes `seconds` of computing."""
+    """Receives the messages of a stream. It computes for `seconds` at each message."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.owner = Owner()
@@ -41,7 +41,7 @@ class Listener:
         address = f"inproc://listener-{id(self)}"
         self.peer.bind(address)
         self.socket.connect(address)
-        self.wire = ZmqStream(self.owner, self.socket, self)
+        self.stream = ZmqStream(self.owner, self.socket, self)
 
     def receive(self, frames: list[bytes]) -> None:
         end = time.perf_counter() + self.seconds
@@ -59,7 +59,7 @@ class Listener:
             assert self.arrived.wait(deadline) or not deadline.is_over, f"{len(self.messages)} of {count}"
 
     def close(self) -> None:
-        self.wire.close()
+        self.stream.close()
         self.peer.close(0)
 
 
@@ -70,8 +70,8 @@ def listener() -> Iterator[Listener]:
     listener.close()
 
 
-def test_what_came_before_the_first_look_is_not_missed(listener: Listener) -> None:
-    """A ZeroMQ pipe signals nobody until its reader has found it empty once."""
+def test_message_that_came_before_the_first_look_is_not_missed(listener: Listener) -> None:
+    """A ZeroMQ pipe sends no signal until its reader has found it empty once."""
     listener.peer.send(b"early")
     listener.wait_for(1)
 
@@ -86,7 +86,7 @@ def test_messages_arrive_whole_and_in_order(listener: Listener) -> None:
 
 def test_a_message_that_a_send_finds_is_taken_in_at_once(listener: Listener) -> None:
     listener.peer.send(b"here already")
-    listener.wire.send([b"question"])
+    listener.stream.send([b"question"])
     assert listener.messages == [[b"here already"]]
     assert listener.peer.recv() == b"question"
 
@@ -96,7 +96,7 @@ def test_a_drain_ends_after_its_turn_and_the_rest_comes_with_the_next() -> None:
     try:
         for number in range(5):
             slow.peer.send(str(number).encode())
-        slow.wire.drain()
+        slow.stream.drain()
         assert len(slow.messages) == 1
         slow.wait_for(5)
         assert [frames[0] for frames in slow.messages] == [b"0", b"1", b"2", b"3", b"4"]
@@ -125,7 +125,7 @@ def test_other_greenlets_run_between_the_turns_of_a_flood() -> None:
 
 
 def test_other_greenlets_run_between_those_that_a_flood_wakes() -> None:
-    """Each message wakes one, which computes for longer than a turn."""
+    """Each message wakes one greenlet, which computes for longer than a turn."""
     seen: list[int] = []
     done: list[int] = []
     listener = Listener()
@@ -168,18 +168,18 @@ def test_an_error_while_a_message_is_taken_in_loses_no_later_one(listener: Liste
         real(frames)
 
     failing = type("Failing", (), {"receive": staticmethod(fail_once)})
-    listener.wire._receiver = lambda: failing  # type: ignore[assignment]
+    listener.stream._receiver = lambda: failing  # type: ignore[assignment]
     for number in range(3):
         listener.peer.send(str(number).encode())
     listener.wait_for(2)
-    listener.peer.send(b"3")  # when all is quiet again: the loop has stopped the watcher whose callback has failed
+    listener.peer.send(b"3")  # after the loop has stopped the watcher whose callback failed
     listener.wait_for(3)
     assert [frames[0] for frames in listener.messages] == [b"1", b"2", b"3"]
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def strike_after_first(real: Any) -> Any:
-    """`real`, with a Ctrl-C after its first call."""
+    """`real`, followed by a Ctrl-C at the first call."""
     calls = count()
 
     def call(*args: Any) -> Any:
@@ -193,7 +193,7 @@ def strike_after_first(real: Any) -> Any:
 
 @pytest.fixture
 def ctrl_c_after() -> Iterator[Callable[[float], None]]:
-    """`ctrl_c_after(seconds)` sends this process a SIGINT then, wherever it happens to be."""
+    """`ctrl_c_after(seconds)` sends this process a SIGINT after that time, wherever it runs then."""
     old = signal.signal(signal.SIGALRM, lambda signum, frame: os.kill(os.getpid(), signal.SIGINT))
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -203,38 +203,38 @@ def ctrl_c_after() -> Iterator[Callable[[float], None]]:
 def test_ctrl_c_between_two_frames_of_a_send_tears_no_message(
     listener: Listener, ctrl_c_after: Callable[[float], None]
 ) -> None:
-    """The messages, whose frames take some milliseconds to copy, arrive whole, if they do."""
+    """Copying the frames of a message takes some milliseconds. Each message arrives whole or not at all."""
     long = [bytes(2**20)] * 20
 
     def send_for(seconds: float) -> None:
         ctrl_c_after(seconds)
         while True:
-            listener.wire.send(long)
+            listener.stream.send(long)
 
     for number in range(10):
         with pytest.raises(KeyboardInterrupt):
             send_for(0.001 + 0.0005 * number)
-        listener.wire.send([b"next"])
+        listener.stream.send([b"next"])
         while (frames := zmq.Socket.recv_multipart(listener.peer)) != [b"next"]:
             assert len(frames) == len(long)
 
 
 def test_ctrl_c_between_two_frames_of_a_message_loses_none(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener.wire.drain()
+    listener.stream.drain()
     sent = [[b"one", b"two", b"three"], [b"next"]]
     for frames in sent:
         zmq.Socket.send_multipart(listener.peer, frames)
     monkeypatch.setattr(frames_module, "_recv", strike_after_first(frames_module._recv))
     with pytest.raises(KeyboardInterrupt):
-        listener.wire.drain()
-    listener.wire.drain()
+        listener.stream.drain()
+    listener.stream.drain()
     assert listener.messages == sent
 
 
-def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
+def test_ctrl_c_in_the_loop_does_not_stop_a_stream(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    """The main greenlet waits elsewhere, so that the hub takes in what comes under Python's own handler."""
+    """The main greenlet waits elsewhere, so the hub reads the messages under Python's own handler."""
     strike, struck_in = strike_after_first(frames_module._recv), []
 
     def receive(*args: Any) -> Any:
@@ -253,24 +253,24 @@ def test_ctrl_c_in_the_loop_does_not_make_a_wire_deaf(
     assert capfd.readouterr().err == "", "it is raised in the main greenlet, and gevent has nothing to report"
 
 
-def test_a_socket_that_somebody_else_closed_is_noticed(listener: Listener) -> None:
+def test_a_socket_that_was_closed_elsewhere_is_noticed(listener: Listener) -> None:
     listener.socket.close(0)
-    listener.wire.drain()
+    listener.stream.drain()
     assert listener.is_lost
-    assert listener.wire.is_closed
+    assert listener.stream.is_closed
 
 
-def test_sending_on_a_socket_that_somebody_else_closed_raises_channel_closed(listener: Listener) -> None:
+def test_sending_on_a_socket_that_was_closed_elsewhere_raises_channel_closed(listener: Listener) -> None:
     listener.socket.close(0)
     with pytest.raises(kclient.ChannelClosed):
-        listener.wire.send([b"x"])
+        listener.stream.send([b"x"])
     assert listener.is_lost
 
 
 def test_closing_twice_does_nothing(listener: Listener) -> None:
-    listener.wire.close()
-    listener.wire.close()
-    listener.wire.drain()
+    listener.stream.close()
+    listener.stream.close()
+    listener.stream.drain()
     assert listener.messages == []
 
 
@@ -285,7 +285,7 @@ def test_the_context_has_room_for_many_clients() -> None:
 
 
 def test_no_wake_up_is_lost_between_many_senders_and_receivers() -> None:
-    """Sends and receives interleave at random; a lost edge would show as a call that never returns."""
+    """Sends and receives interleave at random. After a lost edge a call would never return."""
     random_ = random.Random(7)
     script = {str(number): [stream("out\n"), result(str(number))] for number in range(10)}
     with FakeKernel(script, thread=True) as fake, kclient.connect(fake.connection_info) as client:
