@@ -113,6 +113,10 @@ class QueueTransport:
     def channels(self) -> Sequence[str]:
         return [name for name in self._relay.channels if name != "hb"]
 
+    @property
+    def is_encrypted(self) -> bool:
+        return self._relay.is_encrypted
+
     def line(self, channel: str, receiver: Receiver) -> QueueLine:
         return QueueLine(self._session, channel, receiver, lambda queues: self._relay.line(channel, queues))
 

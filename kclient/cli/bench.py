@@ -128,7 +128,9 @@ class Bench:
         with ExitStack() as stack:
             kernels = self._open_all(stack)
             self.is_ready = True
-            self.is_encrypted = any(kernel.shell_channel.session.server_key for kernel in kernels.values())
+            self.is_encrypted = any(
+                kernel.kernel_connection.channels.transport.is_encrypted for kernel in kernels.values()
+            )
             for transport, kernel in kernels.items():
                 for operation, call in self._calls(kernel).items():
                     name = f"{operation}, {transport}"

@@ -204,6 +204,7 @@ class _SecondLines:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self.channels = transport.channels
+        self.is_encrypted = transport.is_encrypted
         self.address = transport.address
         self.file_descriptors = transport.file_descriptors
         self.second_line = transport.second_line

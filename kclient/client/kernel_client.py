@@ -53,7 +53,6 @@ class KernelClient(KernelInterface):
 
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
-        self.session.server_key = self.connection.curve_publickey
         self._owner = Owner()
         self._transport = ZmqTransport(self.connection, self.session, is_ours=kernel is not None)
         self._reservation = FileDescriptorReservation(self._is_connected)

@@ -289,7 +289,7 @@ class Provisioner:
     def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
         """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
         story = [*clues, *self._lacks_ipc(), self._story()]
-        if self.endpoint.info.curve_publickey:
+        if self.endpoint.is_encrypted:
             story.append("the connection is encrypted; if the kernel cannot do that, pass encryption='off'")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
             story.insert(0, describe(self.endpoint.info, taken))

@@ -61,7 +61,7 @@ class ClientHolder:
     def fit(self, provisioner: Provisioner) -> None:
         """Let session and client use the keys and the ports that the kernel has now."""
         info = provisioner.endpoint.info
-        self._session.server_key = info.curve_publickey
+        provisioner.endpoint.give_key_to(self._session)
         if self.current is not None and self.current.connection != info:
             self.current.move(info)
 

@@ -97,6 +97,10 @@ class Transport(Protocol):
     def channels(self) -> Sequence[str]:
         """The names of the channels that the kernel has, of "shell", "iopub", "stdin", "control" and "hb"."""
 
+    @property
+    def is_encrypted(self) -> bool:
+        """True if the lines encrypt the messages."""
+
     def address(self, channel: str) -> str:
         """The address of that channel, for people to read; raises InvalidPortNumber if it is not known."""
 

@@ -181,6 +181,15 @@ class Endpoint:
         info = self.info
         return Session(info.key, signature_scheme=info.signature_scheme, server_key=info.curve_publickey)
 
+    def give_key_to(self, session: Session) -> None:
+        """Let `session` know the public key of the kernel, if the kernel encrypts."""
+        session.server_key = self.info.curve_publickey
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if the kernel encrypts."""
+        return bool(self.info.curve_publickey)
+
     def let_go_of_ports(self) -> None:
         """End the reservation of the ports: the kernel has bound them, or never will."""
         if self._reservation is not None:

@@ -98,6 +98,7 @@ class ZmqTransport:
         self._made: set[str] = set()
         self._shell: weakref.ref[ZmqLine] | None = None
         self._lines: weakref.WeakSet[ZmqConnection] = weakref.WeakSet()
+        self._take_key()
 
     @property
     def context(self) -> zmq.Context[Any]:
@@ -109,6 +110,11 @@ class ZmqTransport:
         """The channels that the kernel has: all of them while its ports are not chosen yet."""
         addresses = self._addresses
         return [name for name in CHANNELS if addresses.port(name) or not addresses.port("shell")]
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if the sockets encrypt, with CurveZMQ."""
+        return bool(self._session.server_key)
 
     def address(self, channel: str) -> str:
         """The ZeroMQ URL that the channel connects to; raises InvalidPortNumber."""
@@ -160,8 +166,14 @@ class ZmqTransport:
     def move(self, connection: ConnectionInfo) -> None:
         """The kernel was restarted and has other addresses. Open lines connect there."""
         self._addresses = connection
+        self._take_key()
         for line in list(self._lines):
             line.follow_address()
+
+    def _take_key(self) -> None:
+        """A kernel that encrypts has its public key beside its addresses."""
+        if isinstance(self._addresses, ConnectionInfo):
+            self._session.server_key = self._addresses.curve_publickey
 
     def _new_identity(self) -> bytes:
         self._epoch += 1
