@@ -38,10 +38,10 @@ from fixtures import (
 from places import places
 from queue_transport import QueueTransport
 
+from kclient.client import kernel_client
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Parking
-from kclient.transport.zmq import transport as zmq_transport
 from kclient.transport.zmq.context import context
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def line_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The line between a test's clients and their kernel: ZeroMQ or, if a file asks for it, queues in memory."""
     kind = getattr(request, "param", "zmq")
     if kind == "queues":
-        monkeypatch.setattr(zmq_transport, "ZmqTransport", QueueTransport)
+        monkeypatch.setattr(kernel_client, "new_transport", QueueTransport)
     return str(kind)
 
 

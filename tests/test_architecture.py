@@ -77,7 +77,7 @@ IMPURE = {
 """The modules that `protocol`, and other modules that do no I/O and never wait, do not import."""
 
 PURE = {
-    *("kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff"),
+    *("kclient.pool.scheduler", "kclient.pool.events", "kclient.manager.backoff", "kclient.manager.phases"),
     "kclient.kernels.forkserver.states",
 }
 """Modules outside `protocol` that decide and do nothing else."""

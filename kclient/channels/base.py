@@ -133,17 +133,22 @@ class Channel(ABC):
     def reopen(self) -> None:
         """Connect anew. Messages that were sent and not delivered are dropped."""
         self._connection.close()
+        self._is_started = False
         self._failure = None
         self._open()
 
-    def adopt(self, former: Channel) -> None:
-        """Start with the connection of `former`, a running channel of the same kind, which is stopped by that."""
+    def adopt(self, former: Channel) -> bool:
+        """Start with the connection of `former`, a running channel of the same kind, which is stopped by that.
+
+        False, and nothing has changed, if the connection cannot be handed on.
+        """
         former.check_running()
         if not self._connection.adopt(former._connection):
-            self._connection.open()
+            return False
         former.stop()
         self._is_started = True
         self._opened()
+        return True
 
     def disconnect(self) -> None:
         """Stop trying to reach a kernel that is dead."""

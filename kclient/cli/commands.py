@@ -45,7 +45,7 @@ Exit codes:
   1    something was: the report has a "problem" for each
   2    a wrong option, or the report cannot be written
   130  ended by Ctrl-C;  143  by SIGTERM
-  141  whoever read the output has gone
+  141  the reader of the output has gone
 """
 
 

@@ -179,6 +179,14 @@ class ChannelSet:
                 channel.disconnect()
             channel.fail(failure)
 
+    def move(self, change: Callable[[], None]) -> None:
+        """`change` the addresses of the kernel. Channels that lead elsewhere then connect anew."""
+        before = {channel: channel.address for channel in self.running()}
+        change()
+        for channel, address in before.items():
+            if channel.address != address:
+                channel.reopen()
+
     def reopen(self) -> None:
         """Fail the calls that wait with KernelRestarted. Connect anew, to a kernel that need not be there yet."""
         for channel in self.running():

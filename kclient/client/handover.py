@@ -19,10 +19,11 @@ def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
         return False
     if not outputs.subscribed or peer.info is None or peer.info.speaks_version_4:
         return False
-    successor.channels.peer.info = deepcopy(peer.info)
-    successor.readiness.meet(former.readiness.kernel_session)
-    successor.channels.iopub.outputs.adopt(outputs)
     with successor.owner.call():
-        for channel in channels:
-            successor.channels.channel(channel.name).adopt(channel)
+        if not all(successor.channels.channel(channel.name).adopt(channel) for channel in channels):
+            successor.channels.stop()
+            return False
+        successor.channels.peer.info = deepcopy(peer.info)
+        successor.readiness.meet(former.readiness.kernel_session)
+        successor.channels.iopub.outputs.adopt(outputs)
     return True

@@ -20,6 +20,7 @@ from kclient.concurrency.file_limits import FileDescriptorReservation
 from kclient.concurrency.owner import Owner
 from kclient.errors import ConnectionFileError, KClientError
 from kclient.protocol.connection import ConnectionInfo
+from kclient.transport.choice import new_transport
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
@@ -49,12 +50,11 @@ class KernelClient(KernelInterface):
         on_death: Callable[[], None] | None = None,
     ) -> None:
         from kclient.protocol.session import Session  # imports orjson, a quarter of the time of importing kclient
-        from kclient.transport.zmq.transport import ZmqTransport
 
         self.connection = as_connection_info(connection)
         self.session = session or Session(self.connection.key, signature_scheme=self.connection.signature_scheme)
         self._owner = Owner()
-        self._transport = ZmqTransport(self.connection, self.session, is_ours=kernel is not None)
+        self._transport = new_transport(self.connection, self.session, is_ours=kernel is not None)
         self._reservation = FileDescriptorReservation(self._is_connected)
         self._kernel_connection = KernelConnection(
             self._owner,
@@ -131,7 +131,7 @@ class KernelClient(KernelInterface):
         """The kernel was restarted and has other addresses: connect there. Its keys are the same."""
         self.connection = connection
         with self._owner.call():
-            self._transport.move(connection)
+            self._channels.move(lambda: self._transport.move(connection))
 
     @property
     def has_heartbeat(self) -> bool:

@@ -43,8 +43,9 @@ class KernelDeath:
     def stop(self) -> None:
         """Watch no longer."""
         self._is_watching = False
-        if self._prober is not None:
-            self._prober.kill(block=False)
+        prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.kill(block=False)
 
     def heart_missed(self) -> None:
         """The kernel has missed a heartbeat: find out whether it is dead."""
@@ -52,7 +53,7 @@ class KernelDeath:
             self._prober = gevent.spawn(self._probe)
 
     def _probe(self) -> None:
-        transport = self._channels.transport
+        transport, me = self._channels.transport, gevent.getcurrent()
         try:
             silence_s = self._channels.hb.since_last_beat()
             is_refused = transport.is_refused()
@@ -60,9 +61,11 @@ class KernelDeath:
                 gevent.sleep(RESTART_S)
                 is_refused = transport.is_refused()
         finally:
-            self._prober = None
-        if not self._is_watching:
-            return  # `stop` came too late to end this greenlet. Channels may have been started again since.
+            is_wanted = self._prober is me  # else `stop` came too late to end this greenlet
+            if is_wanted:
+                self._prober = None
+        if not is_wanted:
+            return
         if is_refused:
             where = self._channels.hb.address
             self._availability.died(copies_of(DeadKernelError(f"the kernel died: {where} refuses connections")))

@@ -43,9 +43,6 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.NUDGED, Event.ASK): Phase.ASKED,  # every kernel tells that it begins with code
     (Phase.SILENT, Event.ASK): Phase.ASKED,
     (Phase.ASKED, Event.PASS): Phase.GIVEN_UP,
-    (Phase.OWED, Event.SETTLE): Phase.SETTLED,
-    (Phase.UNHEARD, Event.SETTLE): Phase.SETTLED,
-    (Phase.NUDGED, Event.SETTLE): Phase.SETTLED,
     (Phase.SILENT, Event.SETTLE): Phase.SETTLED,
     (Phase.ASKED, Event.SETTLE): Phase.SETTLED,
 }

@@ -173,7 +173,7 @@ def hold(hub: Hub) -> bool:
         set_handler(SIGINT, _note)  # PYTHONS, HOLD
     elif handler is not _note:
         return False  # AWAITED or FOREIGN, HOLD
-    _holders.add(me)  # after all that may raise: a holder that nobody releases would hold Ctrl-C for ever
+    _holders.add(me)  # after all that may raise: a holder without its `release` holds Ctrl-C for ever
     return True
 
 

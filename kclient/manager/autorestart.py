@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -16,7 +17,7 @@ from kclient.concurrency.deadline import Deadline, check_seconds
 from kclient.concurrency.log import log
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Timer
-from kclient.errors import DeadKernelError, InvalidArgument, KClientError, copies_of
+from kclient.errors import DeadKernelError, InvalidArgument, InvalidState, KClientError, copies_of
 from kclient.manager.backoff import RESTART_LIMIT, STABLE_START_TIME_S, Backoff
 
 OnRestart = Callable[[Any, DeadKernelError, int], object]
@@ -99,13 +100,21 @@ class Restarter:
         self._backoff = policy.backoff()
         self._owner = Owner()
         self._manager = manager
-        self._life = life
+        self._life_reference = weakref.ref(life)
         self._timer = Timer(self._owner, self._go_on)
         self._death: DeadKernelError | None = None
         self._gives_up = False
         self._greenlet: gevent.Greenlet[..., Any] | None = None
         self._trying: object = None
         self._since: float | None = None
+
+    @property
+    def _life(self) -> Life:
+        """Held weakly, as the manager is: a failed restart keeps frames, and so would keep the manager."""
+        life = self._life_reference()
+        if life is None:
+            raise InvalidState("the manager of this kernel was dropped")
+        return life
 
     @property
     def is_at_work(self) -> bool:
@@ -149,9 +158,11 @@ class Restarter:
 
     def _run(self) -> None:
         manager = self._manager()
+        if manager is None:  # it was dropped, and its kernel with it
+            self._death = self._greenlet = None
+            return
         try:
-            if manager is not None:
-                self._see_to(manager)
+            self._see_to(manager)
         finally:
             if self.is_here():
                 self._greenlet = None

@@ -98,11 +98,11 @@ class Lifecycle:
                 self.restarter.cancel()
             self.provisioner.reserve_descriptors()
             connection = self.clients.connection
-            if connection is not None:
-                connection.availability.begin_restart()  # calls wait: the kernel's addresses are not known yet
-                if connection.availability.failure is not None:  # of the kernel before
-                    connection.reopen()
             try:
+                if connection is not None:
+                    connection.availability.begin_restart()  # calls wait: the kernel's addresses are not known yet
+                    if connection.availability.failure is not None:  # of the kernel before
+                        connection.reopen()
                 self._launch(launch, deadline)
             except BaseException:
                 self._note(Event.ENDED)

@@ -48,7 +48,7 @@ _NEXT: Final[dict[Event, dict[Phase, Phase]]] = {
     Event.GIVE_UP: {**_STAY, Phase.AWAITED: Phase.STARTED},
     Event.ANSWER: {**_STAY, Phase.STARTED: Phase.READY, Phase.AWAITED: Phase.READY},
     Event.END: dict.fromkeys(Phase, Phase.ENDING),
-    Event.LEAVE: {Phase.ENDING: Phase.LEFT},
+    Event.LEAVE: {**_STAY, Phase.ENDING: Phase.LEFT},
     Event.ENDED: dict.fromkeys(Phase, Phase.NONE),
     Event.EXIT: {
         Phase.NONE: Phase.NONE,

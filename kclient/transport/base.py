@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.waiting import TURN_S
+from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.messages import Message
 
 
@@ -114,10 +115,20 @@ class Transport(Protocol):
         """A line over a connection of its own, beside that of the channel; None if the transport has none."""
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> HeartbeatLine | None:
-        """A line for pings; None if the transport learns by itself that a kernel has died."""
+        """A line for pings; None if the transport has none."""
 
     def is_refused(self) -> bool | None:
         """True if no program listens at the kernel's addresses, None if that is unknown; waits 1 s at most."""
 
     def hint(self) -> str:
         """Why a kernel may be silent to a new client, and what to do, for an error message."""
+
+
+class KernelTransport(Transport, Protocol):
+    """The way to a kernel that has a connection file, and that this program may start and restart."""
+
+    def own(self) -> None:
+        """This program has started the kernel, and so is told of its end."""
+
+    def move(self, connection: ConnectionInfo) -> None:
+        """The kernel has other addresses since it was restarted. Lines that are opened from here on lead there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,15 +22,17 @@ class World:
         self.refusals = list(refusals)
         self.deaths: list[str] = []
         self.transport = self.hb = self
-        self.stop_when_asked = False
+        self.when_asked: Callable[[], object] = lambda: None
         self.death = KernelDeath(self, self)  # type: ignore[arg-type]
 
     def is_refused(self) -> bool | None:
-        if self.stop_when_asked:
-            self.death.stop()
+        self.when_asked()
         return self.refusals.pop(0)
 
     def unpause(self) -> None: ...
+
+    def runs(self, channel: str) -> bool:
+        return True
 
     def since_last_beat(self) -> float:
         return SILENCE_S
@@ -84,6 +87,29 @@ def test_watch_that_is_stopped_while_it_looks_reports_no_death() -> None:
     """`stop` may be called in the turn of the loop in which the look ends, too late to kill its greenlet."""
     world = World(True, True)
     world.death.watch(None)
-    world.stop_when_asked = True
+    world.when_asked = world.death.stop
+    world.miss()
+    assert world.deaths == []
+
+
+def test_stopped_watch_that_begins_again_notices_a_death() -> None:
+    world = World(True, True)
+    world.death.watch(None)
+    world.death.heart_missed()
+    world.death.stop()
+    world.death.watch_again()
+    world.miss()
+    assert world.deaths == ["the kernel died: tcp://127.0.0.1:1 refuses connections"]
+
+
+def test_look_of_a_watch_that_was_stopped_says_nothing_to_the_next_watch() -> None:
+    world = World(True, True)
+
+    def begin_anew() -> None:
+        world.death.stop()
+        world.death.watch(None)
+
+    world.death.watch(None)
+    world.when_asked = begin_anew
     world.miss()
     assert world.deaths == []

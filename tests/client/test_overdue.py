@@ -11,9 +11,9 @@ from kclient.transport.zmq.context import context
 
 COLUMNS = "       NUDGE   WAIT    ASK    PASS      SETTLE"
 ROWS = """
-OWED      -       -       ASKED  -         SETTLED
-UNHEARD   NUDGED  -       -      -         SETTLED
-NUDGED    -       SILENT  ASKED  -         SETTLED
+OWED      -       -       ASKED  -         -
+UNHEARD   NUDGED  -       -      -         -
+NUDGED    -       SILENT  ASKED  -         -
 SILENT    -       -       ASKED  -         SETTLED
 ASKED     -       -       -      GIVEN_UP  SETTLED
 GIVEN_UP  -       -       -      -         -

@@ -251,3 +251,19 @@ def test_kernel_of_whose_registration_nobody_takes_note_gives_up(folder: Path, m
         (folder / "file.json").write_text(json.dumps(registration.to_dict()))
         with pytest.raises(kclient.KernelTimeout, match="no receipt of the registration"):
             FakeKernel(registration_file=folder / "file.json").open()
+
+
+def test_client_that_is_moved_talks_to_the_other_kernel() -> None:
+    """Its first output arrives, too: iopub is not subscribed there yet."""
+    script = {"6 * 7": [stream("hi\n"), result("42")]}
+    with (
+        FakeKernel(script, key="k") as one,
+        FakeKernel(script, key="k") as other,
+        kclient.connect(one.connection_info, timeout=20) as client,
+    ):
+        client.run("6 * 7", timeout=20)
+        client.move(other.connection_info)
+        run = client.run("6 * 7", timeout=20)
+        assert (run.stdout, run.text) == ("hi\n", "42")
+        assert client.shell_channel.address == client.connection.address("shell")
+        assert other.execution_count == 1

@@ -27,7 +27,12 @@ PING: Final = (b"", b"ping")
 
 
 class ZmqConnection(ABC):
-    """A line over one socket. `connect()` makes the connected socket; `address()` is the address that it has."""
+    """A line over one socket. `connect()` makes the connected socket; `address()` is the address that it has.
+
+    It holds its receiver weakly: a channel that is dropped is freed at once, and its socket with it.
+    """
+
+    _receiver: weakref.ref[Any]
 
     def __init__(
         self, owner: Owner, name: str, connect: Callable[[], zmq.Socket[Any]], address: Callable[[], str]
@@ -71,12 +76,6 @@ class ZmqConnection(ABC):
         self._attach(socket, address)
         return True
 
-    def follow_address(self) -> None:
-        """Connect anew if the line is open and the address has changed. Messages that were not sent are dropped."""
-        if self._stream is not None and self._address() != self._connected_to:
-            self.close()
-            self.open()
-
     def disconnect(self) -> None:
         """Stop trying to reach a kernel that is dead: a try every 5 ms takes 2 % of a processor."""
         if self._stream is not None and not self._stream.is_closed:
@@ -103,6 +102,12 @@ class ZmqConnection(ABC):
         self._connected_to = address
         self._finalizer = weakref.finalize(self, self._owner.run_here, self._stream.close)
         self._finalizer.atexit = False
+
+    def lost(self) -> None:
+        """The socket, or its context, was closed by other code."""
+        receiver = self._receiver()
+        if receiver is not None:
+            receiver.lost()
 
     @abstractmethod
     def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
@@ -139,7 +144,7 @@ class ZmqLine(ZmqConnection):
     ) -> None:
         super().__init__(owner, name, connect, address)
         self._session = session
-        self._receiver = receiver
+        self._receiver = weakref.ref(receiver)
         self._topics = topics
         self._tells_of_cuts = tells_of_cuts
         self._had_peer = self._was_cut = False
@@ -161,16 +166,15 @@ class ZmqLine(ZmqConnection):
 
     def receive(self, frames: list[bytes]) -> None:
         """Verify and parse one message, and hand it to the channel."""
+        receiver = self._receiver()
+        if receiver is None:
+            return
         try:
             message = self._session.deserialize(frames)
         except BadMessage as exc:
-            self._receiver.drop(exc.reason, exc)
+            receiver.drop(exc.reason, exc)
             return
-        self._receiver.receive(message)
-
-    def lost(self) -> None:
-        """The socket, or its context, was closed by other code."""
-        self._receiver.lost()
+        receiver.receive(message)
 
     def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
         self._had_peer = self._was_cut = False
@@ -184,8 +188,9 @@ class ZmqLine(ZmqConnection):
         is_back = has_peer and self._was_cut
         self._was_cut = not has_peer and (self._was_cut or self._had_peer)
         self._had_peer = has_peer
-        if is_back:
-            self._receiver.reconnected()
+        receiver = self._receiver()
+        if is_back and receiver is not None:
+            receiver.reconnected()
 
 
 class ZmqHeartbeat(ZmqConnection):
@@ -200,7 +205,7 @@ class ZmqHeartbeat(ZmqConnection):
         receiver: HeartbeatReceiver,
     ) -> None:
         super().__init__(owner, name, connect, address)
-        self._receiver = receiver
+        self._receiver = weakref.ref(receiver)
 
     def ping(self) -> None:
         """Ask for a sign of life; raises InvalidState if the kernel refuses the connection, and ChannelClosed."""
@@ -208,11 +213,9 @@ class ZmqHeartbeat(ZmqConnection):
 
     def receive(self, frames: list[bytes]) -> None:
         """Any answer is a sign of life."""
-        self._receiver.beat()
-
-    def lost(self) -> None:
-        """The socket, or its context, was closed by other code."""
-        self._receiver.lost()
+        receiver = self._receiver()
+        if receiver is not None:
+            receiver.beat()
 
     def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
         return ZmqStream(self._owner, socket, self, reader=FrameReader(socket), name=self.name)

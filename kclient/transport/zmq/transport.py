@@ -16,7 +16,7 @@ from kclient.protocol.connection import CHANNELS, ConnectionInfo, make_address
 from kclient.transport.base import HeartbeatReceiver, Receiver
 from kclient.transport.zmq.context import context, no_socket
 from kclient.transport.zmq.curve import encrypt
-from kclient.transport.zmq.line import ZmqConnection, ZmqHeartbeat, ZmqLine
+from kclient.transport.zmq.line import ZmqHeartbeat, ZmqLine
 from kclient.transport.zmq.reachability import refuses
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class ZmqTransport:
         self._session = session
         self._context = context
         self._owner = Owner()
-        self._identity = session.identity
         self._epoch = 0
         self._made: set[str] = set()
+        self._shell_identity = session.identity
         self._shell: weakref.ref[ZmqLine] | None = None
-        self._lines: weakref.WeakSet[ZmqConnection] = weakref.WeakSet()
+        self._stdin: weakref.ref[ZmqLine] | None = None
         self._take_key()
 
     @property
@@ -129,27 +129,32 @@ class ZmqTransport:
 
         A ROUTER may ignore a peer whose identity it still knows from a connection that has just been closed.
         """
-        if channel in self._made and channel != "stdin":
-            self._identity = self._new_identity()
+        is_first = channel not in self._made
         self._made.add(channel)
-        line = self._new_line(channel, receiver, None if channel == "stdin" else self._identity)
-        self._lines.add(line)
         if channel == "shell":
+            if not is_first:
+                self._shell_identity = self._new_identity()
+            line = self._new_line(channel, receiver, self._shell_identity)
             self._shell = weakref.ref(line)
             self._reopen_stdin()
+        elif channel == "stdin":
+            if not is_first and not self._has_shell:
+                self._shell_identity = self._new_identity()
+            line = self._new_line(channel, receiver, None)
+            self._stdin = weakref.ref(line)
+        else:
+            line = self._new_line(channel, receiver, self._session.identity if is_first else self._new_identity())
         return line
 
     def second_line(self, channel: str, receiver: Receiver) -> ZmqLine:
-        """A line over a connection of its own, for a short time. It does not `move`."""
+        """A line over a connection of its own, for a short time."""
         return self._new_line(channel, receiver, self._new_identity())
 
     def heartbeat(self, receiver: HeartbeatReceiver) -> ZmqHeartbeat:
         """A line for pings."""
         self.address("hb")
         connect = partial(self._open_socket, "hb", None)
-        line = ZmqHeartbeat(self._owner, "hb", connect, partial(self.address, "hb"), receiver)
-        self._lines.add(line)
-        return line
+        return ZmqHeartbeat(self._owner, "hb", connect, partial(self.address, "hb"), receiver)
 
     def is_refused(self) -> bool:
         """True if no program listens at the ports of hb and shell. Some kernels have no heartbeat."""
@@ -164,11 +169,9 @@ class ZmqTransport:
         self._is_ours = True
 
     def move(self, connection: ConnectionInfo) -> None:
-        """The kernel was restarted and has other addresses. Open lines connect there."""
+        """The kernel has other addresses since it was restarted. Lines that are opened from here on connect there."""
         self._addresses = connection
         self._take_key()
-        for line in list(self._lines):
-            line.follow_address()
 
     def _take_key(self) -> None:
         """A kernel that encrypts has its public key beside its addresses."""
@@ -179,21 +182,26 @@ class ZmqTransport:
         self._epoch += 1
         return b"%s-%d" % (self._session.identity, self._epoch)
 
+    @property
+    def _has_shell(self) -> bool:
+        """True while the shell line is in use."""
+        return self._shell is not None and self._shell() is not None
+
     def _identity_of_shell(self) -> bytes:
-        """The identity of the shell line's socket, which may be an adopted one; else the identity that it will get."""
+        """The identity of the shell line's socket, which may have been adopted, or the one that it will get."""
         line = None if self._shell is None else self._shell()
         socket = None if line is None else line.socket
         if socket is None or socket.closed:
-            return self._identity
+            return self._shell_identity
         identity = socket.get(zmq.ROUTING_ID)
         return identity if isinstance(identity, bytes) else str(identity).encode()
 
     def _reopen_stdin(self) -> None:
-        """Give the stdin line the identity of the new shell line."""
-        for line in list(self._lines):
-            if line.name == "stdin" and line.is_open:
-                line.close()
-                line.open()
+        """Let the stdin line have the identity of the new shell line."""
+        line = None if self._stdin is None else self._stdin()
+        if line is not None and line.is_open:
+            line.close()
+            line.open()
 
     def _new_line(self, channel: str, receiver: Receiver, identity: bytes | None) -> ZmqLine:
         self.address(channel)
