@@ -16,7 +16,10 @@ NAME_VARIABLES: Final = ("LOGNAME", "USER", "LNAME", "USERNAME", "SUDO_USER")
 SHORT_NAME: Final = 3
 """A name of fewer letters is part of many words: it is replaced only where it stands alone."""
 
-_HOMES: Final = re.compile(r"(?<=/home/)[^/\s'\"]+|(?<=/Users/)[^/\s'\"]+")
+WORDS_OF_JUPYTER: Final = frozenset({"ipython", "jupyter", "kclient", "kernel", "python"})
+"""Login names in containers that tell of no person. A report without these words cannot be read."""
+
+_HOMES: Final = re.compile(r"(?:(?<=/home/)|(?<=/home\d/)|(?<=/Users/))[^/\s'\"]+")
 """The folder of any user, where the homes are."""
 
 
@@ -24,9 +27,10 @@ class Anonymizer:
     """Replaces the home folders by ``~``, the login names by ``USER`` and the host name by ``HOST``."""
 
     def __init__(self, homes: Iterable[str], names: Iterable[str], host: str) -> None:
+        names = {name for name in names if name and name.lower() not in WORDS_OF_JUPYTER}
         replaced = [(_home_pattern(home), "~") for home in sorted(homes, key=len, reverse=True) if home.strip("/")]
         replaced.append((_HOMES, "USER"))
-        replaced += [(_name_pattern(name), "USER") for name in sorted(names, key=len, reverse=True) if name]
+        replaced += [(_name_pattern(name), "USER") for name in sorted(names, key=len, reverse=True)]
         replaced += [(_name_pattern(name), "HOST") for name in (host, host.partition(".")[0]) if name]
         self._replaced = replaced
 

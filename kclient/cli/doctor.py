@@ -57,6 +57,9 @@ PATCHES: Final = {
 
 UNLIMITED: Final = "unlimited"
 
+KERNELS_OWN_DESCRIPTORS: Final = 64
+"""ipykernel 7.4 starts with so many file descriptors, and with 60 it does not."""
+
 COMMAND_SHOWN: Final = 1000
 """Characters of a kernel's command that an error has at most."""
 
@@ -132,6 +135,10 @@ def count_file_descriptors(report: Report) -> dict[str, Any]:
         check(KERNEL_DESCRIPTORS, "a kernel")
     except TooManyFiles as exc:
         report.problems.append(str(exc))
+    if soft != resource.RLIM_INFINITY and soft < KERNELS_OWN_DESCRIPTORS:
+        report.hints.append(
+            f"a kernel inherits the limit of {soft} file descriptors: ipykernel may not start with that"
+        )
     clients = UNLIMITED if soft == resource.RLIM_INFINITY else max(0, soft - SPARE_DESCRIPTORS) // CLIENT_DESCRIPTORS
     return {
         "file_descriptors": UNLIMITED if soft == resource.RLIM_INFINITY else soft,
@@ -203,7 +210,8 @@ def find_kernels(report: Report) -> dict[str, Any]:
 def describe_kernel(spec: KernelSpec, report: Report) -> dict[str, Any]:
     program = spec.command("")[0]
     if shutil.which(program, path=spec.environment(os.environ).get("PATH")) is None:
-        report.hints.append(f"the kernel {spec.name!r} cannot start: there is no program {program}")
+        lack = "its argv begins with a string that holds several words" if has_words(program) else program
+        report.hints.append(f"the kernel {spec.name!r} cannot start: there is no such program: {lack}")
     return {"name": spec.name, "where": spec.resource_dir, "encrypted": spec.supports_curve}
 
 
@@ -219,6 +227,12 @@ def try_start(kernel: dict[str, Any], report: Report, screen: Screen, timeout: f
     except KClientError as exc:
         kernel["error"] = first_line(exc)
         report.problems.append(f"the kernel {name!r}: {kernel['error']}")
+        report.hints.append(f"what the kernel {name!r} printed is not shown here: `kclient run` shows it")
+
+
+def has_words(program: str) -> bool:
+    """True if `program` may be a whole command line, with what is secret in it."""
+    return len(program.split()) > 1
 
 
 def first_line(exc: KClientError) -> str:
@@ -227,8 +241,10 @@ def first_line(exc: KClientError) -> str:
         return f"no {exc.waiting_for} within {exc.timeout:g} s"
     text = exc.headline if isinstance(exc, DeadKernelError) else str(exc)
     argv = exc.argv if isinstance(exc, LaunchError) else []
-    if argv[1:]:  # a program alone is no secret
-        for command in (shlex.join(argv), repr(argv)[:COMMAND_SHOWN]):
+    if argv[1:] or has_words(" ".join(argv)):  # a program alone is no secret
+        shown = [shlex.join(argv), repr(argv)[:COMMAND_SHOWN]]
+        shown += [repr(argument) for argument in argv if has_words(argument)]
+        for command in shown:
             text = text.replace(command, "...")
     return text.splitlines()[0]
 

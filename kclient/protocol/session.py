@@ -46,7 +46,7 @@ class Session:
     ) -> None:
         self.session = uuid.uuid4().hex
         self.username = username
-        self.key = key.encode() if isinstance(key, str) else key
+        self.key = _check_key(key)
         self.server_key = _check_server_key(server_key)
         digest = digest_of(signature_scheme)
         if digest is None:
@@ -57,7 +57,7 @@ class Session:
 
             self._signer = Signer(self.key, digest)
         self._count = 0
-        self._replay_history = replay_history
+        self._replay_history = _check_replay_history(replay_history)
         self._seen: set[bytes] = set()
         self._seen_in_order: deque[bytes] = deque()
 
@@ -143,6 +143,21 @@ class Session:
             message.buffers = list(frames[start + 5 :])
             message.nbytes += sum(map(len, message.buffers))
         return message
+
+
+def _check_key(key: bytes | str) -> bytes:
+    """An empty key means unsigned messages, so nothing else that is empty may pass for one."""
+    if isinstance(key, str):
+        return key.encode()
+    if not isinstance(key, bytes):
+        raise InvalidArgument(f"key must be bytes or a string, not {type(key).__name__}; b'' is for unsigned messages")
+    return key
+
+
+def _check_replay_history(replay_history: int) -> int:
+    if type(replay_history) is not int or replay_history < 0:
+        raise InvalidArgument(f"replay_history must be a number of messages, 0 or more, not {replay_history!r}")
+    return replay_history
 
 
 def _check_server_key(server_key: bytes | str) -> bytes:

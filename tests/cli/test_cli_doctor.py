@@ -138,6 +138,7 @@ def test_too_few_file_descriptors_are_a_problem() -> None:
     assert done.returncode == 1
     assert (report["limits"]["file_descriptors"], report["limits"]["clients_at_once"]) == (32, 1)
     assert "file descriptors" in report["problems"][0]
+    assert [hint for hint in report["hints"] if "inherits the limit of 32" in hint]
 
 
 def test_no_kernel_is_a_problem() -> None:
@@ -198,6 +199,31 @@ def test_command_of_a_kernel_is_not_told(tmp_path: Path) -> None:
     assert first_line(error) == "it ended; its command was ..."
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"argv": "python s3cret"},
+        {"argv": ["python s3cret"]},
+        {"argv": ["python", "s3cret\0"]},
+        {"argv": ["python", ["s3cret"]]},
+        {"env": ["s3cret"]},
+        {"env": {"TOKEN": ["s3cret"]}},
+        {"env": {"TOKEN=s3cret": ""}},
+        {"env": {"TOKEN": "s3cret\0"}},
+        {"metadata": "s3cret"},
+        {"interrupt_mode": "s3cret"},
+        {"display_name": ["s3cret"]},
+    ],
+    ids=str,
+)
+def test_wrong_value_in_a_spec_is_not_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """A token may be in it. The hint names what is wrong."""
+    write_spec(tmp_path / "kernels" / "remote", **{"argv": ["python3"], **wrong})
+    done = doctor("--json", "--start", JUPYTER_PATH=str(tmp_path), KCLIENT_ALLOWED_KERNELS="remote")
+    assert "s3cret" not in done.out + done.err
+    assert [hint for hint in report_of(done)["hints"] if next(iter(wrong)) in hint]
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
 def test_names_of_the_user_and_the_machine_are_not_told(tmp_path: Path, form: list[str]) -> None:
     home, temporary = tmp_path / "home" / "ada", tmp_path / "of-Ada.tmp"
@@ -220,6 +246,7 @@ def test_names_of_the_user_and_the_machine_are_not_told(tmp_path: Path, form: li
         ("no file '/home/ada', or /home/ada/x", "no file '~', or ~/x"),
         ("/home/adalbert/x and /Users/grace/y", "/home/USER/x and /Users/USER/y"),
         ("/mnt/home/ada/x", "/mnt/home/USER/x"),
+        ("/home1/grace/x", "/home1/USER/x"),
         ("/tmp/pytest-of-ADA/0", "/tmp/pytest-of-USER/0"),
         ("/net/box.example.org/x, box", "/net/HOST/x, HOST"),
         ("/usr/share/jupyter", "/usr/share/jupyter"),
@@ -238,3 +265,8 @@ def test_names_are_those_of_the_system() -> None:
 
 def test_short_name_is_replaced_where_it_stands_alone() -> None:
     assert Anonymizer([], ["j"], "").clean("/srv/J/java/j_1") == "/srv/USER/java/USER_1"
+
+
+def test_login_name_that_is_a_word_of_the_report_stays() -> None:
+    text = "/usr/share/jupyter/kernels, CPython 3.11"
+    assert Anonymizer([], ["jupyter", "Python"], "").clean(text) == text

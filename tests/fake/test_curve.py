@@ -18,6 +18,7 @@ import kclient
 from kclient.concurrency.deadline import Deadline
 from kclient.protocol.connection import CHANNELS
 from kclient.testing import FakeKernel, Request, result, stream
+from kclient.transport.zmq.context import context
 
 WAIT = 20
 
@@ -160,3 +161,18 @@ def test_keys_are_in_no_repr_log_or_error(fake: FakeKernel, caplog: pytest.LogCa
     shown.append(caplog.text)
     keys = [key.decode() for key in (info.key, info.curve_publickey, info.curve_secretkey)]
     assert not [text for text in shown for key in keys if key in text]
+
+
+def test_channel_made_by_hand_without_the_key_says_what_may_lack() -> None:
+    with FakeKernel(curve=True) as fake:
+        info = fake.connection_info
+        channel = kclient.ShellChannel(context(), kclient.Session(info.key), info.address("shell"))
+        channel.start()
+        with pytest.raises(kclient.KernelTimeout, match="server_key"):
+            channel.kernel_info(timeout=0.05)
+        channel.stop()
+        session = kclient.Session(info.key, server_key=info.curve_publickey)
+        channel = kclient.ShellChannel(context(), session, info.address("shell"))
+        channel.start()
+        assert channel.kernel_info(timeout=WAIT).content["status"] == "ok"
+        channel.stop()

@@ -10,6 +10,7 @@ import sys
 import uuid
 from datetime import datetime, timedelta, timezone
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -665,3 +666,16 @@ def test_server_key_may_be_text_as_in_a_connection_file():
 def test_server_key_that_is_none_is_refused_before_anything_connects(key):
     with pytest.raises(InvalidArgument, match="server_key must be a key of CurveZMQ"):
         Session(server_key=key)
+
+
+@pytest.mark.parametrize("key", [None, [], {}, 0, 5, True, memoryview(b"key")], ids=lambda key: type(key).__name__)
+def test_key_that_is_no_key_is_refused(key: Any) -> None:
+    """An empty value that passes for no key would turn the signatures off without a word."""
+    with pytest.raises(InvalidArgument, match="key must be bytes or a string"):
+        Session(key)
+
+
+@pytest.mark.parametrize("bound", [None, "x", -1, 1.5, math.nan, True], ids=repr)
+def test_replay_history_that_is_no_number_is_refused(bound: Any) -> None:
+    with pytest.raises(InvalidArgument, match="replay_history must be a number of messages"):
+        Session(KEY, replay_history=bound)

@@ -22,14 +22,26 @@ SPEC_FILE: Final = "kernel.json"
 HANDSHAKE: Final = (5, 6)
 """The protocol version since which a kernel can choose its own ports and report them."""
 
+INTERRUPT_MODES: Final = ("signal", "message")
+
+_INTERRUPT_MODE_RULE: Final = "interrupt_mode must be 'signal' or 'message'"
 _ARGV_TEMPLATE = re.compile(r"\{(connection_file|resource_dir|prefix)\}")
+_JSON_KINDS: Final = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 _VERSION = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.\d+)*", re.ASCII)
 _BARE_PYTHON = frozenset({"python", "python3", "python{}.{}".format(*sys.version_info)})
 
 
 def _check_interrupt_mode(spec: KernelSpec, attribute: attrs.Attribute[str], value: object) -> None:
-    if value not in ("signal", "message"):
-        raise InvalidArgument(f"interrupt_mode must be 'signal' or 'message', not {value!r}")
+    if value not in INTERRUPT_MODES:
+        raise InvalidArgument(f"{_INTERRUPT_MODE_RULE}, not {value!r}")
 
 
 @attrs.define
@@ -87,7 +99,10 @@ class KernelSpec:
 
 
 def read_kernel_spec(name: str, resource_dir: str) -> KernelSpec:
-    """Read the kernel.json in `resource_dir`. Raises InvalidArgument, which names the file, if it cannot be used."""
+    """Read the kernel.json in `resource_dir`. Raises InvalidArgument, which names the file, if it cannot be used.
+
+    The error says what is wrong, and shows no value: a token may be in it.
+    """
     path = os.path.join(resource_dir, SPEC_FILE)
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -109,11 +124,15 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
         raise InvalidArgument("argv is missing")
     argv = values["argv"]
     if not isinstance(argv, list) or not argv or not all(isinstance(argument, str) for argument in argv):
-        raise InvalidArgument(f"argv must be a list of strings, at least one, not {argv!r}")
+        raise InvalidArgument(f"argv must be a list of strings, at least one; it is {_kind_of(argv)}")
     env = _value(values, "env", dict)
-    if not all(isinstance(value, str) for value in env.values()):
-        raise InvalidArgument(f"env must map names to strings, not {env!r}")
+    for value in env.values():
+        if not isinstance(value, str):
+            raise InvalidArgument(f"env must map names to strings; it has {_kind_of(value)}")
     _check_startable(argv, env)
+    interrupt_mode = _value(values, "interrupt_mode", str).lower() or "signal"
+    if interrupt_mode not in INTERRUPT_MODES:
+        raise InvalidArgument(_INTERRUPT_MODE_RULE)
     return KernelSpec(
         name=name,
         argv=argv,
@@ -121,7 +140,7 @@ def _make_spec(name: str, resource_dir: str, values: Any) -> KernelSpec:
         language=_value(values, "language", str),
         resource_dir=resource_dir,
         env=env,
-        interrupt_mode=_value(values, "interrupt_mode", str).lower() or "signal",
+        interrupt_mode=interrupt_mode,
         metadata=_value(values, "metadata", dict),
         kernel_protocol_version=_value(values, "kernel_protocol_version", str),
     )
@@ -140,10 +159,10 @@ def _check_startable(argv: list[str], env: dict[str, str]) -> None:
     for what, texts in (("argv", argv), ("env", [*env, *env.values()])):
         for text in texts:
             if not can_be_given(text):
-                raise InvalidArgument(f"{what} has a NUL or half of a surrogate pair in {text!r}; remove it")
+                raise InvalidArgument(f"{what} has a string with a NUL or half of a surrogate pair; remove it")
     for name in env:
         if not name or "=" in name:
-            raise InvalidArgument(f"env has a variable named {name!r}; a name must not be empty or contain '='")
+            raise InvalidArgument("env has a variable whose name is empty or contains '='")
 
 
 def _value(values: dict[str, Any], key: str, kind: type) -> Any:
@@ -152,8 +171,16 @@ def _value(values: dict[str, Any], key: str, kind: type) -> Any:
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise InvalidArgument(f"{key} must be a {kind.__name__}, not {value!r}")
+        raise InvalidArgument(f"{key} must be {_JSON_KINDS[kind]}; it is {_kind_of(value)}")
     return value
+
+
+def _kind_of(value: object) -> str:
+    """What `value`, of a JSON text, is there."""
+    if isinstance(value, list):
+        is_plain = all(isinstance(item, str) for item in value)
+        return ("a list" if value else "an empty list") if is_plain else "a list with other values than strings"
+    return _JSON_KINDS[type(value)]
 
 
 def _check_arguments(arguments: Iterable[str]) -> list[str]:
