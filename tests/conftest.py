@@ -74,8 +74,11 @@ START = 30
 HISTORY_IS_SAVED_LATER = "c = get_config()\nc.HistoryManager.db_cache_size = 10_000\n"
 """An interrupt can leave IPython with two lines of one number. IPython reports it when it saves them, in later code."""
 
-CLEAN = "%reset -f\nget_ipython().history_manager.writeout_cache()"
-"""Runs in the shared kernel after each test."""
+CLEAN = """%reset -f
+get_ipython().history_manager.writeout_cache()
+get_ipython().execution_count = len(get_ipython().history_manager.input_hist_raw)
+"""
+"""Runs in the shared kernel after each test. After those two lines of one number, the last line counts aright again."""
 
 HUNG_AGAIN = 15
 """Seconds after which a test that was already ended once is ended again, if its teardown hangs."""
