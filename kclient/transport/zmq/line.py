@@ -22,25 +22,25 @@ from kclient.transport.zmq.stream import ZmqStream
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
+Connect = Callable[[], tuple["zmq.Socket[Any]", str]]
+"""Makes a connected socket; returns it and its address."""
+
 PING: Final = (b"", b"ping")
 """A ping as a REQ sends it. The socket is a DEALER: a REQ cannot be read between its ping and the next (EFSM)."""
 
 
 class ZmqConnection(ABC):
-    """A line over one socket. `connect()` makes the connected socket; `address()` is the address that it has.
+    """A line over one socket. `connect()` makes the connected socket, and returns the address that it has, too.
 
     It holds its receiver weakly: a channel that is dropped is freed at once, and its socket with it.
     """
 
     _receiver: weakref.ref[Any]
 
-    def __init__(
-        self, owner: Owner, name: str, connect: Callable[[], zmq.Socket[Any]], address: Callable[[], str]
-    ) -> None:
+    def __init__(self, owner: Owner, name: str, connect: Connect) -> None:
         self.name = name
         self._owner = owner
         self._connect = connect
-        self._address = address
         self._connected_to = ""
         self._stream: ZmqStream | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
@@ -57,8 +57,7 @@ class ZmqConnection(ABC):
 
     def open(self) -> None:
         """Connect; raises InvalidState, InvalidArgument and TooManyFiles."""
-        address = self._address()
-        self._attach(self._connect(), address)
+        self._attach(*self._connect())
 
     def close(self) -> None:
         """Disconnect at once. Idempotent."""
@@ -134,15 +133,14 @@ class ZmqLine(ZmqConnection):
         self,
         owner: Owner,
         name: str,
-        connect: Callable[[], zmq.Socket[Any]],
-        address: Callable[[], str],
+        connect: Connect,
         session: Session,
         receiver: Receiver,
         *,
         topics: int = 0,
         tells_of_cuts: bool = False,
     ) -> None:
-        super().__init__(owner, name, connect, address)
+        super().__init__(owner, name, connect)
         self._session = session
         self._receiver = weakref.ref(receiver)
         self._topics = topics
@@ -200,11 +198,10 @@ class ZmqHeartbeat(ZmqConnection):
         self,
         owner: Owner,
         name: str,
-        connect: Callable[[], zmq.Socket[Any]],
-        address: Callable[[], str],
+        connect: Connect,
         receiver: HeartbeatReceiver,
     ) -> None:
-        super().__init__(owner, name, connect, address)
+        super().__init__(owner, name, connect)
         self._receiver = weakref.ref(receiver)
 
     def ping(self) -> None:

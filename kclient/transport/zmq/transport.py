@@ -153,8 +153,7 @@ class ZmqTransport:
     def heartbeat(self, receiver: HeartbeatReceiver) -> ZmqHeartbeat:
         """A line for pings."""
         self.address("hb")
-        connect = partial(self._open_socket, "hb", None)
-        return ZmqHeartbeat(self._owner, "hb", connect, partial(self.address, "hb"), receiver)
+        return ZmqHeartbeat(self._owner, "hb", partial(self._open_socket, "hb", None), receiver)
 
     def is_refused(self) -> bool:
         """True if no program listens at the ports of hb and shell. Some kernels have no heartbeat."""
@@ -209,15 +208,14 @@ class ZmqTransport:
             self._owner,
             channel,
             partial(self._open_socket, channel, identity),
-            partial(self.address, channel),
             self._session,
             receiver,
             topics=TOPICS.get(channel, 0),
             tells_of_cuts=channel == "stdin",
         )
 
-    def _open_socket(self, channel: str, identity: bytes | None) -> zmq.Socket[Any]:
-        """A connected socket; raises InvalidState, InvalidArgument and TooManyFiles."""
+    def _open_socket(self, channel: str, identity: bytes | None) -> tuple[zmq.Socket[Any], str]:
+        """A connected socket and its address; raises InvalidState, InvalidArgument and TooManyFiles."""
         address = self.address(channel)
         within = self.context
         try:
@@ -247,4 +245,4 @@ class ZmqTransport:
         except BaseException:
             socket.close(0)
             raise
-        return socket
+        return socket, address
