@@ -290,6 +290,7 @@ def kernel(shared_kernel: SharedKernel, request: pytest.FixtureRequest) -> Itera
     yield shared_kernel.manager
     assert shared_kernel.manager.run(CLEAN, silent=True, timeout=START).ok
     shared_kernel.manager.iopub_channel.flush()
+    shared_kernel.join_watchers()
     shared_kernel.broken_by = None
 
 
@@ -297,6 +298,11 @@ class SharedKernel:
     def __init__(self, manager: kclient.KernelManager) -> None:
         self.manager = manager
         self.broken_by: str | None = None
+
+    def join_watchers(self) -> None:
+        """Wait for greenlets that still ask about answers of the test: on a busy machine, one may have come late."""
+        watchers = self.manager.client.kernel_connection.watchdog._watchers
+        gevent.joinall(list(watchers.values()), timeout=START)
 
 
 @pytest.fixture

@@ -42,10 +42,10 @@ class Service:
     def stats(self) -> dict[str, Any]:
         return dict(self.ask("GET", "/stats").json)
 
-    def end(self, signum: int = signal.SIGTERM) -> str:
-        """Stop the service; returns the output after its URL."""
+    def end(self, signum: int = signal.SIGTERM, may_say: str = "") -> str:
+        """Stop the service; returns the output after its URL. `may_say` is the pattern of lines on stderr."""
         self.script.process.send_signal(signum)
-        return self.script.end()
+        return self.script.end(may_say)
 
 
 class Answer:
