@@ -42,7 +42,7 @@ class Service:
     def stats(self) -> dict[str, Any]:
         return dict(self.ask("GET", "/stats").json)
 
-    def end(self, signum: int = signal.SIGTERM, may_say: str = "") -> str:
+    def end(self, signum: int = signal.SIGTERM, may_say: str | None = None) -> str:
         """Stop the service; returns the output after its URL. `may_say` is the pattern of lines on stderr."""
         self.script.process.send_signal(signum)
         return self.script.end(may_say)
