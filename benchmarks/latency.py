@@ -18,7 +18,7 @@ from benchmarks.turns import KCLIENTS
 from kclient.bench.recorder import Recorder
 from kclient.bench.rounds import Batch, interleave_batches, time_calls
 
-BATCH = 50
+BATCH_CALLS = 50
 
 OPERATIONS = ["kernel_info", "execute", "run"]
 
@@ -51,8 +51,8 @@ def measure(
             tidy=tidy,
             title=title,
             count=options.pick(count, 20),
-            batch=options.pick(BATCH, 10),
-            warm_up=options.pick(4 * BATCH, 5),
+            batch=options.pick(BATCH_CALLS, 10),
+            warm_up=options.pick(4 * BATCH_CALLS, 5),
         )
 
 

@@ -167,6 +167,6 @@ def test_every_constant_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_constant_that_does_not_exist_is_found() -> None:
-    assert has_constant("protocol.routing.", "MAX_UNCOLLECTED")
+    assert has_constant("protocol.routing.", "MAX_UNCOLLECTED_REPLIES")
     assert not has_constant("protocol.routing.", "MAX_UNCOLLECTED_")
-    assert not has_constant("no_such.", "MAX_UNCOLLECTED")
+    assert not has_constant("no_such.", "MAX_UNCOLLECTED_REPLIES")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from kclient.bench.results import Row
 
-WIDTH: Final = 100_000
+WIDTH_COLUMNS: Final = 100_000
 """Columns of the page: so many that no cell is cut. A terminal wraps long lines."""
 
 NOTHING: Final = "-"
@@ -55,7 +55,7 @@ LATENCY: Final = [
 
 def table_of(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A table in lines of text, without colours."""
-    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False, no_color=True)
+    console = Console(width=WIDTH_COLUMNS, markup=False, highlight=False, emoji=False, no_color=True)
     table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column.title, justify="right" if column.is_number else "left")

@@ -13,7 +13,7 @@ from typing import Any, Final
 NAME_VARIABLES: Final = ("LOGNAME", "USER", "LNAME", "USERNAME", "SUDO_USER")
 """The environment variables that hold a login name: those of getpass.getuser(), and that of sudo."""
 
-SHORT_NAME: Final = 3
+SHORT_NAME_LETTERS: Final = 3
 """A name of fewer letters is part of many words: it is replaced only where it stands alone."""
 
 WORDS_OF_JUPYTER: Final = frozenset({"ipython", "jupyter", "kclient", "kernel", "python"})
@@ -64,4 +64,4 @@ def _home_pattern(home: str) -> re.Pattern[str]:
 
 def _name_pattern(name: str) -> re.Pattern[str]:
     pattern = re.escape(name)
-    return re.compile(pattern if len(name) >= SHORT_NAME else rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE)
+    return re.compile(pattern if len(name) >= SHORT_NAME_LETTERS else rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE)

@@ -21,7 +21,7 @@ from kclient.errors import KClientError, KernelTimeout
 if TYPE_CHECKING:
     from kclient.bench.recorder import Recorder
 
-BATCH: Final = 50
+BATCH_CALLS: Final = 50
 """Calls of one kind before it is the turn of the next."""
 
 IPC_WAIT_S: Final = 10.0
@@ -136,7 +136,7 @@ class Bench:
                     name = f"{operation}, {transport}"
                     keys[name], calls[name], tidy[name] = (operation, transport), call, tidier(kernel)
             recorders = interleave(
-                calls, title="measuring", count=self._job.calls, batch=BATCH, warm_up=self._job.warm_up, tidy=tidy
+                calls, title="measuring", count=self._job.calls, batch=BATCH_CALLS, warm_up=self._job.warm_up, tidy=tidy
             )
         return {keys[name]: recorder for name, recorder in sorted(recorders.items())}
 

@@ -38,9 +38,10 @@ from kclient.kernels.connection.files import (
     write_private,
 )
 from kclient.kernels.process.exit_watcher import open_pidfd
+from kclient.kernels.process.output import SHOWN_CHARACTERS
 from kclient.kernels.specs.search import ALLOWED_KERNELS, list_kernel_specs, search_path
 from kclient.kernels.specs.spec import KernelSpec
-from kclient.protocol.connection import MAX_IPC_PATH
+from kclient.protocol.connection import MAX_IPC_PATH_BYTES
 
 PACKAGES: Final = ("kclient", "gevent", "pyzmq", "orjson", "attrs", "jupyter_core", "ipykernel")
 """Those that kclient is built on, and the kernel that most programs start."""
@@ -59,9 +60,6 @@ UNLIMITED: Final = "unlimited"
 
 KERNELS_OWN_DESCRIPTORS: Final = 64
 """ipykernel 7.4 starts with so many file descriptors, and with 60 it does not."""
-
-COMMAND_SHOWN: Final = 1000
-"""Characters of a kernel's command that an error has at most."""
 
 
 @attrs.define
@@ -189,7 +187,7 @@ def try_ipc_folder(report: Report) -> dict[str, Any]:
         "temporary_folder": temporary,
         "ipc_folder": parent,
         "ipc_path_bytes": len(os.fsencode(f"{folder.ip}-1")),
-        "ipc_path_bytes_allowed": MAX_IPC_PATH,
+        "ipc_path_bytes_allowed": MAX_IPC_PATH_BYTES,
     }
 
 
@@ -242,7 +240,7 @@ def first_line(exc: KClientError) -> str:
     text = exc.headline if isinstance(exc, DeadKernelError) else str(exc)
     argv = exc.argv if isinstance(exc, LaunchError) else []
     if argv[1:] or has_words(" ".join(argv)):  # a program alone is no secret
-        shown = [shlex.join(argv), repr(argv)[:COMMAND_SHOWN]]
+        shown = [shlex.join(argv), repr(argv)[:SHOWN_CHARACTERS]]
         shown += [repr(argument) for argument in argv if has_words(argument)]
         for command in shown:
             text = text.replace(command, "...")

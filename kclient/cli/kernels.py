@@ -17,7 +17,7 @@ from kclient.kernels.specs.install import install_kernel_spec, place_to_remove, 
 from kclient.kernels.specs.search import ALLOWED_KERNELS, list_kernel_specs, places_of
 from kclient.kernels.specs.spec import KernelSpec
 
-UNLIMITED: Final = 100_000
+WIDTH_COLUMNS: Final = 100_000
 """Columns of a table: so many that no cell is cut."""
 
 
@@ -65,7 +65,7 @@ def table_of(specs: Iterable[KernelSpec]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=UNLIMITED, markup=False, highlight=False, emoji=False)
+    console = Console(width=WIDTH_COLUMNS, markup=False, highlight=False, emoji=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="none")  # a header style would apply to spaces too
     for title in ("name", "display name", "language", "encrypted", "where"):
         table.add_column(Text.assemble((title, "bold")))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Manager = TypeVar("_Manager", bound="KernelManager")
 
-ATTEMPTS: Final = 3
+START_ATTEMPTS: Final = 3
 """Number of starts, each with new ports: another program may take a port before the kernel binds it."""
 
 
@@ -101,7 +101,7 @@ def start_until_ready(new: Callable[[], _Manager], launch: Mapping[str, Any], de
     """
     from kclient.kernels.connection.port_conflicts import were_taken
 
-    for attempts_left in reversed(range(ATTEMPTS)):
+    for attempts_left in reversed(range(START_ATTEMPTS)):
         manager = new()
         try:
             with Owner().call():

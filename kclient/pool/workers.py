@@ -21,7 +21,7 @@ from kclient.pool.events import PooledKernel, PoolEvent, PoolStats
 from kclient.pool.lent_kernel import LentKernel, Recipe
 from kclient.pool.scheduler import BUSY, IDLE, STARTING, Checkout, PoolEntry, Scheduler
 
-MAX_UNTOLD: Final = 10_000
+MAX_WAITING_EVENTS: Final = 10_000
 """Events that wait for a slow on_event. Further events are dropped."""
 
 LAST_EVENTS_WAIT_S: Final = 1.0
@@ -294,7 +294,7 @@ class Workers:
     def _tell(self, kind: str, entry: PoolEntry | None = None, **facts: Any) -> None:
         if self._on_event is None:
             return
-        if self._untold >= MAX_UNTOLD:
+        if self._untold >= MAX_WAITING_EVENTS:
             if not self._has_dropped:
                 log().warning("on_event of a KernelPool does not keep up: events are dropped from here on")
             self._has_dropped = True

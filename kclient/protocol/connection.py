@@ -18,7 +18,7 @@ from kclient.errors import ConnectionFileError, InvalidArgument, InvalidPortNumb
 CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
 """The five channels, in the order of a connection file."""
 
-MAX_IPC_PATH: Final = 107
+MAX_IPC_PATH_BYTES: Final = 107
 """Bytes of an ipc path: sockaddr_un has 108, one of them the final NUL (unix(7))."""
 
 CURVE_KEYS: Final = ("curve_publickey", "curve_secretkey")
@@ -239,9 +239,9 @@ def _check_url(url: str) -> str:
 
 def _check_ipc_path(path: str) -> str:
     size = len(path.encode())
-    if size > MAX_IPC_PATH:
+    if size > MAX_IPC_PATH_BYTES:
         raise ConnectionFileError(
-            f"ipc path of {size} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH}, so choose a shorter ip",
+            f"ipc path of {size} bytes: {path!r}; a Unix socket allows {MAX_IPC_PATH_BYTES}, so choose a shorter ip",
             path=path,
         )
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-MAX_OWED: Final = 10_000
+MAX_OWED_ANSWERS: Final = 10_000
 """At most so many missing idle statuses are remembered, and so many missing replies."""
 
 
@@ -55,5 +55,5 @@ class PendingAnswers:
 
 def _remember(entries: OrderedDict[str, float], msg_id: str, now: float) -> None:
     entries[msg_id] = now
-    if len(entries) > MAX_OWED:
+    if len(entries) > MAX_OWED_ANSWERS:
         entries.popitem(last=False)

@@ -15,7 +15,7 @@ from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, reply_type
 from kclient.protocol.pending_answers import PendingAnswers
 
-MAX_UNCOLLECTED: Final = 10_000
+MAX_UNCOLLECTED_REPLIES: Final = 10_000
 """At most so many replies are kept for a later get_reply, and so many abandoned requests are remembered."""
 
 MAX_UNCOLLECTED_BYTES: Final = 256 * 2**20
@@ -28,7 +28,7 @@ OUTPUT_TYPES: Final = frozenset(
 _OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
 
 
-KEPT_SESSION: Final = 3
+KEPT_SESSION_MESSAGES: Final = 3
 """A kernel keeps its session id if so many messages in a row after the first have the same one. One request causes
 only two status messages, so these are of more than one request."""
 
@@ -68,7 +68,7 @@ class Requests:
 
     def __init__(self, pending: PendingAnswers) -> None:
         self.pending = pending
-        self.inbox = Inbox(MAX_UNCOLLECTED, MAX_UNCOLLECTED_BYTES)
+        self.inbox = Inbox(MAX_UNCOLLECTED_REPLIES, MAX_UNCOLLECTED_BYTES)
         self._slots: dict[str, Slot] = {}
         self._abandoned: deque[str] | None = None  # until a request is abandoned: it takes 0.7 KiB
 
@@ -133,7 +133,7 @@ class Requests:
         slot.on_settled = None
         abandoned = self._abandoned = self._abandoned or deque()
         abandoned.append(slot.msg_id)
-        if len(abandoned) > MAX_UNCOLLECTED and (forgotten := self._slots.get(abandoned.popleft())):
+        if len(abandoned) > MAX_UNCOLLECTED_REPLIES and (forgotten := self._slots.get(abandoned.popleft())):
             self.discard(forgotten)
 
     def discard(self, slot: Slot) -> None:
@@ -177,7 +177,7 @@ class Requests:
     def fail(self, slots: Iterable[Slot], error: Callable[[str | None], Exception]) -> list[Slot]:
         """Settle those of `slots` that are unanswered with `error(msg_id)`; returns those that have a waiter.
 
-        The others keep their error for a get_reply that may still come, up to MAX_UNCOLLECTED of them.
+        The others keep their error for a get_reply that may still come, up to MAX_UNCOLLECTED_REPLIES of them.
         """
         unanswered = [slot for slot in slots if slot.is_pending()]
         for slot in unanswered:
@@ -187,7 +187,7 @@ class Requests:
                 self.pending.note_no_reply(slot.msg_id)
             slot.error = error
         uncollected = [slot for slot in self._slots.values() if slot.error is not None]
-        for slot in uncollected[:-MAX_UNCOLLECTED]:
+        for slot in uncollected[:-MAX_UNCOLLECTED_REPLIES]:
             self.discard(slot)
         return [slot for slot in unanswered if slot.on_settled is not None]
 
@@ -284,7 +284,7 @@ class Outputs:
             parent_id = None
         if msg_type == "status":
             self._note_status(message, parent_id)
-            if message.header.get("session") != self._kernel_session or self._kept_session < KEPT_SESSION:
+            if message.header.get("session") != self._kernel_session or self._kept_session < KEPT_SESSION_MESSAGES:
                 self._note_session(message)
         elif msg_type in DISPLAY_TYPES and message.content.get("transient"):
             self._update_displays(message, parent_id)
@@ -311,7 +311,7 @@ class Outputs:
             return
         if not isinstance(session, str) or session == message.parent_header.get("session"):
             return
-        if self._kernel_session is not None and self._kept_session >= KEPT_SESSION:
+        if self._kernel_session is not None and self._kept_session >= KEPT_SESSION_MESSAGES:
             self.kernels += 1
         self._kernel_session = session
         self._kept_session = 0

@@ -25,7 +25,7 @@ from kclient.protocol.messages import PROTOCOL_VERSION, Message
 if TYPE_CHECKING:
     from kclient.protocol.signing import Signer
 
-REPLAY_HISTORY: Final = 65_536
+REPLAY_HISTORY_SIGNATURES: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
 
 
@@ -41,7 +41,7 @@ class Session:
         *,
         signature_scheme: str = "hmac-sha256",
         username: str = "kclient",
-        replay_history: int = REPLAY_HISTORY,
+        replay_history: int = REPLAY_HISTORY_SIGNATURES,
         server_key: bytes | str = b"",
     ) -> None:
         self.session = uuid.uuid4().hex

@@ -15,8 +15,8 @@ import attrs
 
 from kclient.protocol.messages import Content, Message
 
-MAX_CURSORS: Final = 10_000
-"""Completions whose cursor is remembered: as many as there may be uncollected replies (routing.MAX_UNCOLLECTED)."""
+MAX_COMPLETIONS: Final = 10_000
+"""Completions whose cursor is remembered: as many as uncollected replies (routing.MAX_UNCOLLECTED_REPLIES)."""
 
 _NEW_NAMES: Final = {
     "pyin": "execute_input",
@@ -78,7 +78,7 @@ class Version4:
         cursor = message.content.get("cursor_pos")
         if isinstance(cursor, int):
             self._cursors[message.msg_id] = cursor
-        if len(self._cursors) > MAX_CURSORS:
+        if len(self._cursors) > MAX_COMPLETIONS:
             self._cursors.popitem(last=False)
 
     def _add_cursors(self, message: Message) -> None:

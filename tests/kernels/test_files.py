@@ -22,7 +22,7 @@ from kclient.kernels.connection.files import (
     remove_ipc_files,
     write_connection_file,
 )
-from kclient.protocol.connection import MAX_IPC_PATH, ConnectionInfo
+from kclient.protocol.connection import MAX_IPC_PATH_BYTES, ConnectionInfo
 
 INFO = ConnectionInfo(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key=b"secret-key")
 
@@ -455,7 +455,7 @@ def test_ipc_addresses_are_short_enough_however_long_the_temporary_directory(tmp
     try:
         folder = new_ipc_folder()
         try:
-            assert len(os.fsencode(f"{folder.ip}-5")) <= MAX_IPC_PATH
+            assert len(os.fsencode(f"{folder.ip}-5")) <= MAX_IPC_PATH_BYTES
             bind(f"{folder.ip}-5").close()
         finally:
             folder.remove()

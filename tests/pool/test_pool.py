@@ -627,7 +627,7 @@ def test_on_event_that_never_returns_holds_up_no_call_for_long(
     make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "LAST_EVENTS_WAIT_S", 0.01)
-    monkeypatch.setattr(workers, "MAX_UNTOLD", 2)
+    monkeypatch.setattr(workers, "MAX_WAITING_EVENTS", 2)
     pool = make_pool(on_event=lambda event: Event().wait())
     with pool.kernel() as kernel:
         assert kernel.run("6 * 7", timeout=WAIT).text == "42"

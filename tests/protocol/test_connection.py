@@ -10,7 +10,7 @@ from jupyter_client.connect import write_connection_file
 from zmq.utils import z85
 
 from kclient.errors import ConnectionFileError, InvalidPortNumber, KClientError
-from kclient.protocol.connection import CHANNELS, MAX_IPC_PATH, ConnectionInfo, make_address
+from kclient.protocol.connection import CHANNELS, MAX_IPC_PATH_BYTES, ConnectionInfo, make_address
 
 PORTS = {"shell_port": 1001, "iopub_port": 1002, "stdin_port": 1003, "control_port": 1004, "hb_port": 1005}
 VALUES = {
@@ -359,8 +359,8 @@ def test_url_with_a_port_beyond_65535_is_refused():
 @pytest.mark.parametrize("letter", ["x", "é", "😀"])
 def test_ipc_path_of_107_bytes_is_taken_and_of_108_is_refused(letter):
     size = len(letter.encode())
-    stem = letter * ((MAX_IPC_PATH - 2) // size)
-    fits = stem + "y" * (MAX_IPC_PATH - 2 - len(stem.encode()))
+    stem = letter * ((MAX_IPC_PATH_BYTES - 2) // size)
+    fits = stem + "y" * (MAX_IPC_PATH_BYTES - 2 - len(stem.encode()))
     assert make_address((fits, 1), transport="ipc") == f"ipc://{fits}-1"
     assert len(f"{fits}-1".encode()) == 107
     for ip, port in ((fits + "y", 1), (fits, 10)):

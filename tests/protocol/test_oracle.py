@@ -13,7 +13,7 @@ from kclient.errors import BadMessage
 from kclient.protocol import messages
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
-from kclient.protocol.session import REPLAY_HISTORY, Session
+from kclient.protocol.session import REPLAY_HISTORY_SIGNATURES, Session
 from kclient.protocol.version4 import Version4
 
 KEY = b"the-shared-key"
@@ -237,7 +237,7 @@ def test_neither_refuses_a_replay_without_a_key():
 
 
 def test_both_remember_the_same_number_of_messages():
-    assert Oracle().session.digest_history_size == REPLAY_HISTORY
+    assert Oracle().session.digest_history_size == REPLAY_HISTORY_SIGNATURES
 
 
 def test_message_read_from_jupyter_client_works_as_its_dict_does():

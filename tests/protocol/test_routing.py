@@ -29,8 +29,8 @@ def requests():
 
 @pytest.fixture
 def small_bounds(monkeypatch):
-    monkeypatch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
-    monkeypatch.setattr(pending_answers, "MAX_OWED", BOUND)
+    monkeypatch.setattr(routing, "MAX_UNCOLLECTED_REPLIES", BOUND)
+    monkeypatch.setattr(pending_answers, "MAX_OWED_ANSWERS", BOUND)
 
 
 def ask(msg_type="execute_request"):
@@ -779,8 +779,8 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(routing, "MAX_UNCOLLECTED", BOUND)
-        self.patch.setattr(pending_answers, "MAX_OWED", BOUND)
+        self.patch.setattr(routing, "MAX_UNCOLLECTED_REPLIES", BOUND)
+        self.patch.setattr(pending_answers, "MAX_OWED_ANSWERS", BOUND)
         self.requests = Requests(PendingAnswers())
         self.requests.inbox = Inbox(BOUND, self.MAX_BYTES)
         self.session = Session()

@@ -23,7 +23,7 @@ from kclient.testing import FakeKernel, Request, stream
 KINDS = ("execute_request", "complete_request", "interrupt_request")
 """The types of the requests that the calls of a batch send."""
 
-BATCH = 200
+BATCH_CALLS = 200
 """Messages that come while one set of calls is pending."""
 
 
@@ -106,7 +106,7 @@ class Live:
         while sum(request.msg_type in KINDS for request in fake.requests) < len(calls):
             gevent.sleep(1e-6)
         self._learn_parents()
-        for _ in range(BATCH):
+        for _ in range(BATCH_CALLS):
             self._send()
         fake.goes_on.set()
         gevent.joinall(calls, raise_error=True)

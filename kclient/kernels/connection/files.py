@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from kclient.concurrency.unpatched import close
 from kclient.errors import ConnectionFileError
-from kclient.protocol.connection import MAX_IPC_PATH, ConnectionInfo
+from kclient.protocol.connection import MAX_IPC_PATH_BYTES, ConnectionInfo
 
 _PRIVATE: Final = 0o700
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -203,7 +203,7 @@ def new_ipc_folder() -> PrivateFolder:
     """
 
     def fits(folder: str) -> bool:
-        return len(os.fsencode(os.path.join(folder, f"{_SOCKET_STEM}-{_LAST_IPC_PORT}"))) <= MAX_IPC_PATH
+        return len(os.fsencode(os.path.join(folder, f"{_SOCKET_STEM}-{_LAST_IPC_PORT}"))) <= MAX_IPC_PATH_BYTES
 
     return _new_folder("ipc sockets", [tempfile.gettempdir, lambda: "/tmp"], fits)
 

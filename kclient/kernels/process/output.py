@@ -17,7 +17,7 @@ Output: TypeAlias = "int | IO[Any] | None"
 _TAIL_BYTES: Final = 16 * 1024
 """Bytes of output that `tail_of` returns: some ten long tracebacks."""
 
-_SHOWN_LENGTH: Final = 1000
+SHOWN_CHARACTERS: Final = 1000
 """Characters of the command that an error shows. A command that is too long for the system has some two million."""
 
 
@@ -105,5 +105,5 @@ def reason(exc: Exception) -> str:
 def cannot_start(argv: Sequence[str], why: str) -> LaunchError:
     """The error for a kernel process that could not be started; `why` is the reason."""
     text = repr(argv)
-    shown = text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
+    shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
     return LaunchError(f"cannot start the kernel: {why}; the command was {shown}", argv=argv)
