@@ -108,6 +108,16 @@ def figures(request: pytest.FixtureRequest) -> Figures:
     return Figures(config.getoption("--long"), request.node.nodeid, config.getoption("--figures"))
 
 
+def pytest_configure() -> None:
+    """Let a Ctrl-C reach the programs that tests start, also if a script started pytest with ``&``.
+
+    Such a pytest ignores SIGINT, and so does each program that it starts. A signal that has a handler here has its
+    default there.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use a real kernel, before ``-m`` chooses."""
