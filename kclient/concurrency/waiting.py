@@ -34,39 +34,67 @@ def weakly(method: Callable[..., object]) -> Callable[..., None]:
     return call
 
 
-class Timer:
-    """Calls `method` once, some time after `set`. The loop does not keep the method's object alive."""
+CALL_AGAIN_S: Final = 0.001
+"""A `Timer` makes its call again after so long, if a Ctrl-C ended it."""
 
-    __slots__ = ("_call", "_owner", "_timer")
+
+class Timer:
+    """Calls `method` once, some time after `set`. The loop does not keep the method's object alive.
+
+    A Ctrl-C that is raised before the call has ended, in any line of it, does not lose the call: it is made again.
+    """
+
+    __slots__ = ("_call", "_is_calling", "_owner", "_timer")
 
     def __init__(self, owner: Owner, method: Callable[..., object]) -> None:
         self._owner = owner
         self._call = weakly(method)
         self._timer: Any = None
+        self._is_calling = False
 
     @property
     def is_set(self) -> bool:
-        """True from `set` until the call, or `cancel`."""
-        return self._timer is not None
+        """True from `set` until the call begins, or `cancel`."""
+        timer = self._timer
+        return timer is not None and timer.active and not self._is_calling
 
     def set(self, seconds: float, *args: object) -> None:
         """Call `method(*args)` in `seconds` from now. A call that was asked for earlier is cancelled."""
-        self.cancel()
-        # A new timer: one that has fired, started again, fires at once.
-        self._timer = self._owner.hub.loop.timer(max(0.0, seconds))
-        self._timer.start(self._fire, args, update=True)
+        # A new timer: one that has fired, started again, fires at once. It goes ahead before the old one is stopped, so
+        # that a Ctrl-C between these lines leaves one of both; one that is not `self._timer` stops itself.
+        old, timer = self._timer, self._owner.hub.loop.timer(max(0.0, seconds), CALL_AGAIN_S)
+        timer.start(self._fire, timer, args, update=True)
+        self._timer, self._is_calling = timer, False
+        _close(old)
 
     def cancel(self) -> None:
         """Do not call, if it has not happened yet."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.stop()
-            timer.close()
+        timer, self._timer, self._is_calling = self._timer, None, False
+        _close(timer)
 
-    def _fire(self, args: tuple[object, ...]) -> None:
-        self.cancel()
-        if not self._owner.forked:  # a forked child inherits the parent's timers, and must not act on them
-            self._call(*args)
+    def _fire(self, timer: Any, args: tuple[object, ...]) -> None:
+        """Runs every `CALL_AGAIN_S` until it stops `timer`. A Ctrl-C that is raised here prevents that."""
+        if self._timer is not timer:  # a Ctrl-C came in `set` or `cancel`
+            _close(timer)
+            return
+        self._is_calling = True
+        try:
+            if not self._owner.forked:  # a forked child inherits the parent's timers, and must not act on them
+                self._call(*args)
+        except Exception:
+            self._end(timer)
+            raise
+        self._end(timer)
+
+    def _end(self, timer: Any) -> None:
+        if self._timer is timer:  # else the call has set another
+            self.cancel()
+
+
+def _close(timer: Any) -> None:
+    if timer is not None:
+        timer.stop()
+        timer.close()
 
 
 def switch_soon(waiters: list[Waiter[bool]]) -> None:

@@ -11,19 +11,21 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
+from itertools import count
 from time import monotonic
 
 import gevent
 import pytest
 from gevent import get_hub, getcurrent
 from gevent._hub_local import get_hub_if_exists
+from strikes import CallbackStrike
 
 from kclient.concurrency import deadline as deadline_module
 from kclient.concurrency.callbacks import call_back, in_callback
 from kclient.concurrency.deadline import Deadline, check_seconds
 from kclient.concurrency.log import log_soon
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import Parking, switch_soon, weakly
+from kclient.concurrency.waiting import Parking, Timer, switch_soon, weakly
 from kclient.errors import InvalidArgument, KClientError, WrongThread
 
 FOR_EVER = Deadline(None)
@@ -680,3 +682,62 @@ def test_watcher_keeps_no_object_alive():
     gc.collect()
     assert reference() is None
     call(3)  # and a call that is too late does nothing
+
+
+class Called:
+    """Counts the calls of a timer. The first one sets the timer again, if `again` is true."""
+
+    def __init__(self, again=False):
+        self.owner = Owner()
+        self.timer = Timer(self.owner, self.call)
+        self.again = again
+        self.count = 0
+
+    def call(self):
+        self.count += 1
+        if self.again and self.count == 1:
+            self.timer.set(0)
+
+    def wait_until_it_is_done(self):
+        deadline = Deadline(LONG)
+        while self.count <= self.again or self.timer._timer is not None:
+            gevent.sleep(0.001)
+            assert not deadline.is_over
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_at_any_line_of_a_timers_call_does_not_lose_the_call(again):
+    for at in count(1):
+        called = Called(again)
+        called.timer.set(0)
+        assert called.timer.is_set
+        strike = CallbackStrike(Timer._fire.__code__, at)
+        strike.during(called.wait_until_it_is_done)
+        called.wait_until_it_is_done()
+        assert not called.timer.is_set, strike.where
+        if not strike.where:
+            break
+    assert at > 10
+    assert called.count == 1 + again
+
+
+def test_timer_whose_call_raises_does_not_call_again(capsys):
+    class Broken(Called):
+        def call(self):
+            super().call()
+            raise ValueError("broken")
+
+    broken = Broken()
+    broken.timer.set(0)
+    broken.wait_until_it_is_done()
+    assert not broken.timer.is_set
+    assert (broken.count, capsys.readouterr().err.count("broken")) == (1, 2)
+
+
+def test_cancelled_timer_does_not_call():
+    called, other = Called(), Called()
+    called.timer.set(0)
+    called.timer.cancel()
+    other.timer.set(0)
+    other.wait_until_it_is_done()
+    assert (called.count, called.timer.is_set) == (0, False)

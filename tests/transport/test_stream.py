@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,8 @@ import gevent
 import pytest
 import zmq
 import zmq.green
+from fixtures import WAIT
+from strikes import CallbackStrike
 
 import kclient
 from kclient.concurrency.deadline import Deadline
@@ -89,6 +92,28 @@ def test_a_message_that_a_send_finds_is_taken_in_at_once(listener: Listener) -> 
     listener.stream.send([b"question"])
     assert listener.messages == [[b"here already"]]
     assert listener.peer.recv() == b"question"
+
+
+@pytest.mark.parametrize("callback", ["_go_on", "_on_readable"])
+def test_ctrl_c_at_any_line_of_a_callback_loses_no_message_and_no_wake_up(listener: Listener, callback: str) -> None:
+    """The next turn mends `_go_on`, and `mend` the callback of the watcher, which the loop has stopped."""
+    for number in count(1):
+        while listener.stream._again.active:
+            gevent.sleep(0)
+        waiting = gevent.spawn(listener.wait_for, number)
+        gevent.sleep(0)
+        if callback == "_go_on":
+            listener.stream.mend()
+        listener.peer.send(str(number).encode())
+        strike = CallbackStrike(getattr(ZmqStream, callback).__code__, number)
+        strike.during(partial(waiting.join, WAIT if callback == "_go_on" else 0.01))
+        if callback == "_on_readable":
+            listener.stream.mend()
+        waiting.get(timeout=WAIT)
+        if not strike.where:
+            break
+    assert number > 20
+    assert [frames[0] for frames in listener.messages] == [b"%d" % sent for sent in range(1, number + 1)]
 
 
 def test_a_drain_ends_after_its_turn_and_the_rest_comes_with_the_next() -> None:

@@ -85,11 +85,12 @@ class ZmqStream:
         self._on_touched = None if on_touched is None else weakly(on_touched)
         _retire_own_watcher(socket)
         loop = owner.hub.loop
-        self._again: Any = loop.timer(NEXT_TURN_S)
+        # It fires at each turn until `_go_on` stops it. A Ctrl-C that is raised in `_go_on` prevents only that.
+        self._again: Any = loop.timer(NEXT_TURN_S, NEXT_TURN_S)
         self._readable: Any = loop.io(_get(socket, zmq.FD), READABLE)
         self._readable.start(self._on_readable)
         # The descriptor signals only a reader that has found it empty before. So look once without a signal.
-        self._again.start(self._pump)
+        self._again.start(self._go_on)
 
     def send(self, frames: Sequence[Any]) -> None:
         """Queue a message, and take in the messages that have arrived meanwhile. A Ctrl-C is raised when it is out.
@@ -142,19 +143,21 @@ class ZmqStream:
         if not self._again.active:  # else the pump would run twice in one turn of the loop
             self._pump()
 
-    def _pump(self) -> None:
+    def _pump(self) -> bool:
         """Take in messages and switch to the greenlets that they wake, for at most `TURN_S` seconds. Runs in the hub.
+
+        Returns True if the socket is empty, and False if the pump goes on at the loop's next turn.
 
         The first greenlet that is woken goes on before the pump looks for more messages: if there are none, that look
         takes 3 us. After that all messages are taken in together, which saves a switch for each.
         """
         if self._is_taking_in:
-            return
+            return True  # what takes in asks for more itself
         until = monotonic() + TURN_S
         wakeups, woken = self._owner.wakeups, self._woken
         is_over = is_first_over = False
-        self._is_pumping = True
         try:
+            self._is_pumping = True
             while not is_over and monotonic() <= until:
                 if not woken:
                     wakeups.woken = woken
@@ -171,6 +174,7 @@ class ZmqStream:
             self._is_pumping = False
             if not is_over:
                 self._go_on_soon()
+        return is_over
 
     def _take_in(self, until: float, woken: Sequence[object] = ()) -> bool:
         """Take in messages. True if the socket is empty; False if, before that, a greenlet was woken or time was up."""
@@ -208,10 +212,11 @@ class ZmqStream:
             self._again.start(self._go_on)
 
     def _go_on(self) -> None:
-        """Take in and watch again: the loop stops a watcher whose callback has raised."""
+        """Take in and watch again: the loop stops a watcher whose callback has raised. Runs until all is taken in."""
         if not self.is_closed:
             self._readable.start(self._on_readable)
-            self._pump()
+            if self._pump():
+                self._again.stop()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:
         """Wait until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
@@ -234,11 +239,12 @@ class ZmqStream:
         return bool(events & _POLLOUT)
 
     def mend(self) -> None:
-        """Watch again if a Ctrl-C was raised in a callback of ours: the loop stops a watcher whose callback has raised.
+        """Look for messages and woken greenlets that a Ctrl-C has left, if it was raised in a callback of ours.
 
-        That can happen only while the main greenlet waits outside of kclient.
+        The loop then has stopped the watcher, too. That can happen only while the main greenlet waits outside of
+        kclient. No attribute tells of it for certain, so this looks always.
         """
-        if not self.is_closed and not self._readable.active and not self._again.active:
+        if not self.is_closed:
             self._go_on_soon()
 
     def close(self) -> None:
