@@ -186,7 +186,8 @@ class Requests:
             else:
                 self.pending.note_no_reply(slot.msg_id)
             slot.error = error
-        uncollected = [slot for slot in self._slots.values() if slot.error is not None]
+        # One whose reply came after an earlier error is left out: its reply waits in the inbox.
+        uncollected = [slot for slot in self._slots.values() if slot.error is not None and slot.reply is None]
         for slot in uncollected[:-MAX_UNCOLLECTED_REPLIES]:
             self.discard(slot)
         return [slot for slot in unanswered if slot.on_settled is not None]

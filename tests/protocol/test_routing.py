@@ -394,6 +394,21 @@ def test_uncollected_failures_are_bounded_and_the_oldest_go():
         requests.take(requests.claim(asked[2].msg_id))
 
 
+@pytest.mark.usefixtures("small_bounds")
+def test_reply_that_came_after_a_failure_outlives_further_failures():
+    requests = Requests(PendingAnswers())
+    request = ask()
+    requests.open(request)
+    requests.fail(requests, restarted)
+    reply = answer(request)
+    requests.route(reply)
+    for _ in range(BOUND + 1):
+        requests.open(ask())
+    requests.fail(requests, restarted)
+    assert (len(requests), len(requests.inbox)) == (BOUND + 1, 1)
+    assert requests.take(requests.claim(request.msg_id)) is reply
+
+
 def test_slots_can_be_changed_while_they_are_listed(requests):
     slots = [open_and_await(requests, ask()) for _ in range(3)]
     for slot in requests:
