@@ -213,10 +213,12 @@ class ZmqStream:
 
     def _go_on(self) -> None:
         """Take in and watch again: the loop stops a watcher whose callback has raised. Runs until all is taken in."""
-        if not self.is_closed:
-            self._readable.start(self._on_readable)
-            if self._pump():
-                self._again.stop()
+        if self.is_closed:  # a Ctrl-C came in `detach`
+            self._stop_watching()
+            return
+        self._readable.start(self._on_readable)
+        if self._pump():
+            self._again.stop()
 
     def wait_for_peer(self, deadline: Deadline) -> bool:
         """Wait until the socket, which has ZMQ_IMMEDIATE, is connected; False if it is not within the deadline."""
