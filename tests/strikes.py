@@ -1,47 +1,57 @@
-"""A Ctrl-C at a chosen line of a callback that the loop calls."""
+"""A Ctrl-C at a chosen line of kclient."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import gevent
+import leaks
+
+import kclient
+
+PACKAGE = str(Path(kclient.__file__).parent)
 
 
-class CallbackStrike:
-    """A SIGINT at the `at`-th line that runs in a callback, or in what that calls. `code` is that of the callback."""
+class Strike:
+    """A SIGINT at the `at`-th line of kclient that runs during `call`.
 
-    def __init__(self, code: CodeType, at: int) -> None:
+    With `within`, the code of a callback, only lines count that run in that callback, or in what it calls.
+    """
+
+    def __init__(self, at: int, within: CodeType | None = None) -> None:
         self.where = ""
-        self._code = code
-        self._left = at
+        self.left = at
+        self._within = within
 
-    def during(self, wait: Callable[[], object]) -> None:
-        """Call `wait`, in the main greenlet, and let no KeyboardInterrupt of the strike out."""
-        old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    def during(self, call: Callable[[], object]) -> BaseException | None:
+        """The exception that `call` raised, or None."""
         sys.settrace(self._trace)
         try:
-            wait()
-            gevent.sleep(0)  # a Ctrl-C noted in the hub is raised with the loop's next turn
-        except KeyboardInterrupt:
-            assert self.where
+            call()
+        except BaseException as exc:
+            return exc
         finally:
             sys.settrace(None)
-            signal.signal(signal.SIGINT, old)
+        return None
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line" and self._is_under(frame):
-            self._left -= 1
-            if self._left == 0:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and self._counts(frame):
+            self.left -= 1
+            if self.left == 0:
                 sys.settrace(None)
-                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+                self.where = leaks.lines(frame, 12)
                 signal.raise_signal(signal.SIGINT)
         return self._trace
 
-    def _is_under(self, frame: FrameType | None) -> bool:
-        while frame is not None and frame.f_code is not self._code:
+    def _counts(self, frame: FrameType | None) -> bool:
+        if self._within is None:
+            return True
+        while frame is not None and frame.f_code is not self._within:
             frame = frame.f_back
         return frame is not None

@@ -18,7 +18,7 @@ import gevent
 import pytest
 from gevent import get_hub, getcurrent
 from gevent._hub_local import get_hub_if_exists
-from strikes import CallbackStrike
+from strikes import Strike
 
 from kclient.concurrency import deadline as deadline_module
 from kclient.concurrency.callbacks import call_back, in_callback
@@ -711,8 +711,9 @@ def test_ctrl_c_at_any_line_of_a_timers_call_does_not_lose_the_call(again):
         called = Called(again)
         called.timer.set(0)
         assert called.timer.is_set
-        strike = CallbackStrike(Timer._fire.__code__, at)
-        strike.during(called.wait_until_it_is_done)
+        strike = Strike(at, Timer._fire.__code__)
+        error = strike.during(called.wait_until_it_is_done)
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
         called.wait_until_it_is_done()
         assert not called.timer.is_set, strike.where
         if not strike.where:

@@ -6,11 +6,9 @@ A trace function strikes at one line after the other of all that kclient runs fo
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gevent
@@ -19,43 +17,12 @@ import leaks
 import pytest
 from figures import Figures
 from fixtures import WAIT, Script
+from strikes import Strike
 
 import kclient
 from kclient.concurrency import sigint
 from kclient.concurrency.callbacks import in_callback
 from kclient.testing import FakeKernel, result, stream
-
-PACKAGE = str(Path(kclient.__file__).parent)
-
-
-class Strike:
-    """A SIGINT at the `at`-th line of kclient that runs during `call`."""
-
-    def __init__(self, at: int) -> None:
-        self.where = ""
-        self.left = at
-
-    def during(self, call: Callable[[], object]) -> BaseException | None:
-        """The exception that `call` raised, or None."""
-        sys.settrace(self._trace)
-        try:
-            call()
-        except BaseException as exc:
-            return exc
-        finally:
-            sys.settrace(None)
-        return None
-
-    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                self.where = leaks.lines(frame, 12)
-                signal.raise_signal(signal.SIGINT)
-        return self._trace
 
 
 def strikes(figures: Figures, step: int) -> Iterator[Strike]:

@@ -17,7 +17,7 @@ import pytest
 import zmq
 import zmq.green
 from fixtures import WAIT
-from strikes import CallbackStrike
+from strikes import Strike
 
 import kclient
 from kclient.concurrency.deadline import Deadline
@@ -94,6 +94,11 @@ def test_a_message_that_a_send_finds_is_taken_in_at_once(listener: Listener) -> 
     assert listener.peer.recv() == b"question"
 
 
+def wait_for(greenlet: gevent.Greenlet[..., Any], seconds: float) -> None:
+    greenlet.join(seconds)
+    gevent.sleep(0)  # a Ctrl-C noted in the hub is raised with the loop's next turn
+
+
 @pytest.mark.parametrize("callback", ["_go_on", "_on_readable"])
 def test_ctrl_c_at_any_line_of_a_callback_loses_no_message_and_no_wake_up(listener: Listener, callback: str) -> None:
     """The next turn mends `_go_on`, and `mend` the callback of the watcher, which the loop has stopped."""
@@ -105,8 +110,9 @@ def test_ctrl_c_at_any_line_of_a_callback_loses_no_message_and_no_wake_up(listen
         if callback == "_go_on":
             listener.stream.mend()
         listener.peer.send(str(number).encode())
-        strike = CallbackStrike(getattr(ZmqStream, callback).__code__, number)
-        strike.during(partial(waiting.join, WAIT if callback == "_go_on" else 0.01))
+        strike = Strike(number, getattr(ZmqStream, callback).__code__)
+        error = strike.during(partial(wait_for, waiting, WAIT if callback == "_go_on" else 0.01))
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
         if callback == "_on_readable":
             listener.stream.mend()
         waiting.get(timeout=WAIT)
