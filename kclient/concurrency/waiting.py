@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from gevent import getcurrent
@@ -95,6 +96,29 @@ def _close(timer: Any) -> None:
     if timer is not None:
         timer.stop()
         timer.close()
+
+
+def until_done(owner: Owner, function: Callable[[], object]) -> Callable[..., None]:
+    """Returns a callable for a watcher or an Event. It has the loop call `function` until a call has ended.
+
+    A call that a Ctrl-C ends is made again after `CALL_AGAIN_S`. On libev the callable runs no line of Python, so that
+    no Ctrl-C is raised in it, and the loop does not stop its watcher.
+    """
+    timer = owner.hub.loop.timer(0.0, CALL_AGAIN_S)
+
+    def call(*args: object) -> None:
+        is_held = sigint.hold(owner.hub)
+        try:
+            function()
+            timer.stop()
+        except Exception:
+            timer.stop()
+            raise
+        finally:
+            if is_held:
+                sigint.release(owner.hub)
+
+    return partial(timer.start, call)
 
 
 def switch_soon(waiters: list[Waiter[bool]]) -> None:

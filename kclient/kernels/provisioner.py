@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -19,7 +20,7 @@ from kclient.concurrency.file_limits import (
     FileDescriptorReservation,
 )
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import Parking
+from kclient.concurrency.waiting import Parking, until_done
 from kclient.errors import (
     STDERR_SHOWN,
     DeadKernelError,
@@ -131,7 +132,7 @@ class Provisioner:
             self.process = process
             self.launch = launch
             self._on_exit = on_exit
-            process.exited.rawlink(lambda exited: self._exited(process))
+            process.exited.rawlink(until_done(self._owner, partial(self._exited, process)))
 
     def _will_handshake(self) -> bool:
         """True if the kernel chooses its ports; raises InvalidArgument if that is required and impossible."""
@@ -235,12 +236,13 @@ class Provisioner:
         """Wait until the process has ended (True) or until the deadline is over (False)."""
         process = self.require()
         parking = Parking(self._owner)
-        process.exited.rawlink(parking.wake)
+        wake = until_done(self._owner, parking.wake)
+        process.exited.rawlink(wake)
         try:
             while not process.exited.is_set() and process.is_alive() and not deadline.is_over:
                 parking.wait(deadline)
         finally:
-            process.exited.unlink(parking.wake)
+            process.exited.unlink(wake)
         return not process.is_alive()
 
     def end(self, deadline: Deadline) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from itertools import count
 
 import gevent
 import gevent.select
 import pytest
 from fixtures import in_forked_child
+from strikes import Strike
 
 import kclient
 from benchmarks.descendants import descendants, parent_of
@@ -395,6 +397,26 @@ def test_closed_server_waits_for_no_start_that_was_given_up(own_server, silent, 
     background(own_server.start, [*BARE, "-c", ""]).greenlet.kill()
     own_server.close()
     assert exit_watcher.has_event(silent, 1)
+
+
+def test_ctrl_c_at_any_line_of_a_callback_does_not_lose_the_end(server):
+    """The main greenlet waits outside of kclient. The first lines learn of the end, the last ones of the exit code."""
+
+    def wait():
+        process.exited.wait(WAIT)
+        gevent.idle()  # a Ctrl-C noted in the hub is raised with the loop's next turn
+
+    for at in count(1):
+        process = server.start([*BARE, "-c", RUN_ON])
+        process.kill()
+        strike = Strike(at)
+        error = strike.during(wait)
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+        assert end_of(process) == -signal.SIGKILL, strike.where
+        process.close()
+        if not strike.where:
+            break
+    assert at > 50
 
 
 def test_file_that_is_none_leaves_the_server_as_it_was(own_server):

@@ -8,9 +8,11 @@ import tempfile
 import threading
 import weakref
 from importlib.util import find_spec
+from itertools import count
 
 import gevent
 import pytest
+from strikes import Strike
 
 from kclient.errors import InvalidArgument, LaunchError
 from kclient.kernels.process import exit_watcher
@@ -722,3 +724,36 @@ def test_program_ends_although_its_process_runs_on(prelude, platform):
         assert select.select([pidfd], [], [], WAIT)[0]
     finally:
         os.close(pidfd)
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("seen_by", ["the hub", "is_alive"])
+def test_ctrl_c_at_any_line_of_a_callback_does_not_lose_the_end(watched_by, seen_by):
+    """The main greenlet waits outside of kclient, so a Ctrl-C may be raised at any line that runs in the hub."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    def wait():
+        if seen_by == "is_alive":
+            process.is_alive()
+        process.exited.wait(WAIT)
+        gevent.idle()  # a Ctrl-C noted in the hub is raised with the loop's next turn
+
+    for at in count(1):
+        process = LocalLauncher().start(["sleep", "60"], **quiet)
+        told = []
+        process.exited.rawlink(told.append)
+        os.killpg(process.pid, signal.SIGKILL)
+        if watched_by == "pidfd":
+            wait_without_reaping(process.pid)
+        strike = Strike(at)
+        error = strike.during(wait)
+        assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+        assert process.exited.wait(WAIT), strike.where
+        gevent.idle()
+        assert (process.exit_code, is_reaped(process.pid), len(told)) == (-signal.SIGKILL, True, 1), strike.where
+        process.close()
+        if not strike.where:
+            break
+    assert at > 10

@@ -8,13 +8,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import gevent
 import gevent.event
 import leaks
 import pytest
+from fake_processes import FakeLauncher, install_fake
 from figures import Figures
 from fixtures import WAIT, Script
 from strikes import Strike
@@ -22,7 +25,11 @@ from strikes import Strike
 import kclient
 from kclient.concurrency import sigint
 from kclient.concurrency.callbacks import in_callback
+from kclient.concurrency.waiting import until_done
 from kclient.testing import FakeKernel, result, stream
+
+CALL_UNTIL_DONE = next(code for code in until_done.__code__.co_consts if isinstance(code, CodeType))
+"""The code that the loop runs for `until_done`."""
 
 
 def strikes(figures: Figures, step: int) -> Iterator[Strike]:
@@ -93,15 +100,15 @@ def test_ctrl_c_at_any_line_is_raised_and_the_client_works_on(
     fake: FakeKernel, client: kclient.KernelClient, figures: Figures, capfd: pytest.CaptureFixture[str], call: str
 ) -> None:
     fake.script["print(input())"] = lambda request: request.publish(*stream(request.ask("? ")))
-    count = 0
+    struck = 0
     for strike in strikes(figures, 23):
         error = strike.during(lambda: CALLS[call](client))
         if strike.where:
             assert isinstance(error, KeyboardInterrupt), f"{error!r} at {strike.where}"
-            count += 1
+            struck += 1
         check_that_it_works(client, strike.where)
-    figures.note(f"Ctrl-C during {call}", count, "moments")
-    assert count > 5
+    figures.note(f"Ctrl-C during {call}", struck, "moments")
+    assert struck > 5
     assert capfd.readouterr().err == ""
 
 
@@ -145,6 +152,32 @@ def test_ctrl_c_while_only_other_greenlets_call_is_raised_in_the_main_one(
         assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
         assert isinstance(caller.exception, KeyboardInterrupt) or caller.get().complete, strike.where
     check_that_it_works(client, "at the end")
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "restarted"])
+def test_ctrl_c_while_a_death_is_told_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    """The main greenlet waits outside of kclient. A greenlet that waits for a reply is told that its kernel died."""
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    name = install_fake(tmp_path)
+    for at in count(1):
+        launcher = FakeLauncher({"hang": lambda request: gevent.sleep(WAIT)})
+        with kclient.start_kernel(name, launcher=launcher, restart=restart) as kernel:
+            caller = gevent.spawn(kernel.run, "hang")
+            gevent.idle()
+            launcher.processes[0].die(-9)
+            strike = Strike(at, CALL_UNTIL_DONE)
+            error = strike.during(partial(wait_for, caller))
+            assert isinstance(error, KeyboardInterrupt) or not strike.where, f"{error!r} at {strike.where}"
+            caller.join(WAIT)
+            assert isinstance(caller.exception, kclient.DeadKernelError), strike.where
+            if restart:
+                kernel.wait_for_ready(WAIT)
+                assert len(launcher.processes) == 2, strike.where
+        if not strike.where:
+            break
+    assert at > 20
 
 
 def spread(figures: Figures, lines: int, short: int, long: int) -> Iterator[Strike]:

@@ -14,7 +14,7 @@ import zmq
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.waiting import READABLE, TURN_S, Parking
+from kclient.concurrency.waiting import READABLE, TURN_S, Parking, until_done
 from kclient.errors import BadMessage, LaunchError
 from kclient.kernels.connection.files import write_private
 from kclient.kernels.connection.ports import numeric_address
@@ -68,11 +68,12 @@ class Registrar:
         reason is logged. Raises RemoteProtocolError if the kernel reports ports that cannot be used.
         """
         parking = Parking(self._owner)
-        process.exited.rawlink(parking.wake)
+        wake = until_done(self._owner, parking.wake)
+        process.exited.rawlink(wake)
         # One event of libzmq's descriptor may stand for many messages. The descriptor stays readable until the socket
         # was found empty, and the watcher fires as long as it is readable. No other code may read this socket.
         watcher: Any = self._owner.hub.loop.io(self._socket.fileno(), READABLE)
-        watcher.start(parking.wake)
+        watcher.start(wake)
         try:
             while True:
                 is_empty, ports = self._take_in()
@@ -80,7 +81,7 @@ class Registrar:
                     return ports
                 parking.wait(deadline if is_empty else deadline.at_most(PAUSE_S))
         finally:
-            process.exited.unlink(parking.wake)
+            process.exited.unlink(wake)
             watcher.stop()
             watcher.close()
 

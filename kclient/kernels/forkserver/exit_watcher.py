@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import close, new_poll
-from kclient.concurrency.waiting import READABLE
+from kclient.concurrency.waiting import READABLE, until_done
 from kclient.kernels.process.exit_watcher import code_kept_by_linux, kill_group_of_reaped
 
 _TO_GROUP: Final = 1 << 2
@@ -49,7 +49,7 @@ class ForkedExitWatcher:
         self._keep_alive_pipe = keep_alive_pipe
         self._owner = Owner()
         self._watcher: Any = self._owner.hub.loop.io(pidfd, READABLE)
-        self._watcher.start(self._on_exit)
+        self._watcher.start(until_done(self._owner, self._on_exit))
 
     def has_ended(self) -> bool:
         """True if the process has ended, seen now, without a turn of the loop; from any thread."""
@@ -57,8 +57,8 @@ class ForkedExitWatcher:
             return self.exited.is_set()
         ended = has_event(self._pidfd, POLLIN)
         if ended and self._owner.is_here:
-            self._watcher.stop()
-            self._server.reap(self, at_once=True)
+            with self._owner.call():
+                self._server.reap(self, at_once=True)
         return ended
 
     def signal_group(self, signum: int) -> None:
@@ -95,9 +95,11 @@ class ForkedExitWatcher:
             close(pipe)
 
     def _on_exit(self) -> None:
-        self._watcher.stop()
+        if self.exited.is_set():
+            return
         if not self._owner.forked:
             self._server.reap(self)
+        self._watcher.stop()  # last: after a Ctrl-C before this line the loop calls again
 
 
 def _signal_group(pidfd: int, signum: int) -> bool:

@@ -16,7 +16,7 @@ from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import close, popen_class, socket
-from kclient.concurrency.waiting import READABLE, Parking, Timer
+from kclient.concurrency.waiting import READABLE, Parking, Timer, until_done
 from kclient.errors import LaunchError
 from kclient.kernels.forkserver import server_main
 from kclient.kernels.forkserver.exit_watcher import ForkedExitWatcher, has_event
@@ -109,7 +109,7 @@ class ServerProcess:
         self._pid = process.pid
         self._socket.setblocking(False)
         self._watcher: Any = self._owner.hub.loop.io(self._socket.fileno(), READABLE, ref=False)
-        self._watcher.start(self._read)
+        self._watcher.start(until_done(self._owner, self._read))
         _servers.add(self)
 
     @property
@@ -220,8 +220,13 @@ class ServerProcess:
             self._end()
 
     def _read(self) -> None:
-        """Read and handle all messages that have come."""
-        while self.is_running and not self._owner.forked:
+        """Read and handle all messages that have come. No Ctrl-C comes between a message and what is done about it."""
+        if not self._owner.forked:
+            with self._owner.call():
+                self._read_held()
+
+    def _read_held(self) -> None:
+        while self.is_running:
             try:
                 data, ancillary, *_ = self._socket.recvmsg(
                     _MESSAGE_BYTES, socket.CMSG_SPACE(array("i").itemsize), socket.MSG_CMSG_CLOEXEC

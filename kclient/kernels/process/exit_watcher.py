@@ -14,7 +14,7 @@ from gevent.hub import Hub
 
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import allocate_lock, close, is_patched, start_new_thread, waitpid
-from kclient.concurrency.waiting import READABLE
+from kclient.concurrency.waiting import READABLE, until_done
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
 """_IOWR(0xFF, 11, struct pidfd_info) of <linux/pidfd.h>."""
@@ -45,9 +45,11 @@ class ExitWatcher:
         self._thread_is_done = False
         self._by_gevent = _watch_by_gevent(pid, self._owner.hub)
         self._pidfd = open_pidfd(pid)
+        self._has_pidfd = self._pidfd is not None
+        self._is_reaped = False
         loop = self._owner.hub.loop
         self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, READABLE)
-        self._watcher.start(self._on_exit)
+        self._watcher.start(until_done(self._owner, self._on_exit))
         if self._pidfd is None:
             self._start_thread()
 
@@ -57,9 +59,10 @@ class ExitWatcher:
             return self.exited.is_set()
         if self._pidfd is None:
             return self._thread_is_done
-        ended = self._look(self._pidfd)
+        ended = _is_dead(self._pidfd)
         if ended and self._owner.is_here:
-            self._settle()
+            with self._owner.call():
+                self._settle()
         return ended
 
     def signal_group(self, signum: int) -> None:
@@ -72,52 +75,53 @@ class ExitWatcher:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
 
-    def _look(self, pidfd: int) -> bool:
-        """True if the child has ended; then reap it and kill its group.
-
-        From another thread it only looks, so that no two threads reap the child.
-        """
-        options = os.WEXITED | os.WNOHANG
-        try:
-            found = os.waitid(os.P_PIDFD, pidfd, options | os.WNOWAIT)
-            if found is None or not self._owner.is_here:
-                return found is not None
-            self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-            _kill_group(self.pid)  # safe: no other process can have the pid of a child that is not reaped
-            os.waitid(os.P_PIDFD, pidfd, options)
-        except OSError:  # another part of the program has reaped it, or the hub has reaped it and closed the pidfd
-            if self._owner.is_here:
-                if self.exit_code is None:
-                    self.exit_code = self._code_seen_by_gevent()
-                kill_group_of_reaped(self.pid)
-        return True
-
     def _on_exit(self) -> None:
         if self._owner.forked:  # a forked process inherits the pidfd and its watcher, which would fire for ever
             self._watcher.stop()
-        elif self._pidfd is None or self._look(self._pidfd):
+        elif not self.exited.is_set() and (self._is_reaped or self._pidfd is None or _is_dead(self._pidfd)):
             self._settle()
 
     def _settle(self) -> None:
-        """Finish now. If gevent may have reaped the child, finish soon: on libuv gevent's watcher fires a bit later."""
+        """Reap and finish now. If gevent may have reaped the child, finish soon: on libuv its watcher fires later.
+
+        After a Ctrl-C this is called again, and so is `_finish`.
+        """
+        if self._pidfd is not None and not self._is_reaped:
+            self._reap(self._pidfd)
+            self._is_reaped = True
         if self.exit_code is None and self._by_gevent is not None:
+            until_done(self._owner, self._finish)()
             self._watcher.stop()
-            self._owner.hub.loop.run_callback(self._finish)
         else:
             self._finish()
+
+    def _reap(self, pidfd: int) -> None:
+        """Reap the child, which has ended, and kill its group."""
+        options = os.WEXITED | os.WNOHANG
+        try:
+            found = os.waitid(os.P_PIDFD, pidfd, options | os.WNOWAIT)
+            if found is not None:
+                self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            _kill_group(self.pid)  # safe: no other process can have the pid of a child that is not reaped
+            os.waitid(os.P_PIDFD, pidfd, options)
+        except OSError:  # another part of the program has reaped it
+            if self.exit_code is None:
+                self.exit_code = self._code_seen_by_gevent()
+            kill_group_of_reaped(self.pid)
 
     def _finish(self) -> None:
         if self.exited.is_set():
             return
         if self.exit_code is None:
             self.exit_code = self._code_seen_by_gevent()
-        if self.exit_code is None and self._pidfd is not None:
+        if self.exit_code is None and self._has_pidfd and self._pidfd is not None:
             self.exit_code = code_kept_by_linux(self._pidfd)
         for watcher in (self._watcher, self._by_gevent):
             if watcher is not None:
                 watcher.stop()
                 watcher.close()
-        if self._pidfd is not None:
+        if self._has_pidfd and self._pidfd is not None:
+            self._has_pidfd = False
             close(self._pidfd)
         self.exited.set()
 
@@ -141,6 +145,14 @@ class ExitWatcher:
     def _code_seen_by_gevent(self) -> int | None:
         watcher = self._by_gevent
         return os.waitstatus_to_exitcode(watcher.rstatus) if watcher is not None and watcher.rpid == self.pid else None
+
+
+def _is_dead(pidfd: int) -> bool:
+    """True if the child has ended. It does not reap it: no two threads may do that."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except OSError:  # another part of the program has reaped it, or the hub has reaped it and closed the pidfd
+        return True
 
 
 def _kill_group(pid: int) -> None:
