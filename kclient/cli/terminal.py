@@ -22,9 +22,9 @@ from gevent.socket import wait_read, wait_write
 
 from kclient.channels.stdin import StdInChannel
 from kclient.errors import KClientError
+from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
 from kclient.protocol.result import ErrorInfo
-from kclient.protocol.transcript import error_fields
 
 ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 """A control sequence, ECMA-48 section 5.4: colours, for the most part."""

@@ -170,8 +170,9 @@ class Execution:
     def feed(self, message: Message) -> None:
         """Take in an iopub message that bears this execution's id."""
         transcript = self._transcript
-        if transcript.take(message) and self._keeps_messages:
-            self._keep(message)
+        shown = transcript.take(message)
+        if shown is not None and self._keeps_messages:
+            self._keep(shown)
         if self._interruption is not None and message.header["msg_type"] == "status":
             self._interruption.send_if_running()
         if transcript.is_done:
@@ -218,7 +219,7 @@ class Execution:
         if self._messages.append(message):
             self._changed.wake()
         else:
-            self._transcript.truncated = True
+            self._transcript.note_drop()
 
     def _stop_calling(self) -> None:
         """Keep no more outputs, and leave prompts to stdin's inbox: no call of this execution takes them any more."""

@@ -161,8 +161,9 @@ class KernelInterface(ShellRequests, ControlRequests):
         An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
         output message as it arrives. `on_input(prompt, password)` returns the answer to an input request. Both run in
         the greenlet of the caller. A run that raises before its end (a KernelTimeout after `timeout` seconds, a
-        KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Output
-        beyond `max_output_bytes` (None: no bound) is dropped, in whole messages; `keep_outputs=False` keeps none.
+        KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Of more
+        output than `max_output_bytes` (None: no bound) the rest is dropped: a text is cut there, with a mark, other
+        outputs are left out. `keep_outputs=False` keeps no output.
         Raises InvalidArgument for a `subshell_id` that is not there, UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)

@@ -7,15 +7,26 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from kclient.protocol.memory import memory_of
 from kclient.protocol.messages import Message
 
 MESSAGE_NBYTES: Final = 2048
 """Memory that a message takes besides its content: mostly the dicts of its headers."""
 
+SHORT_BYTES: Final = 256
+"""A content up to this size is counted as it came over the wire: in memory it is 6 KiB at most."""
+
+
+def _size_of(message: Message) -> int:
+    """Bytes of the content and buffers of `message`: on the wire or in memory, the larger."""
+    nbytes = message.nbytes
+    return nbytes if nbytes <= SHORT_BYTES else max(nbytes, memory_of(message.content))
+
 
 class Inbox:
     """Unclaimed messages in order of arrival: the newest `max_messages`, of at most `max_bytes` together.
 
+    A content counts as it came over the wire or by the memory that it takes, whichever is larger.
     The newest message is kept even if it alone is larger.
     """
 
@@ -25,7 +36,7 @@ class Inbox:
         self.nbytes = 0
         self.arrived = 0
         self.dropped = 0
-        self._messages: OrderedDict[int, Message] = OrderedDict()
+        self._messages: OrderedDict[int, tuple[Message, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -35,9 +46,10 @@ class Inbox:
 
     def append(self, message: Message) -> list[Message]:
         """Keep `message`; returns the oldest messages, which were dropped to make room."""
-        self._messages[id(message)] = message
+        size = _size_of(message)
+        self._messages[id(message)] = message, size
         self.arrived += 1
-        self.nbytes += message.nbytes
+        self.nbytes += size
         gone = []
         while len(self._messages) > self.max_messages or (self.nbytes > self.max_bytes and len(self._messages) > 1):
             gone.append(self.pop_oldest())
@@ -46,8 +58,8 @@ class Inbox:
 
     def pop_oldest(self) -> Message:
         """The message that came first; raises KeyError if there is none."""
-        _, message = self._messages.popitem(last=False)
-        self.nbytes -= message.nbytes
+        _, (message, size) = self._messages.popitem(last=False)
+        self.nbytes -= size
         return message
 
     def take(self, is_wanted: Callable[[Message], bool], since: int = 0) -> Message | None:
@@ -57,19 +69,20 @@ class Inbox:
         need not look at all messages each time.
         """
         newest = list(islice(reversed(self._messages.values()), self.arrived - since))
-        message = next(filter(is_wanted, reversed(newest)), None)
+        message = next((message for message, _ in reversed(newest) if is_wanted(message)), None)
         if message is not None:
             self.remove(message)
         return message
 
     def remove(self, message: Message) -> None:
         """Take out `message`, if it is still there."""
-        if self._messages.pop(id(message), None) is not None:
-            self.nbytes -= message.nbytes
+        kept = self._messages.pop(id(message), None)
+        if kept is not None:
+            self.nbytes -= kept[1]
 
     def pop_all(self) -> list[Message]:
         """Take out all messages, in order of arrival."""
-        messages = list(self._messages.values())
+        messages = [message for message, _ in self._messages.values()]
         self._messages.clear()
         self.nbytes = 0
         return messages
@@ -84,24 +97,24 @@ class Backlog:
     def __init__(self, max_bytes: int | None) -> None:
         self._max_bytes = max_bytes
         self._nbytes = 0
-        self._messages: deque[Message] = deque()
+        self._messages: deque[tuple[Message, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def append(self, message: Message) -> bool:
         """Keep `message`; False if there is no room for it."""
-        nbytes = self._nbytes + message.nbytes + MESSAGE_NBYTES
-        if self._max_bytes is not None and nbytes > self._max_bytes:
+        size = _size_of(message) + MESSAGE_NBYTES
+        if self._max_bytes is not None and self._nbytes + size > self._max_bytes:
             return False
-        self._messages.append(message)
-        self._nbytes = nbytes
+        self._messages.append((message, size))
+        self._nbytes += size
         return True
 
     def popleft(self) -> Message:
         """The message that came first; raises IndexError if there is none."""
-        message = self._messages.popleft()
-        self._nbytes -= message.nbytes + MESSAGE_NBYTES
+        message, size = self._messages.popleft()
+        self._nbytes -= size
         return message
 
     def clear(self) -> None:

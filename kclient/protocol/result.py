@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 
 from kclient.errors import ExecutionAborted, ExecutionError
+from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
-from kclient.protocol.transcript import Transcript, error_fields
+from kclient.protocol.transcript import Transcript
 
 
 @attrs.frozen
@@ -27,7 +28,7 @@ class Result:
 
     `outputs` are in notebook format (nbformat 4); `reply` is the execute_reply, None in a partial result.
     `complete` is False if outputs may be missing, because the kernel's idle status was lost. `truncated` is True if
-    outputs beyond max_output_bytes were dropped.
+    outputs beyond max_output_bytes were dropped; a text ends with a mark there.
     """
 
     reply: Message | None

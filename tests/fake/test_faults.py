@@ -16,6 +16,7 @@ import pytest
 
 import kclient
 from kclient.client import watchdog
+from kclient.protocol.kept_outputs import CUT_MARK
 from kclient.testing import FakeKernel, Request, result, stream
 from kclient.transport.zmq.stream import ZmqStream
 
@@ -73,10 +74,13 @@ def test_the_inbox_keeps_the_newest_and_says_once_that_it_drops(
     assert caplog.text.count("iopub is not read") == 1
 
 
-def test_output_beyond_the_limit_is_dropped_whole_and_the_run_still_ends(fake: FakeKernel, client: Client) -> None:
+def test_text_beyond_the_limit_is_cut_and_the_run_still_ends(fake: FakeKernel, client: Client) -> None:
     fake.script["much"] = [stream("x" * 1000)] * 5
     outcome = client.run("much", max_output_bytes=2500, timeout=20)
-    assert (len(outcome.stdout), outcome.truncated, outcome.complete) == (2000, True, True)
+    assert (outcome.stdout, outcome.truncated, outcome.complete) == ("x" * 2500 + CUT_MARK, True, True)
+    seen: list[str] = []
+    client.run("much", max_output_bytes=2500, on_output=lambda message: seen.append(message.content["text"]))
+    assert "".join(seen) == outcome.stdout[: len("".join(seen))]  # each message counts 2 KiB until it is read
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import nbformat
 import pytest
 
 import kclient
+from kclient.protocol.kept_outputs import CUT_MARK
 
 BOTH_LINES = True
 
@@ -242,8 +243,16 @@ def test_output_beyond_max_output_bytes_is_dropped_and_the_end_still_comes(clien
     assert result.truncated
     assert result.ok
     assert 3 <= len(result.outputs) <= 5
+    assert result.stdout == "end\n"
     whole = client.run(code, max_output_bytes=None)
     assert (whole.truncated, len(whole.outputs), whole.stdout) == (False, 11, "end\n")
+
+
+def test_text_is_cut_at_max_output_bytes_and_marked(client):
+    result = client.run("print('x' * 10**6)\nprint('more')", max_output_bytes=100_000)
+    assert result.stdout == "x" * 100_000 + CUT_MARK
+    assert (result.truncated, result.ok, result.complete) == (True, True, True)
+    assert client.run("print('€' * 10)", max_output_bytes=8).stdout == "€€" + CUT_MARK
 
 
 # on_output

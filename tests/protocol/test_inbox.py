@@ -166,3 +166,14 @@ def test_backlog_without_a_bound_keeps_all_and_can_be_emptied():
     assert all(backlog.append(message(10**9)) for _ in range(10))
     backlog.clear()
     assert len(backlog) == 0
+
+
+def test_message_counts_what_its_content_takes_in_memory():
+    nested = Message({"msg_id": "1", "msg_type": "display_data"}, content={"data": [{} for _ in range(1000)]})
+    nested.nbytes = 3000
+    inbox, backlog = Inbox(NO_BOUND, NO_BOUND), Backlog(60_000)
+    inbox.append(nested)
+    assert inbox.nbytes > 70_000
+    inbox.remove(nested)
+    assert inbox.nbytes == 0
+    assert not backlog.append(nested)

@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from kclient import ErrorInfo, ExecutionAborted, ExecutionError, Result
+from kclient.protocol.kept_outputs import CUT_MARK
 from kclient.protocol.messages import Message
 from kclient.protocol.transcript import Transcript
 
@@ -188,10 +189,10 @@ def test_result_whose_idle_was_lost_is_incomplete():
 
 
 def test_result_tells_that_outputs_were_dropped():
-    made = transcript(TEXT, TEXT, IDLE, max_output_bytes=1)
+    made = transcript(TEXT, TEXT, IDLE, max_output_bytes=8)
     made.set_reply(reply(status="ok"))
     done = Result.of(made)
-    assert (done.truncated, done.complete, done.stdout) == (True, True, "hello")
+    assert (done.truncated, done.complete, done.stdout) == (True, True, "hellohel" + CUT_MARK)
 
 
 def test_result_never_changes():

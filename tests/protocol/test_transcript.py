@@ -1,13 +1,18 @@
 """Transcript: the outputs of an execution, in notebook format."""
 
 import copy
+import gc
+import json
 import sys
+import tracemalloc
 from itertools import pairwise
 
 import nbformat
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kclient.protocol.kept_outputs import CUT_MARK, OUTPUT_NBYTES, SPARE_NBYTES, cut_text
 from kclient.protocol.messages import Message
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 
@@ -17,8 +22,8 @@ def iopub(msg_type, content=None, *, nbytes=1, received=1.0):
     return Message(header, {"msg_id": "request"}, {}, {} if content is None else content, [], received, nbytes)
 
 
-def stream(text, name="stdout", *, nbytes=1):
-    return iopub("stream", {"name": name, "text": text}, nbytes=nbytes)
+def stream(text, name="stdout"):
+    return iopub("stream", {"name": name, "text": text}, nbytes=len(text) + 30)
 
 
 def display(text, display_id=None, *, msg_type="display_data", nbytes=1):
@@ -132,9 +137,9 @@ def test_several_results_are_all_kept():
 def test_reader_is_shown_outputs_and_nothing_else():
     transcript = Transcript()
     outputs = [stream("a"), display("b", "d"), update("c", "d"), error(), clear(), clear(wait=True)]
-    assert [transcript.take(message) for message in outputs] == [True] * 6
+    assert [transcript.take(message) for message in outputs] == outputs
     others = [status("busy"), status("idle"), iopub("execute_input", {"execution_count": 1}), iopub("brand_new")]
-    assert [transcript.take(message) for message in others] == [False] * 4
+    assert [transcript.take(message) for message in others] == [None] * 4
     assert (transcript.version, transcript.has_input) == (6, True)
 
 
@@ -287,36 +292,118 @@ def test_change_to_a_returned_list_changes_no_other():
 # Bounds
 
 
-def test_output_beyond_the_bound_is_dropped_by_whole_messages():
+def test_text_is_cut_at_the_bound_and_marked_and_no_text_follows():
     transcript = Transcript(max_output_bytes=100)
-    assert transcript.take(stream("a", nbytes=60))
-    assert transcript.take(stream("b", nbytes=40))
-    assert not transcript.take(stream("too much", nbytes=41))
-    assert not transcript.take(display("x", nbytes=1))
-    assert shown(transcript) == ["stdout:ab"]
-    assert (transcript.truncated, transcript.dropped) == (True, 2)
+    whole = stream("a" * 60)
+    assert transcript.take(whole) is whole
+    cut = transcript.take(stream("b" * 41))
+    assert cut.content == {"name": "stdout", "text": "b" * 40 + CUT_MARK}
+    assert transcript.take(stream("c")) is None
+    assert transcript.take(stream("c", "stderr")) is None
+    assert shown(transcript) == ["stdout:" + "a" * 60 + "b" * 40 + CUT_MARK]
+    assert (transcript.truncated, transcript.dropped) == (True, 3)
 
 
-def test_text_ends_where_it_was_cut_and_other_outputs_still_fit():
-    outputs = [stream("a", nbytes=90), stream("b", nbytes=20), stream("c", nbytes=1), display("d", nbytes=5)]
-    transcript = fed(*outputs, max_output_bytes=100)
-    assert [output["output_type"] for output in transcript.outputs()] == ["stream", "display_data"]
-    assert transcript.outputs()[0]["text"] == "a"
+def test_one_text_that_is_too_long_is_kept_up_to_the_bound():
+    transcript = fed(stream("x" * 10**6), max_output_bytes=100_000)
+    assert shown(transcript) == ["stdout:" + "x" * 100_000 + CUT_MARK]
+
+
+def test_message_whose_text_is_cut_is_not_changed():
+    message = stream("x" * 100)
+    fed(message, max_output_bytes=10)
+    assert message.content["text"] == "x" * 100
+
+
+@given(st.text(), st.integers(-1, 40))
+def test_cut_text_is_the_longest_beginning_of_whole_characters_that_fits(text, nbytes):
+    beginnings = [text[:length] for length in range(len(text) + 1)]
+    assert cut_text(text, nbytes) == max(
+        (each for each in beginnings if not each or len(each.encode()) <= nbytes), key=len
+    )
+
+
+def test_text_with_half_a_surrogate_pair_is_cut_too():
+    assert cut_text("\ud83d\ud83d", 5) == "\ud83d"
+
+
+def test_displays_and_errors_beyond_the_bound_are_dropped_whole_and_smaller_outputs_still_fit():
+    big_error = error(evalue="x" * 90)
+    big_error.nbytes = 200
+    messages = [display("a", nbytes=90), display("b", nbytes=11), big_error, stream("text"), display("c", nbytes=5)]
+    transcript = fed(*messages, max_output_bytes=100)
+    assert shown(transcript) == ["a", "stdout:text", "c"]
     assert (transcript.truncated, transcript.dropped) == (True, 2)
 
 
 def test_text_after_a_clear_output_begins_anew():
-    outputs = [stream("a", nbytes=90), stream("b", nbytes=20), clear(), stream("c", nbytes=1)]
+    outputs = [stream("a" * 90), stream("b" * 20), clear(), stream("c")]
     assert shown(fed(*outputs, max_output_bytes=100)) == ["stdout:c"]
 
 
 def test_output_up_to_the_bound_is_not_truncated():
-    transcript = fed(stream("a", nbytes=99), stream("b", nbytes=1), max_output_bytes=100)
+    transcript = fed(stream("a" * 99), stream("b"), max_output_bytes=100)
     assert (transcript.truncated, transcript.dropped) == (False, 0)
 
 
+BOUND = 2**17
+
+
+def memory_kept(messages):
+    """The bytes that the outputs of `messages` take, with a copy of them; and their transcript."""
+    transcript = Transcript(max_output_bytes=BOUND)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for message in messages:
+            transcript.take(message)
+        del message
+        copied = transcript.outputs()  # noqa: F841  # it is measured
+        return tracemalloc.get_traced_memory()[0], transcript
+    finally:
+        tracemalloc.stop()
+
+
+def parsed(msg_type, content):
+    """A message as it comes over the wire."""
+    text = json.dumps(content)
+    return iopub(msg_type, json.loads(text), nbytes=len(text))
+
+
+MANY_SMALL = {
+    "short lines": lambda: (stream("x\n") for _ in range(30_000)),
+    "streams that take turns": lambda: (stream("x", ("stdout", "stderr")[n % 2]) for n in range(1_000)),
+    "empty streams that take turns": lambda: (stream("", ("stdout", "stderr")[n % 2]) for n in range(1_000)),
+    "displays": lambda: (parsed("display_data", {"data": {"text/plain": str(n)}}) for n in range(1_000)),
+    "displays of nothing": lambda: (parsed("display_data", {}) for n in range(1_000)),
+    "errors": lambda: (parsed("error", {"traceback": [str(n)] * 3}) for n in range(1_000)),
+    "empty dicts": lambda: (
+        parsed("display_data", {"data": {"application/json": [{} for _ in range(200)]}}) for _ in range(100)
+    ),
+    "dicts": lambda: (
+        parsed("display_data", {"data": {"application/json": [{"a": n, "b": 0.5} for n in range(100)]}})
+        for _ in range(100)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MANY_SMALL)
+def test_small_outputs_take_little_more_memory_than_the_bound(kind):
+    """Once as they are kept and, of text, once more in the result."""
+    used, transcript = memory_kept(MANY_SMALL[kind]())
+    assert used <= 2 * (BOUND + SPARE_NBYTES)
+    assert transcript.truncated or kind == "short lines"
+
+
+def test_room_for_a_few_small_outputs_is_there_whatever_the_bound():
+    number = SPARE_NBYTES // (3 * OUTPUT_NBYTES)
+    transcript = fed(*[display(str(n), nbytes=1) for n in range(number)], max_output_bytes=number)
+    assert len(transcript.outputs()) == number
+    assert not transcript.truncated
+
+
 def test_reply_and_states_pass_whatever_the_bound():
-    transcript = fed(stream("a", nbytes=101), iopub("execute_input", {"execution_count": 5}), max_output_bytes=100)
+    transcript = fed(stream("a" * 101), iopub("execute_input", {"execution_count": 5}), max_output_bytes=100)
     assert transcript.execution_count == 5
     idle = status("idle")
     idle.nbytes = 10**9
@@ -329,10 +416,10 @@ def test_reply_and_states_pass_whatever_the_bound():
 
 
 def test_what_was_cleared_makes_room():
-    transcript = fed(stream("a", nbytes=90), clear(), stream("b", nbytes=90), max_output_bytes=100)
-    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
-    transcript = fed(stream("a", nbytes=90), clear(wait=True), stream("b", nbytes=9), max_output_bytes=100)
-    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+    transcript = fed(stream("a" * 90), clear(), stream("b" * 90), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:" + "b" * 90], False)
+    transcript = fed(stream("a" * 90), clear(wait=True), stream("b" * 9), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:" + "b" * 9], False)
 
 
 def test_clear_passes_whatever_the_bound():
@@ -340,13 +427,13 @@ def test_clear_passes_whatever_the_bound():
     for wait in (False, True):
         cleared = clear(wait=wait)
         cleared.nbytes = 14
-        transcript = fed(stream("a", nbytes=100), cleared, stream("b", nbytes=50), max_output_bytes=100)
-        assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+        transcript = fed(stream("a" * 100), cleared, stream("b" * 50), max_output_bytes=100)
+        assert (shown(transcript), transcript.truncated) == (["stdout:" + "b" * 50], False)
 
 
 def test_output_that_replaces_what_a_waiting_clear_removes_need_not_share_its_room():
-    transcript = fed(stream("a", nbytes=90), clear(wait=True), stream("b", nbytes=90), max_output_bytes=100)
-    assert (shown(transcript), transcript.truncated) == (["stdout:b"], False)
+    transcript = fed(stream("a" * 90), clear(wait=True), stream("b" * 90), max_output_bytes=100)
+    assert (shown(transcript), transcript.truncated) == (["stdout:" + "b" * 90], False)
 
 
 def test_updates_count_towards_the_bound():
@@ -358,9 +445,9 @@ def test_updates_count_towards_the_bound():
 
 
 def test_update_of_a_cleared_display_counts_for_nothing():
-    messages = [display("a", "1", nbytes=10), clear(), update("b", "1", nbytes=1000), stream("c", nbytes=100)]
+    messages = [display("a", "1", nbytes=10), clear(), update("b", "1", nbytes=1000), stream("c" * 100)]
     transcript = fed(*messages, max_output_bytes=100)
-    assert (shown(transcript), transcript.truncated) == (["stdout:c"], False)
+    assert (shown(transcript), transcript.truncated) == (["stdout:" + "c" * 100], False)
 
 
 def test_updates_of_one_display_replace_each_other_within_the_bound():
@@ -370,8 +457,8 @@ def test_updates_of_one_display_replace_each_other_within_the_bound():
 
 
 def test_there_may_be_no_bound():
-    transcript = fed(stream("a", nbytes=10 * MAX_OUTPUT_BYTES), stream("b"), max_output_bytes=None)
-    assert (shown(transcript), transcript.truncated) == (["stdout:ab"], False)
+    transcript = fed(stream("a"), display("b", nbytes=10 * MAX_OUTPUT_BYTES), max_output_bytes=None)
+    assert (shown(transcript), transcript.truncated) == (["stdout:a", "b"], False)
 
 
 def test_bound_of_nothing_keeps_nothing():
@@ -507,20 +594,25 @@ def test_outputs_of_any_messages_are_valid_and_copies_of_them_never_change(messa
     assert not any(name is not None and name == following for name, following in pairwise(names))
 
 
-@given(st.lists(st.tuples(texts, st.sampled_from(["stdout", "stderr"]), st.integers(0, 40)), max_size=20))
+@given(st.lists(st.tuples(st.text(max_size=40), st.sampled_from(["stdout", "stderr"])), max_size=20))
 def test_bound_holds_and_what_fits_is_whole(pieces):
-    transcript, kept, room, dropped = Transcript(max_output_bytes=100), {"stdout": "", "stderr": ""}, 100, 0
-    for text, name, nbytes in pieces:
-        fits = nbytes <= room and not dropped
-        assert transcript.take(stream(text, name, nbytes=nbytes)) is fits
-        if fits:
+    transcript, kept, room = Transcript(max_output_bytes=100), {"stdout": "", "stderr": ""}, 100
+    for text, name in pieces:
+        message = stream(text, name)
+        taken = transcript.take(message)
+        if room is not None and len(text.encode()) <= room:
+            assert taken is message
             kept[name] += text
-            room -= nbytes
+            room -= len(text.encode())
+        elif room is not None:
+            kept[name] += cut_text(text, room) + CUT_MARK
+            assert taken.content["text"] == cut_text(text, room) + CUT_MARK
+            room = None
         else:
-            dropped += 1
+            assert taken is None
     for name, text in kept.items():
         assert text == "".join(output["text"] for output in transcript.outputs() if output["name"] == name)
-    assert (transcript.dropped, transcript.truncated) == (dropped, dropped > 0)
+    assert transcript.truncated is (room is None)
 
 
 json_values = st.recursive(
