@@ -31,7 +31,7 @@ from typing import Final
 from gevent import getcurrent
 from gevent.hub import Hub, Waiter
 
-from kclient.concurrency.wakeup_pipe import wakeup_fd
+from kclient.concurrency.wakeup_pipe import NO_FD, new_wakeup_fd, wakeup_fd
 
 
 class State(Enum):
@@ -250,19 +250,24 @@ def wait(waiter: Waiter[bool], hub: Hub) -> bool:
     handler = getsignal(SIGINT)
     is_ours = handler is _note or (handler is default_int_handler and _system_handler(SIGINT) == _pythons_handler)
     ours = _MainWait(waiter, hub)
-    new_fd = wakeup_fd(hub)
     if is_ours:
         set_handler(SIGINT, ours)  # PYTHONS or HELD, WAIT_BEGINS
-    old_fd = set_wakeup_fd(new_fd, warn_on_full_buffer=False)
-    if old_fd != -1:
-        set_wakeup_fd(old_fd)
+    try:
+        old_fd = set_wakeup_fd(wakeup_fd(hub), warn_on_full_buffer=False)
+    except (OSError, ValueError):  # other code has closed the pipe, and perhaps opened a file with the same number
+        old_fd = set_wakeup_fd(new_wakeup_fd(hub), warn_on_full_buffer=False)
+    if old_fd != NO_FD:
+        try:
+            set_wakeup_fd(old_fd)
+        except (OSError, ValueError):  # the program has closed its own
+            old_fd = NO_FD
     try:
         if _noted_for is not None:
             _stop(hub)
         woken = bool(waiter.get())
     finally:
-        if old_fd == -1:
-            set_wakeup_fd(-1)
+        if old_fd == NO_FD:
+            set_wakeup_fd(NO_FD)
         if is_ours and getsignal(SIGINT) is ours:
             set_handler(SIGINT, _note if _holders else default_int_handler)  # AWAITED, WAIT_ENDS_HELD or WAIT_ENDS
         ours.is_over = True
