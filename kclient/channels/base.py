@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gevent import get_hub, getcurrent
 
+from kclient.channels import message_log
 from kclient.channels.shared import shared_by
+from kclient.concurrency import log as logs
 from kclient.concurrency.callbacks import CallbackQueue
 from kclient.concurrency.deadline import Deadline
-from kclient.concurrency.log import WARNING, log, log_soon
+from kclient.concurrency.log import DEBUG, WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import TURN_S, Parking
 from kclient.errors import ChannelClosed, Failure, InvalidState, KernelTimeout
@@ -105,6 +107,7 @@ class Channel(ABC):
         self._owner.check()
         self._is_stopped = True
         self._connection.close()
+        message_log.write()
         self.fail(lambda msg_id: ChannelClosed(self.name))
         self._callbacks.stop()
 
@@ -247,6 +250,8 @@ class MessageChannel(Channel):
 
     def receive(self, message: Message) -> None:
         """Take in a message that arrived; never raises."""
+        if logs.is_enabled(DEBUG):
+            message_log.received(self.name, message)
         version_4 = self.peer.version_4
         if version_4 is not None:
             version_4.incoming(message)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import getcurrent
 
+from kclient.channels import message_log
 from kclient.channels.base import MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.channels.shared import RequestClient
+from kclient.concurrency import log as logs
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline
-from kclient.concurrency.log import log
+from kclient.concurrency.log import DEBUG, log
 from kclient.concurrency.waiting import Parking
 from kclient.errors import Failure, InvalidArgument, InvalidState, KernelTimeout
 from kclient.protocol.inbox import Inbox
@@ -122,6 +124,8 @@ class RequestChannel(MessageChannel):
         slot = self.requests.open(message, on_settled)
         slot.sent = perf_counter()
         try:
+            if logs.is_enabled(DEBUG):
+                message_log.sending(self.name, message)
             self._line.send(message if version_4 is None else version_4.outgoing(message))
         except InvalidState:
             log().debug("the kernel refuses the connection, perhaps because it encrypts; %s is lost", message.msg_id)

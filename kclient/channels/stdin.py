@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from kclient.channels import message_log
 from kclient.channels.base import INBOX_BYTES, MessageChannel
 from kclient.channels.shared import StdInClient
+from kclient.concurrency import log as logs
 from kclient.concurrency.deadline import Timeout, as_deadline
+from kclient.concurrency.log import DEBUG
 from kclient.errors import InvalidState
 from kclient.protocol import messages
 from kclient.protocol.inbox import Inbox
@@ -43,6 +46,8 @@ class StdInChannel(MessageChannel):
         reply = self._session.msg("input_reply", messages.input_reply(string), parent=request)
         self.check_running()
         self._check_failure()
+        if logs.is_enabled(DEBUG):
+            message_log.sending(self.name, reply)
         self._line.send(reply)
         if self._asked is request:
             self._asked = None

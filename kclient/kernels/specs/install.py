@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import shutil
@@ -12,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from kclient.concurrency.log import log
 from kclient.errors import InvalidArgument, KernelSpecError, KernelSpecExists
 from kclient.kernels.specs.search import NAME_RULE, is_valid_name, no_such_kernel, places_of
 from kclient.kernels.specs.spec import SPEC_FILE, can_be_given, read_kernel_spec
-
-log = logging.getLogger(__name__)
 
 MAX_DEPTH: Final = 100
 """Limit of nested directories, in a source or in a path: the functions that copy and delete recurse at each level."""
@@ -223,7 +221,7 @@ def _put(draft: str, path: str, *, replace: bool) -> None:
         raise
     for before, after in aside:
         if not _delete(after):
-            log.warning("%s, the replaced kernel %s, cannot be deleted", after, before)
+            log().warning("%s, the replaced kernel %s, cannot be deleted", after, before)
 
 
 def _put_back(before: str, after: str) -> None:
@@ -266,9 +264,9 @@ def _warn_unless_found(name: str, path: str) -> None:
     places = places_of(name)
     if not any(_is_same(path, place) for place in places):
         data = os.path.dirname(os.path.dirname(path))
-        log.warning("%s is not on the search path; set JUPYTER_PATH=%s to have it there", path, data)
+        log().warning("%s is not on the search path; set JUPYTER_PATH=%s to have it there", path, data)
     elif not _is_same(path, places[0]):
-        log.warning("the kernel %s is still found in %s, which comes before %s", name, places[0], path)
+        log().warning("the kernel %s is still found in %s, which comes before %s", name, places[0], path)
 
 
 def _is_same(path: str, place: str) -> bool:

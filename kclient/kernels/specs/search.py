@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
@@ -12,10 +11,9 @@ from typing import Any, Final
 
 import attrs
 
+from kclient.concurrency.log import log
 from kclient.errors import InvalidArgument, NoSuchKernel
 from kclient.kernels.specs.spec import SPEC_FILE, KernelSpec, read_kernel_spec
-
-log = logging.getLogger(__name__)
 
 NATIVE_KERNEL: Final = "python3"
 """The kernel that runs this interpreter. It needs no spec file if ipykernel is installed."""
@@ -67,7 +65,7 @@ def list_kernel_specs(*, allowed: Iterable[str] | None = None) -> dict[str, Kern
     specs: dict[str, KernelSpec | None] = {}
     for found in look_through(search_path()):
         if found.problem:
-            log.warning("skipped: %s: %s", found.resource_dir, found.problem)
+            log().warning("skipped: %s: %s", found.resource_dir, found.problem)
         elif found.name not in specs and (allow_list is None or found.name in allow_list):
             specs[found.name] = _read_or_skip(found)
     if allow_list is None or NATIVE_KERNEL in allow_list:
@@ -168,7 +166,7 @@ def _read_or_skip(found: Installed) -> KernelSpec | None:
     try:
         return read_kernel_spec(found.name, found.resource_dir)
     except InvalidArgument as exc:
-        log.warning("skipped: %s", exc)
+        log().warning("skipped: %s", exc)
         return None
 
 
