@@ -107,6 +107,7 @@ class QueueTransport:
         self.address = self._relay.address
         self.file_descriptors = self._relay.file_descriptors
         self.hint = self._relay.hint
+        self.another_key = self._relay.another_key
         self.own = self._relay.own
 
     @property
@@ -127,6 +128,9 @@ class QueueTransport:
         """None: the relay answers no pings."""
 
     def is_refused(self) -> None:
+        """None: the relay does not know."""
+
+    def find_obstacle(self, deadline: Deadline) -> None:
         """None: the relay does not know."""
 
     def move(self, connection: ConnectionInfo) -> None:

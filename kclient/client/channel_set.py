@@ -130,6 +130,11 @@ class ChannelSet:
         """The channels that run."""
         return [channel for channel in self._channels.values() if channel.is_alive()]
 
+    def have_another_key(self) -> bool:
+        """True if the kernel has sent only messages whose signatures are wrong, as far as this client knows."""
+        is_understood = self.peer.info is not None or (self.outputs is not None and self.outputs.subscribed)
+        return not is_understood and any(channel.dropped["signature"] for channel in self.running())
+
     def drain(self) -> None:
         """Take in the messages that have arrived, without waiting."""
         for channel in self.running():
@@ -217,6 +222,8 @@ class _SecondLines:
         self.file_descriptors = transport.file_descriptors
         self.second_line = transport.second_line
         self.is_refused = transport.is_refused
+        self.find_obstacle = transport.find_obstacle
+        self.another_key = transport.another_key
         self.hint = transport.hint
 
     def line(self, channel: str, receiver: Receiver) -> Line:

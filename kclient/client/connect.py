@@ -23,6 +23,10 @@ def connect(
     `KernelClient.watch` explains `dead_after`. Use it in a `with` statement, which disconnects and leaves the kernel
     running. Raises KernelTimeout, ConnectionFileError, and TooManyFiles, which comes before anything is opened.
 
+    A connection file whose kernel cannot answer is told of at once, before anything is sent: DeadKernelError if no
+    program listens at its addresses on this machine any more, ConnectionFileError if its host is not known, another
+    program listens there, or only one side encrypts.
+
     `spin`, 1 s at most, is busy polling: a call that waits for a reply first looks at its sockets again and again, for
     at most so many seconds. Only then it yields to the hub. This is faster than a blocking receive, since no greenlet
     has to be woken. Meanwhile it uses a whole processor, and all other greenlets stand still. 0.0003 is enough for a
@@ -33,6 +37,7 @@ def connect(
     deadline = Deadline(timeout)
     try:
         with Owner().call():
+            client.check_reachable(deadline)
             client.start_channels()
             if watch and client.has_heartbeat:
                 client.watch(dead_after)

@@ -8,6 +8,7 @@ from typing import Final
 
 from kclient.channels.shell import RequestChannel
 from kclient.client.channel_set import ChannelSet
+from kclient.client.first_contact import FirstContact
 from kclient.concurrency.deadline import Deadline
 from kclient.errors import Failure, KernelTimeout, NoReply, UnsupportedFeature
 from kclient.protocol import messages
@@ -25,6 +26,16 @@ SUBSCRIBE_WAIT_S: Final = 1.0
 
 ASK_AT_MOST: Final = 3
 """Number of times that the kernel is asked. If it answers none, it counts as one that does not answer at all."""
+
+SHELL_ALONE_S: Final = 0.1
+"""Seconds for which a kernel that this program did not start is asked on shell alone: an idle one answers at once."""
+
+KEY_DOUBT_S: Final = 1.0
+"""Seconds after which a kernel of which only messages with wrong signatures have come counts as one of another key."""
+
+BUSY: Final = (
+    "the kernel publishes its outputs and answers no request: it is busy with other code; wait longer, or interrupt it"
+)
 
 SILENCE_S: Final = 0.3
 """Seconds without a message on iopub after which all messages that were published before have arrived."""
@@ -78,8 +89,19 @@ class Readiness:
     def __init__(self, channels: ChannelSet) -> None:
         self._channels = channels
         self.kernel_session: object = None
+        self._is_reachable = False
         self._tried: Outputs | None = None
         self._latest = Probe(None, "")
+
+    def check_reachable(self, deadline: Deadline) -> None:
+        """Raise an error if the kernel cannot answer, as far as can be seen before anything is sent. Looks once."""
+        channels = self._channels
+        if channels.kernel is not None or self._is_reachable or self.kernel_session is not None:
+            return
+        obstacle = channels.transport.find_obstacle(deadline)
+        if obstacle is not None:
+            raise obstacle
+        self._is_reachable = True
 
     def wait_for_ready(self, deadline: Deadline) -> None:
         """Wait until the channels that run are ready: kernel_info is answered, iopub has a message, stdin is connected.
@@ -87,12 +109,17 @@ class Readiness:
         Raises KernelTimeout.
         """
         channels = self._channels
+        self.check_reachable(deadline)
+        channel: RequestChannel = channels.shell
+        probe = None
         try:
-            is_subscribed = self._subscribe(channels.shell, deadline)
+            if channels.kernel is None and channels.runs("control"):
+                channel, probe = self._first_answer(deadline)
+            is_subscribed = self._subscribe(channel, deadline, probe)
         except KernelTimeout as exc:
-            if self.kernel_session is not None:
+            hint = self._why_silent()
+            if not hint:
                 raise
-            hint = channels.transport.hint()
             raise KernelTimeout(exc.waiting_for, exc.timeout, msg_id=exc.msg_id, hint=hint) from None
         if not is_subscribed:
             raise KernelTimeout("message on iopub", deadline.timeout, hint="this kernel publishes nothing")
@@ -196,11 +223,52 @@ class Readiness:
             self.wait_for_idle(probe, deadline)
             probe.forget()
 
-    def _subscribe(self, channel: RequestChannel, deadline: Deadline) -> bool:
-        """Ask again and again until a message has come over iopub; False if none came within the deadline."""
+    def _first_answer(self, deadline: Deadline) -> tuple[RequestChannel, Probe | None]:
+        """Ask a kernel on shell, and soon on control as well: it answers there while it runs other code.
+
+        Returns the channel that answered, and its probe; shell and None if a request was lost. Raises KernelTimeout,
+        and the error of a kernel that has another key.
+        """
+        channels = self._channels
+        with channels.owner.call():
+            contact: FirstContact[Probe] = FirstContact(channels)
+            try:
+                contact.ask(channels.shell, Probe)
+                if not contact.wait(deadline.at_most(SHELL_ALONE_S)):
+                    contact.ask(channels.control, Probe)
+                    is_answered = contact.wait(deadline.at_most(KEY_DOUBT_S))
+                    if not is_answered and channels.have_another_key():
+                        raise channels.transport.another_key()
+                    if not is_answered and not contact.wait(deadline):
+                        waited_for = "kernel_info_reply on the shell or the control channel"
+                        raise KernelTimeout(waited_for, deadline.timeout, msg_id=contact.msg_id)
+                channel, probe, reply = contact.take()
+            except NoReply:
+                return channels.shell, None
+            finally:
+                contact.end()
+        probe.answered(reply)
+        if self.kernel_session is None:
+            self.kernel_session = probe.kernel_session
+        return channel, probe
+
+    def _why_silent(self) -> str:
+        """Why no answer has come, and what to do; empty if the kernel has answered before and has not published."""
+        channels = self._channels
+        if channels.outputs is not None and channels.outputs.subscribed:
+            return BUSY
+        if channels.have_another_key():
+            return str(channels.transport.another_key())
+        return channels.transport.hint() if self.kernel_session is None else ""
+
+    def _subscribe(self, channel: RequestChannel, deadline: Deadline, probe: Probe | None = None) -> bool:
+        """Ask again and again until a message has come over iopub; False if none came within the deadline.
+
+        `probe` has been answered already, if it is given.
+        """
         iopub, pause = self._channels.iopub, SUBSCRIBE_PAUSE_S
         while True:
-            self._latest = self._ask_until_answered(channel, deadline)
+            self._latest, probe = probe or self._ask_until_answered(channel, deadline), None
             pause_end = deadline.at_most(pause)
             while iopub.is_alive() and not iopub.outputs.subscribed and not pause_end.is_over:
                 iopub.changed.wait(pause_end)

@@ -43,7 +43,7 @@ class ConnectionInfo:
 
     `ip` is a host for tcp and a path prefix for ipc. The curve keys are empty unless the kernel encrypts; a client
     needs the public one only. `extra` keeps the keys of a connection file that kclient does not know, so that writing
-    it again loses nothing.
+    it again loses nothing. `path` is the file that the values were read from, for error messages.
     """
 
     transport: str = "tcp"
@@ -59,6 +59,7 @@ class ConnectionInfo:
     curve_publickey: bytes = attrs.field(default=b"", repr=False)
     curve_secretkey: bytes = attrs.field(default=b"", repr=False)
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    path: str | None = attrs.field(default=None, repr=False, eq=False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, path: str | None = None) -> ConnectionInfo:
@@ -109,6 +110,7 @@ class ConnectionInfo:
             curve_publickey=public,
             curve_secretkey=secret,
             extra={name: value for name, value in values.items() if name not in _KNOWN},
+            path=path,
         )
 
     @classmethod
@@ -140,7 +142,7 @@ class ConnectionInfo:
     def with_ports(self, ip: str, ports: Sequence[int]) -> ConnectionInfo:
         """The same kernel at another `ip`, with five ports in the order of `CHANNELS`."""
         values = {f"{channel}_port": port for channel, port in zip(CHANNELS, ports, strict=True)}
-        return ConnectionInfo.from_dict(self.to_dict() | values | {"ip": ip})
+        return ConnectionInfo.from_dict(self.to_dict() | values | {"ip": ip}, path=self.path)
 
     def port(self, channel: str) -> int:
         """The port of ``"shell"``, ``"iopub"``, ``"stdin"``, ``"control"`` or ``"hb"``; 0 if there is none."""
@@ -148,8 +150,18 @@ class ConnectionInfo:
         return port
 
     def address(self, channel: str) -> str:
-        """The ZeroMQ address to connect to; raises InvalidPortNumber for port 0."""
-        return make_address((self.ip, self.port(channel)), transport=self.transport)
+        """The ZeroMQ address to connect to; raises InvalidPortNumber for port 0, and ConnectionFileError."""
+        try:
+            return make_address((self.ip, self.port(channel)), transport=self.transport)
+        except InvalidPortNumber as exc:
+            raise InvalidPortNumber(f"{self.where}{channel}_port: {exc}") from None
+        except ConnectionFileError as exc:
+            raise ConnectionFileError(f"{self.where}{exc}", path=self.path or exc.path) from None
+
+    @property
+    def where(self) -> str:
+        """The beginning of an error message about these values; empty if they are of no file."""
+        return f"connection file {self.path}: " if self.path else ""
 
     def ipc_paths(self) -> list[str]:
         """The socket files of an ipc kernel; none for tcp."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.waiting import TURN_S
+from kclient.errors import KClientError
 from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.messages import Message
 
@@ -119,6 +120,15 @@ class Transport(Protocol):
 
     def is_refused(self) -> bool | None:
         """True if no program listens at the kernel's addresses, None if that is unknown; waits 1 s at most."""
+
+    def find_obstacle(self, deadline: Deadline) -> KClientError | None:
+        """The error to raise instead of a wait for a kernel that this program did not start, if it cannot answer.
+
+        Nothing is sent to the kernel. Waits for no more than the look-up of a host name, within the deadline.
+        """
+
+    def another_key(self) -> KClientError:
+        """The error to raise for a kernel that signs its messages with another key than this client has."""
 
     def hint(self) -> str:
         """Why a kernel may be silent to a new client, and what to do, for an error message."""

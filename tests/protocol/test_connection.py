@@ -379,3 +379,21 @@ def test_address_that_is_none_is_refused_by_an_error_of_kclient():
     for address in ("nonsense", "", "127.0.0.1:80", 5, None, ("127.0.0.1",), (None, 80)):
         with pytest.raises(KClientError):
             make_address(address)
+
+
+def test_address_that_is_wrong_names_the_file_that_it_came_from() -> None:
+    info = ConnectionInfo.from_dict(VALUES | {"shell_port": 0}, path="/tmp/kernel-1.json")
+    with pytest.raises(InvalidPortNumber, match=r"^connection file /tmp/kernel-1\.json: shell_port: "):
+        info.address("shell")
+    info = ConnectionInfo.from_dict(VALUES | {"transport": "ipc", "ip": "x" * 110}, path="/tmp/kernel-1.json")
+    with pytest.raises(
+        ConnectionFileError, match=r"^connection file /tmp/kernel-1\.json: ipc path of 115 bytes"
+    ) as caught:
+        info.address("shell")
+    assert caught.value.path == "/tmp/kernel-1.json"
+
+
+def test_path_of_its_file_makes_a_connection_no_other() -> None:
+    info, same = ConnectionInfo.from_dict(VALUES), ConnectionInfo.from_dict(VALUES, path="/tmp/kernel-1.json")
+    assert (info, info.to_dict()) == (same, same.to_dict())
+    assert same.with_ports("127.0.0.1", [1, 2, 3, 4, 5]).path == "/tmp/kernel-1.json"

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
+from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.file_limits import CHANNEL_DESCRIPTORS
 from kclient.concurrency.owner import Owner
-from kclient.errors import InvalidArgument
+from kclient.errors import ConnectionFileError, InvalidArgument, KClientError
 from kclient.protocol.connection import CHANNELS, ConnectionInfo, make_address
 from kclient.transport.base import HeartbeatReceiver, Receiver
+from kclient.transport.zmq import obstacles
 from kclient.transport.zmq.context import context, no_socket
 from kclient.transport.zmq.curve import encrypt
 from kclient.transport.zmq.line import ZmqHeartbeat, ZmqLine
@@ -39,13 +41,10 @@ SOCKET_TYPES: Final = {
 TOPICS: Final = {"iopub": 1}
 """Number of frames before the delimiter of a message; 0 for the other channels."""
 
-NO_ANSWER: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, or want an encrypted connection; "
-    "then its connection file has curve_publickey and curve_secretkey"
-)
-NO_ANSWER_ENCRYPTED: Final = (
-    "nothing has come from the kernel: it may be busy, which an interrupt ends, have another key than this "
-    "encrypted connection, or not encrypt at all"
+
+ANOTHER_KEY: Final = (
+    "the kernel at {} has another key: the signatures of its messages are wrong; "
+    "is this the connection file of another kernel, or of an earlier one?"
 )
 
 
@@ -56,9 +55,15 @@ class Addresses(Protocol):
 
     def port(self, channel: str) -> int: ...
 
+    @property
+    def where(self) -> str:
+        """The beginning of an error message about them."""
+
 
 class OneAddress:
     """The address of a channel that stands alone: a ZeroMQ URL, or an (ip, port) pair."""
+
+    where = ""
 
     def __init__(self, address: str | tuple[str, int]) -> None:
         self._address = make_address(address)
@@ -159,9 +164,20 @@ class ZmqTransport:
         """True if no program listens at the ports of hb and shell. Some kernels have no heartbeat."""
         return all(refuses(self.address(name)) for name in ("hb", "shell") if self._addresses.port(name))
 
+    def find_obstacle(self, deadline: Deadline) -> KClientError | None:
+        """The error to raise at once if the kernel of this connection file cannot answer."""
+        addresses = self._addresses
+        return obstacles.find_obstacle(addresses, deadline) if isinstance(addresses, ConnectionInfo) else None
+
+    def another_key(self) -> KClientError:
+        """The error to raise for a kernel that has another key than its connection file."""
+        addresses = self._addresses
+        path = addresses.path if isinstance(addresses, ConnectionInfo) else None
+        return ConnectionFileError(addresses.where + ANOTHER_KEY.format(self.address("shell")), path=path)
+
     def hint(self) -> str:
-        """Why a kernel may be silent."""
-        return NO_ANSWER_ENCRYPTED if self._session.server_key else NO_ANSWER
+        """Why a kernel is silent. Connects to it for a moment, to see what is there."""
+        return obstacles.hint(self.address("shell"), encrypts=self.is_encrypted)
 
     def own(self) -> None:
         """This program started the kernel: see `is_ours`."""
@@ -233,6 +249,8 @@ class ZmqTransport:
                 encrypt(socket, self._session.server_key)
             if channel == "iopub":
                 socket.subscribe(b"")
+                if not self._is_ours:  # a kernel welcomes only a subscription that no other client has
+                    socket.subscribe(self._session.identity)
             elif channel == "stdin":
                 socket.routing_id = self._identity_of_shell()
                 socket.immediate = True
@@ -241,7 +259,8 @@ class ZmqTransport:
             socket.connect(address)
         except zmq.ZMQError as exc:
             socket.close(0)
-            raise InvalidArgument(f"cannot connect the {channel} channel to {address!r}: {exc}") from exc
+            where = self._addresses.where
+            raise InvalidArgument(f"{where}cannot connect the {channel} channel to {address!r}: {exc}") from exc
         except BaseException:
             socket.close(0)
             raise
