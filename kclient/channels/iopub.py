@@ -119,8 +119,11 @@ class IOPubChannel(MessageChannel):
             sink.feed(message)
         else:
             self._arrived.wake()
-            if message.header["msg_type"] == "debug_event":
+            msg_type = message.header["msg_type"]
+            if msg_type == "debug_event":
                 self._debug_event_came.wake()
+            elif msg_type == "shutdown_reply":  # perhaps to another client
+                self._shared.peer.note_shutdown(message)
             if outputs.has_deleted_subshell:
                 outputs.has_deleted_subshell = False
                 self._client.subshell_deleted()

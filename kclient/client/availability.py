@@ -109,7 +109,7 @@ class Availability:
         if self._on_death is not None:
             self._on_death()
         else:
-            self.died(copies_of(kernel.death()))
+            self.died(copies_of(kernel.death(self._channels.peer.exit_reason)))
 
     def _end(self) -> None:
         (self.break_off if self.is_restarting else self.fail)(self._death)

@@ -62,7 +62,7 @@ class InputRequests:
             kernel = self._channels.kernel
             if kernel is None or kernel.is_alive():
                 raise
-            raise kernel.death() from None
+            raise kernel.death(self._channels.peer.exit_reason) from None
 
     def claim(self, message: Message) -> bool:
         """Give an input request to its execution or to the client's on_input; False leaves it in the inbox."""

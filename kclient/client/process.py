@@ -16,5 +16,5 @@ class Kernel(Protocol):
     def interrupt(self) -> bool:
         """Signal the process; False if the kernel wants an interrupt_request instead."""
 
-    def death(self) -> DeadKernelError:
-        """The error that tells how the process ended."""
+    def death(self, reason: str = "") -> DeadKernelError:
+        """The error that tells how the process ended, and for which reason, if one is known."""

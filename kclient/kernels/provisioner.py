@@ -264,13 +264,13 @@ class Provisioner:
         if process is not None:
             process.close()
 
-    def death(self) -> DeadKernelError:
-        """An error that says how the process ended."""
+    def death(self, reason: str = "") -> DeadKernelError:
+        """An error that says how the process ended, and for which reason, if one is known."""
         process = self.process
         if process is None:
             return DeadKernelError("the kernel was shut down; start_kernel() starts another")
         return DeadKernelError(
-            f"the kernel {self.kernel_name!r} died",
+            f"the kernel {self.kernel_name!r} died{reason and ': '}{reason}",
             exit_code=process.exit_code,
             stderr=process.stderr_tail(),
         )

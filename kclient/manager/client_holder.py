@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kclient.client.connection import KernelConnection
 from kclient.client.interface import KernelInterface
 from kclient.client.kernel_client import KernelClient
+from kclient.errors import DeadKernelError
 from kclient.kernels.provisioner import Provisioner
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ class ClientHolder:
         provisioner.endpoint.give_key_to(self._session)
         if self.current is not None and self.current.connection != info:
             self.current.move(info)
+
+    def death_of(self, provisioner: Provisioner) -> DeadKernelError:
+        """The error that says how that kernel ended, and whether it was asked to."""
+        if self.connection is None:
+            return provisioner.death()
+        channels = self.connection.channels
+        if provisioner.process is not None and provisioner.process.exit_code == 0:
+            channels.drain()  # the answer that says so may still be unread
+        return provisioner.death(channels.peer.exit_reason)
 
     def use_session(self, session: Session) -> None:
         """Use that session for the next client."""

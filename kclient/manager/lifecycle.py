@@ -218,7 +218,7 @@ class Lifecycle:
         reaction = self._note(Event.EXIT)
         if reaction is Reaction.NOTHING:
             return
-        death = self.provisioner.death()
+        death = self.clients.death_of(self.provisioner)
         if reaction is Reaction.RESTART and self.restarter is not None:
             self.restarter.died(death)
             self.availability.begin_restart(death.headline)

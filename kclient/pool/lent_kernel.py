@@ -80,8 +80,14 @@ class LentKernel(KernelManager):
             self.iopub_channel.get_msgs()
 
     @property
+    def is_about_to_exit(self) -> bool:
+        """True if the kernel has said that it exits: for its code, or for a shutdown_request."""
+        connection = self._lifecycle.clients.connection
+        return connection is not None and bool(connection.channels.peer.exit_reason)
+
+    @property
     def is_clean(self) -> bool:
-        """True if the process lives, is the one that was lent, and owes no answer."""
+        """True if the process lives, is the one that was lent, owes no answer, and is not about to exit."""
         if self.process is None or self.process is not self.lent_process or not self.process.is_alive():
             return False
         connection = self.kernel_connection
@@ -89,7 +95,8 @@ class LentKernel(KernelManager):
         channels.drain()
         outputs = None if channels.failure is not None else channels.outputs
         is_idle = outputs is not None and not outputs.executing
-        return is_idle and not channels.pending.unanswered and not connection.watchdog.expects_status
+        owes_nothing = not channels.pending.unanswered and not connection.watchdog.expects_status
+        return is_idle and owes_nothing and not self.is_about_to_exit
 
     def end_use(self) -> None:
         """The use ends. Calls that wait for the kernel, and every later call, raise InvalidState."""
@@ -109,7 +116,7 @@ class LentKernel(KernelManager):
 
     def death(self) -> DeadKernelError:
         """The error that says how the process ended."""
-        return self._lifecycle.provisioner.death()
+        return self._lifecycle.clients.death_of(self._lifecycle.provisioner)
 
     def _refuse_if_returned(self) -> None:
         if self.is_returned:

@@ -34,9 +34,10 @@ class KernelPool:
 
     Each user gets a kernel of their own. After the use it is killed and another one is started. With `max_uses` above 1
     the next user may get the same process, with all variables, threads and files of the former user. The condition is
-    that it is alive, and that no code or request of the former user is left in it. The next user gets it as another
-    KernelManager; the calls of the former one raise InvalidState. Idle kernels older than `max_age` seconds are
-    replaced: if `max_size` allows, the new one is started first, else they are replaced one at a time.
+    that it is alive, that no code or request of the former user is left in it, and that it was not asked to exit, as
+    ``exit()`` does. The next user gets it as another KernelManager; the calls of the former one raise InvalidState.
+    Idle kernels older than `max_age` seconds are replaced: if `max_size` allows, the new one is started first, else
+    they are replaced one at a time.
 
     Each new kernel runs the code `warm_up`, silently, before it is handed out. Its start and that code have
     `start_timeout` seconds together. While kernels fail to start, or die while idle, the pool tries more and more

@@ -187,7 +187,7 @@ class Workers:
     def _lend(self) -> None:
         while (entry := self.scheduler.offered()) is not None:
             kernel = cast(LentKernel, entry.kernel)
-            if kernel.is_alive():
+            if kernel.is_alive() and not kernel.is_about_to_exit:
                 self.scheduler.lend().wake()
             else:
                 self._died(entry, kernel)

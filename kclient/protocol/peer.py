@@ -34,7 +34,8 @@ class Peer:
     """The kernel as its latest kernel_info reply describes it. The channels of a client share one Peer.
 
     `version_4` adapts messages if the kernel speaks protocol 4; else it is None. `subshells` are the ids of those that
-    the kernel is known to have. Each of `observers` is called with every reply of its message type.
+    the kernel is known to have. `exit_reason` says why the kernel is about to exit; empty unless it is known to be.
+    Each of `observers` is called with every reply of its message type.
     """
 
     def __init__(self) -> None:
@@ -42,11 +43,14 @@ class Peer:
         self._told: object = None
         self.version_4: Version4 | None = None
         self.subshells: set[str] = set()
+        self.exit_reason = ""
         self.observers: dict[str, Callable[[Message], None]] = {
             "kernel_info_reply": self.meet,
             "create_subshell_reply": self._note_created,
             "list_subshell_reply": self._note_list,
             "delete_subshell_reply": lambda reply: self.forget_subshells(),
+            "execute_reply": self._note_payload,
+            "shutdown_reply": self.note_shutdown,
         }
 
     def meet(self, reply: Message) -> None:
@@ -77,11 +81,28 @@ class Peer:
     def forget(self) -> None:
         """Forget the kernel, because another one takes its place."""
         self.info = self.version_4 = self._told = None
+        self.exit_reason = ""
         self.forget_subshells()
 
     def forget_subshells(self) -> None:
         """One of them was deleted, or another kernel has taken the place of this one."""
         self.subshells = set()
+
+    def note_shutdown(self, message: Message) -> None:
+        """The kernel has answered a shutdown_request, of this client or of another: it is about to exit."""
+        self.exit_reason = self.exit_reason or "it was asked to shut down"
+
+    def _note_payload(self, reply: Message) -> None:
+        """Note if the code has asked to end the kernel, as ``exit()`` does. The kernel exits some time after the reply.
+
+        Source: "Payloads" in "Messaging in Jupyter".
+        """
+        payload = reply.content.get("payload")
+        if not payload or not isinstance(payload, list):
+            return
+        for item in payload:
+            if isinstance(item, dict) and item.get("source") == "ask_exit" and not item.get("keepkernel"):
+                self.exit_reason = "its code asked it to exit"
 
     def _note_created(self, reply: Message) -> None:
         subshell_id = reply.content.get("subshell_id")

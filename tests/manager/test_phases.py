@@ -80,6 +80,10 @@ class World:
     def availability(self) -> Any:
         return self
 
+    def death_of(self, kernel: Any) -> DeadKernelError:
+        death: DeadKernelError = kernel.death()
+        return death
+
     def fail(self, failure: Any) -> None:
         self.told.append("fail")
 

@@ -425,6 +425,66 @@ def test_kernel_with_work_of_its_user_left_is_replaced(make_pool: Callable[..., 
         assert kernel.process is not process
 
 
+def leave(request: Any) -> None:
+    request.reply({"execution_count": 1, "payload": [{"source": "ask_exit", "keepkernel": False}]})
+
+
+@pytest.mark.parametrize("use", ["run", "submit and wait", "execute", "a request of the channel", "shutdown_reply"])
+def test_kernel_that_is_about_to_exit_is_replaced(make_pool: Callable[..., KernelPool], use: str) -> None:
+    pool = make_pool(max_uses=5)
+    with pool.kernel() as kernel:
+        process = process_of(kernel)
+        process.kernel.script["exit()"] = leave
+        if use == "run":
+            kernel.run("exit()", timeout=WAIT)
+        elif use == "submit and wait":
+            kernel.submit("exit()").result(WAIT)
+        elif use == "execute":
+            kernel.execute("exit()", timeout=WAIT)
+        elif use == "a request of the channel":
+            shell = kernel.client.shell_channel
+            shell.get_reply(shell.send("execute_request", {"code": "exit()"}), timeout=WAIT)
+        else:
+            process.kernel.on("shutdown_request", lambda request: request.reply())  # it takes its time to exit
+            kernel.client.shutdown(timeout=WAIT)
+        assert kernel.is_alive()
+    with pool.kernel(timeout=WAIT) as kernel:
+        assert kernel.process is not process
+    assert pool.stats().deaths == 0
+
+
+@pytest.mark.parametrize(
+    "payload", [[{"source": "ask_exit", "keepkernel": True}], [{"source": "page"}], ["exit"], {}, 7]
+)
+def test_kernel_whose_payload_does_not_ask_to_exit_goes_on_to_the_next_user(
+    make_pool: Callable[..., KernelPool], payload: Any
+) -> None:
+    pool = make_pool(max_uses=2)
+    with pool.kernel() as kernel:
+        process = process_of(kernel)
+        process.kernel.script["pay"] = lambda request: request.reply({"execution_count": 1, "payload": payload})
+        kernel.run("pay", timeout=WAIT)
+    with pool.kernel(timeout=WAIT) as kernel:
+        assert kernel.process is process
+
+
+def test_idle_kernel_that_another_client_shuts_down_is_not_handed_out(
+    make_pool: Callable[..., KernelPool], launcher: FakeLauncher
+) -> None:
+    told = Told()
+    pool = make_pool(on_event=told)
+    (entry,) = pool._workers.scheduler
+    launcher.processes[0].kernel.publish("shutdown_reply", {"status": "ok", "restart": False})
+    while entry.kernel is not None and not entry.kernel.is_about_to_exit:
+        turn_loop()
+    with pool.kernel(timeout=WAIT) as kernel:
+        assert kernel.process is launcher.processes[1]
+    while "died" not in told.kinds:
+        told.wait_for_more()
+    (death,) = [event.error for event in told.events if event.kind == "died"]
+    assert str(death).startswith("the kernel 'fake' died: it was asked to shut down")
+
+
 # Warm-up
 
 

@@ -9,9 +9,13 @@ import pytest
 from figures import Figures
 from fixtures import WAIT, Script
 
+import kclient
 from kclient import DeadKernelError, KernelPool
 
 pytestmark = pytest.mark.kernel
+
+NO_HISTORY = ["--HistoryManager.enabled=False"]
+"""It saves the start of a kernel some time."""
 
 WARM_UP = "import threading; import time; x = 1; print('noise'); x"
 
@@ -30,6 +34,29 @@ def test_users_get_kernels_that_are_warm_and_as_new() -> None:
         pids = [listed.pid for listed in pool.kernels()]
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
+
+
+@pytest.mark.parametrize("code", ["exit()", "quit", "get_ipython().ask_exit()"])
+def test_code_that_asks_its_kernel_to_exit_takes_none_from_the_next_user(code: str) -> None:
+    with KernelPool(size=1, max_uses=5, extra_arguments=NO_HISTORY) as pool:
+        with pool.kernel(timeout=WAIT) as kernel:
+            former = kernel.process
+            kernel.run(code, timeout=WAIT)
+        with pool.kernel(timeout=WAIT) as kernel:
+            assert kernel.process is not former
+            assert kernel.run("6 * 7", timeout=WAIT).text == "42"
+        assert pool.stats().deaths == 0
+
+
+def test_death_of_a_kernel_whose_code_asked_it_to_exit_says_so() -> None:
+    with kclient.start_kernel(timeout=WAIT, extra_arguments=NO_HISTORY) as kernel:
+        assert kernel.run("exit()", timeout=WAIT).ok
+        assert kernel.process is not None
+        assert kernel.process.exited.wait(WAIT)
+        with pytest.raises(DeadKernelError) as caught:
+            kernel.run("1", timeout=WAIT)
+    assert caught.value.headline == "the kernel 'python3' died: its code asked it to exit (exit code 0)"
+    assert caught.value.exit_code == 0
 
 
 def test_warm_kernel_is_handed_out_within_a_millisecond(figures: Figures) -> None:
