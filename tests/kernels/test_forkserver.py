@@ -515,6 +515,92 @@ def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(star
     os.kill(child, signal.SIGKILL)
 
 
+BUSY = """
+import os, signal, sys
+from kclient import ForkServer
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(1))
+server = ForkServer(["busy"])
+with open("pid") as fifo:
+    print(fifo.read(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["", "stopped"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda end: end.name)
+def test_server_that_imports_ends_with_the_program(start_script, folder, monkeypatch, end, is_stopped):
+    """So does each process that the module has started."""
+    monkeypatch.chdir(folder)
+    os.mkfifo("pid")
+    (folder / "busy.py").write_text(
+        "import os, signal\n"
+        "helper = os.fork()\n"
+        "if helper:\n    with open('pid', 'w') as fifo: print(os.getpid(), helper, file=fifo)\n"
+        "signal.alarm(60); signal.pause()"
+    )
+    script = start_script(BUSY)
+    pids = [int(pid) for pid in script.read_line().split()]
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    if is_stopped:
+        os.kill(pids[0], signal.SIGSTOP)
+    script.process.send_signal(end)
+    for pidfd in pidfds:
+        assert exit_watcher.has_event(pidfd, 1, WAIT)
+        os.close(pidfd)
+
+
+@pytest.fixture
+def with_helper(folder, monkeypatch):
+    """A fork server whose module has forked a process, which has copies of all descriptors."""
+    (folder / "helped.py").write_text(
+        "import os, signal\npid = os.fork()\nif not pid:\n    signal.alarm(60)\n    signal.pause()"
+    )
+    monkeypatch.chdir(folder)
+    with ForkServer(["helped"]) as server:
+        yield server
+
+
+def helper_of(process):
+    """A pidfd of the helper."""
+    python = [sys.executable, "-S", "-c", "import helped; print(helped.pid)"]
+    asking = process.start(python, stdout=subprocess.PIPE)
+    pid = int(text_of(asking))
+    asking.close()
+    return os.pidfd_open(pid)
+
+
+def test_server_that_is_killed_is_replaced_at_once_although_a_helper_of_a_module_lives(with_helper, launch):
+    helper = helper_of(with_helper)
+    python = [sys.executable, "-S"]
+    process = launch(RUN_ON, launcher=with_helper, python=python)
+    kill_server_of(process)
+    with gevent.Timeout(WAIT):  # less than a silent server has
+        other = launch(RUN_ON, launcher=with_helper, python=python)
+    assert server_of(other) != os.getpid()
+    assert exit_watcher.has_event(helper, 1, WAIT)
+    os.close(helper)
+    assert process.is_alive()
+    process.kill()
+    assert end_of(process) in (-signal.SIGKILL, None)
+
+
+def test_server_that_is_killed_during_a_start_is_replaced_although_a_helper_lives(with_helper, launch, background):
+    python = [sys.executable, "-S"]
+    process = launch(RUN_ON, launcher=with_helper, python=python)
+    pid = server_of(process)
+    os.kill(pid, signal.SIGSTOP)
+    start = background(launch, RUN_ON, launcher=with_helper, python=python)
+    os.kill(pid, signal.SIGKILL)
+    assert server_of(start.get()) != pid
+
+
+def test_helper_of_a_module_ends_with_the_server(with_helper):
+    helper = helper_of(with_helper)
+    with_helper.close()
+    assert exit_watcher.has_event(helper, 1, WAIT)
+    os.close(helper)
+
+
 # Wrong callers and wrong arguments
 
 

@@ -69,7 +69,7 @@ class Fork:
     def run(self, *preload: str) -> None:
         """Start the server's process."""
         self.server = ServerProcess(BARE, os.environ, preload)
-        self.pid = self.server._pid
+        self.pid = self.server._child.pid
         self._servers.append(self.server)
 
     def stop(self) -> None:
@@ -114,7 +114,7 @@ class Fork:
             os.close(number)
         for server in self._servers:
             with suppress(ProcessLookupError):
-                os.kill(server._pid, signal.SIGCONT)
+                os.kill(server._child.pid, signal.SIGCONT)
             for watcher in list(server.kernels.values()):
                 watcher.signal_group(signal.SIGKILL)
                 assert watcher.exited.wait(WAIT)
@@ -368,7 +368,7 @@ def check_process(fork: Fork) -> None:
     with pytest.raises(ChildProcessError):
         os.waitpid(fork.pid, os.WNOHANG)
     assert fork.server._socket.fileno() == -1
-    assert fork.server._output.closed
+    assert fork.server._child._output.closed
     assert fork.server._starts == {}
 
 

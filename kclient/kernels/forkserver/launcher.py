@@ -38,7 +38,7 @@ class ForkServer:
     Pass it as `launcher=` to start_kernel or KernelPool. A kernel is ready several times sooner, and shares the memory
     of what was imported. The process for this Python starts at once, in the background. Another interpreter, other
     options of it, or other values of the variables that it reads as it starts need another process. A process that was
-    killed is replaced at the next start; its kernels go on.
+    killed is replaced at the next start; its kernels go on. What a preloaded module has started ends with that process.
 
     All kernels of one process have its hash seed, its layout of memory, and the objects that the modules made when they
     were imported, but none of the threads that the modules started. `random`, `numpy.random`, `uuid`, `secrets` and

@@ -15,10 +15,10 @@ from typing import Any, Final
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.unpatched import close, popen_class, socket
+from kclient.concurrency.unpatched import close, socket
 from kclient.concurrency.waiting import READABLE, Parking, Timer, until_done
 from kclient.errors import LaunchError
-from kclient.kernels.forkserver import server_main
+from kclient.kernels.forkserver.child import ServerChild
 from kclient.kernels.forkserver.exit_watcher import ForkedExitWatcher, has_event
 from kclient.kernels.forkserver.start import Start
 from kclient.kernels.forkserver.states import (
@@ -33,8 +33,6 @@ from kclient.kernels.forkserver.states import (
     StartState,
     look_up,
 )
-from kclient.kernels.process.exit_watcher import end_child
-from kclient.kernels.process.output import cannot_start, hidden_file, reason, tail_of
 
 ANSWER_WAIT_S: Final = 60.0
 """Seconds for a server to import its modules, and to fork. A server that is silent for longer gives way to another."""
@@ -82,34 +80,12 @@ class ServerProcess:
         self._answer_timer = Timer(self._owner, self._on_silence)
         self._reason: LaunchError | None = None
         self._lost = Lost(None, "")
-        argv = [*command, server_main.__file__, *preload]
-        self._output = hidden_file(argv)
-        try:
-            self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as exc:
-            self._output.close()
-            raise cannot_start(argv, f"no socket to a fork server: {reason(exc)}") from exc
-        try:
-            process = popen_class()(
-                argv,
-                stdin=its.fileno(),
-                stdout=self._output,
-                stderr=self._output,
-                # ipykernel reads the parent's number when it is imported. It watches no parent with the number 1.
-                env={**env, "JPY_PARENT_PID": "1"},
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as exc:
-            self._socket.close()
-            self._output.close()
-            raise cannot_start(argv, f"no fork server: {reason(exc)}") from exc
-        finally:
-            its.close()
-        process.returncode = 0  # so that Popen never waits
-        self._pid = process.pid
-        self._socket.setblocking(False)
-        self._watcher: Any = self._owner.hub.loop.io(self._socket.fileno(), READABLE, ref=False)
-        self._watcher.start(until_done(self._owner, self._read))
+        self._child = ServerChild(command, env, preload)
+        self._socket = self._child.socket
+        self._watchers: list[Any] = []
+        for descriptor, react in ((self._socket.fileno(), self._read), (self._child.pidfd, self._on_exit)):
+            self._watchers.append(self._owner.hub.loop.io(descriptor, READABLE, ref=False))
+            self._watchers[-1].start(until_done(self._owner, react))
         _servers.add(self)
 
     @property
@@ -125,6 +101,8 @@ class ServerProcess:
     def look(self) -> ServerState:
         """The state, after all that the process has said."""
         self._read()
+        if self.is_running and self._child.has_ended():
+            self._on_exit()
         return self.state
 
     def start(self, files: Sequence[int]) -> ForkedExitWatcher:
@@ -132,7 +110,7 @@ class ServerProcess:
 
         Raises OSError if that fails, and LaunchError with a known reason, or Lost, if the server's process ends.
         """
-        self._read()
+        self.look()
         self.state, reaction = look_up(SERVER_TABLE, self.state, ServerEvent.START)
         if reaction is ServerReaction.RAISE:
             raise self._why_it_ended()
@@ -164,6 +142,7 @@ class ServerProcess:
         """
         if watcher not in self._unreaped:
             self._unreaped.append(watcher)
+            self.look()
             self._ask_to_reap()
         while at_once and not watcher.exited.is_set() and self._pace is Pace.PROMPT:
             if not has_event(self._socket.fileno(), POLLIN, HUB_WAIT_S):
@@ -178,8 +157,9 @@ class ServerProcess:
     def close_in_child(self) -> None:
         """In a forked child: close its copies of what keeps the server and the kernels alive."""
         if self.is_running:
-            self._watcher.stop()
-            self._socket.close()
+            for watching in self._watchers:
+                watching.stop()
+            self._child.close_in_child()
         for watcher in self.kernels.values():
             watcher.close_pipe()
         for start in self._starts.values():
@@ -197,7 +177,7 @@ class ServerProcess:
         if self.is_running and self._starts and not self._answer_timer.is_set:
             self._reason = LaunchError(
                 f"cannot start the kernel: its fork server has not answered within {ANSWER_WAIT_S:g} s",
-                stderr=tail_of(self._output),
+                stderr=self._child.output(),
             )
             self._end()
 
@@ -243,6 +223,12 @@ class ServerProcess:
                 if tuple(kind) == _RIGHTS:
                     files.frombytes(numbers)
             self._on_message(json.loads(data), files)
+
+    def _on_exit(self) -> None:
+        """The process has ended. Its end of the socket may still be open, in a process that a module has forked."""
+        self._read()  # what it sent before its end
+        if self.is_running and not self._owner.forked:
+            self._end()
 
     def _on_message(self, message: dict[str, Any], files: Sequence[int]) -> None:
         self._pace = PACE_TABLE[self._pace][PaceEvent.MESSAGE]
@@ -308,11 +294,11 @@ class ServerProcess:
             return
         self._reap_timer.cancel()
         self._answer_timer.cancel()
-        self._watcher.stop()
-        self._watcher.close()
-        self._socket.close()
-        self._lost = Lost(end_child(self._pid), tail_of(self._output))
-        self._output.close()
+        for watching in self._watchers:
+            watching.stop()
+            watching.close()
+        output = self._child.output()
+        self._lost = Lost(self._child.end(), output)
         starts, self._starts = self._starts, {}
         for start in starts.values():
             start.lose()

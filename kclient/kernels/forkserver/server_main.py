@@ -3,7 +3,9 @@
 `server` runs this file by its path, in the interpreter of the kernels and with their options. So it imports neither
 kclient nor the packages that kclient needs.
 
-Its standard input is a SOCK_SEQPACKET socket to the client, for JSON objects. After the imports it sends one of two:
+Its standard input is a SOCK_SEQPACKET socket to the client, for JSON objects. Its first argument is the number of the
+read end of a pipe, the others are the modules to import. The system kills the fork server, and the processes that the
+modules have started, when the client closes that pipe or ends. After the imports it sends one of two:
 
     ready    with the names of the `threads` that the imports have started and that still run
     failed   with the reason, the name of the `module` and the `traceback`; then it ends
@@ -83,13 +85,8 @@ class Job:
     def enter(self) -> None:
         """Turn the forked process into a session of its own, which is killed when the keep-alive pipe is closed."""
         os.setsid()
-        fcntl.fcntl(self.keep_alive_pipe, fcntl.F_SETOWN, -os.getpid())
-        fcntl.fcntl(self.keep_alive_pipe, SET_SIGNAL, signal.SIGKILL)
-        # Nothing is ever written into the pipe. So its only event is that its last write end was closed.
-        fcntl.fcntl(self.keep_alive_pipe, fcntl.F_SETFL, os.O_ASYNC)
-        hung_up = select.poll()
-        hung_up.register(self.keep_alive_pipe, 0)
-        if hung_up.poll(0):  # it was closed before the line above
+        end_with(self.keep_alive_pipe, os.getpid())
+        if is_closed(self.keep_alive_pipe):  # it was closed before the line above
             os._exit(1)
         os.dup2(self.stdout, 1)
         os.dup2(self.stderr, 2)
@@ -130,6 +127,21 @@ class Job:
         exec(compile(source, path, "exec"), names)  # noqa: S102 - the interpreter does the same
 
 
+def end_with(keep_alive_pipe: int, group: int) -> None:
+    """Let the system kill that process group when the pipe is closed. `keep_alive_pipe` is its read end."""
+    fcntl.fcntl(keep_alive_pipe, fcntl.F_SETOWN, -group)
+    fcntl.fcntl(keep_alive_pipe, SET_SIGNAL, signal.SIGKILL)
+    # Nothing is ever written into the pipe. So its only event is that its last write end was closed.
+    fcntl.fcntl(keep_alive_pipe, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def is_closed(keep_alive_pipe: int) -> bool:
+    """True if no process has the pipe's write end any more."""
+    hung_up = select.poll()
+    hung_up.register(keep_alive_pipe, 0)
+    return bool(hung_up.poll(0))
+
+
 def extend_path(first: str) -> None:
     """Put the program's folder first in sys.path, as the interpreter does."""
     if not IS_PATH_SAFE:
@@ -160,13 +172,19 @@ def renew_secrets() -> None:
 
 
 def main() -> None:
+    keep_alive_pipe, preload = int(sys.argv[1]), sys.argv[2:]
+    del sys.argv[1:]
+    end_with(keep_alive_pipe, os.getpid())
+    if is_closed(keep_alive_pipe):
+        return
+    os.set_inheritable(keep_alive_pipe, False)
     client = socket.socket(fileno=os.dup(0))
     replace(0, os.devnull)
-    preload, sys.argv[1:] = sys.argv[1:], []
     if load(client, preload):
         job = serve(client)
         if job is not None:
             client.close()
+            os.close(keep_alive_pipe)
             job.run()
 
 
