@@ -127,7 +127,10 @@ class QueueTransport:
     def heartbeat(self, receiver: HeartbeatReceiver) -> None:
         """None: the relay answers no pings."""
 
-    def is_refused(self) -> None:
+    def rejection(self, *, is_seen: bool) -> None:
+        """None: the relay reports none."""
+
+    def is_refused(self, channels: Sequence[str] = ()) -> None:
         """None: the relay does not know."""
 
     def find_obstacle(self, deadline: Deadline) -> None:

@@ -266,6 +266,18 @@ class MessageChannel(Channel):
     def reconnected(self) -> None:
         """The connection was cut and is back. Only the stdin line tells of that."""
 
+    def watch_connection(self, is_wanted: bool) -> None:
+        """Tell the client of the next cut of the connection, or do so no longer."""
+        self._line.watch_connection(is_wanted)
+
+    def cut(self) -> None:
+        """The connection was cut, or cannot be made."""
+        self._shared.client.cut(self.name)
+
+    def rejected(self, *, is_seen: bool = True) -> None:
+        """The program at the other end closes the connection because of its keys, or may do so: `is_seen` is False."""
+        self._shared.client.rejected(is_seen)
+
     @abstractmethod
     def _route(self, message: Message) -> None:
         """Give `message` to the call, or the execution, that it belongs to."""

@@ -24,7 +24,17 @@ class LooksAround(Protocol):
         """Take in messages on all channels, and notice the death of the kernel, without a turn of the loop."""
 
 
-class RequestClient(LooksAround, Protocol):
+class MessageClient(LooksAround, Protocol):
+    """The client, as any channel of messages sees it."""
+
+    def cut(self, channel: str) -> None:
+        """The connection of that channel was cut, or cannot be made. Told once after each `watch_connection`."""
+
+    def rejected(self, is_seen: bool) -> None:
+        """The kernel has closed a connection in the middle of its handshake, or may have: `is_seen` is False."""
+
+
+class RequestClient(MessageClient, Protocol):
     """The client, as the shell and the control channel see it."""
 
     def admit(self, message: Message, deadline: Deadline | None) -> None:
@@ -40,7 +50,7 @@ class RequestClient(LooksAround, Protocol):
         """The kernel has deleted a subshell; it does not say which."""
 
 
-class IOPubClient(LooksAround, Protocol):
+class IOPubClient(MessageClient, Protocol):
     """The client, as the iopub channel sees it."""
 
     def answer_is_owed(self) -> None: ...
@@ -51,7 +61,7 @@ class IOPubClient(LooksAround, Protocol):
     def subshell_deleted(self) -> None: ...
 
 
-class StdInClient(LooksAround, Protocol):
+class StdInClient(MessageClient, Protocol):
     """The client, as the stdin channel sees it."""
 
     def claim_input(self, message: Message) -> bool:
@@ -94,6 +104,12 @@ class NoClient:
 
     def reconnected(self) -> None:
         """No call waits for what was lost."""
+
+    def cut(self, channel: str) -> None:
+        """Never called: only clients watch connections."""
+
+    def rejected(self, is_seen: bool) -> None:
+        """The call that waits ends with its timeout, and says what may be wrong."""
 
     def heart_missed(self) -> None:
         """`call_handlers` tells of it."""

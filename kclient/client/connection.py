@@ -9,6 +9,7 @@ from kclient.channels.base import Channel
 from kclient.channels.shared import Shared
 from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
+from kclient.client.connection_watch import ConnectionWatch
 from kclient.client.execution import Execution
 from kclient.client.input_requests import InputRequests
 from kclient.client.kernel_death import KernelDeath
@@ -56,7 +57,8 @@ class KernelConnection:
         self.availability = Availability(self.channels, on_death)
         self.readiness = Readiness(self.channels)
         self.subshells = Subshells(self.channels, self.readiness)
-        self.watchdog = Watchdog(self.channels, self.readiness, self._comm_routes)
+        self.connection_watch = ConnectionWatch(self.channels, self.availability)
+        self.watchdog = Watchdog(self.channels, self.readiness, self._comm_routes, self.connection_watch)
         self.answer_is_owed = self.watchdog.arm  # the method itself: it is called with each message of iopub
         self.input_requests = InputRequests(self.channels)
         self.kernel_death = KernelDeath(self.channels, self.availability)
@@ -117,11 +119,13 @@ class KernelConnection:
     def reopen(self) -> None:
         """Fail the calls that wait with KernelRestarted. Connect anew, to a kernel that need not be there yet."""
         self.availability.forget_death()
+        self.connection_watch.stop()
         self.channels.reopen()
 
     def stop(self) -> None:
         """Close every channel; calls that wait get ChannelClosed."""
         self.watchdog.stop()
+        self.connection_watch.stop()
         self.subshells.stop()
         self.kernel_death.stop()
         self.availability.forget_death()
@@ -158,6 +162,14 @@ class KernelConnection:
         if self.channels.kernel is None and self.availability.failure is None:  # this program knows of its own restarts
             self.readiness.reconnected()
             self.watchdog.reconnected()
+
+    def cut(self, channel: str) -> None:
+        """The connection of that channel was cut, or cannot be made."""
+        self.connection_watch.cut(channel)
+
+    def rejected(self, is_seen: bool) -> None:
+        """The kernel has closed a connection in the middle of its handshake, or may have: `is_seen` is False."""
+        self.connection_watch.rejected(is_seen)
 
     def heart_missed(self) -> None:
         """The kernel has not answered the heartbeat for a while."""

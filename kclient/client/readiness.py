@@ -236,6 +236,8 @@ class Readiness:
                 contact.ask(channels.shell, Probe)
                 if not contact.wait(deadline.at_most(SHELL_ALONE_S)):
                     contact.ask(channels.control, Probe)
+                    channels.shell.watch_connection(True)
+                    channels.shell.rejected(is_seen=False)  # if so, libzmq may have told of it before, once
                     is_answered = contact.wait(deadline.at_most(KEY_DOUBT_S))
                     if not is_answered and channels.have_another_key():
                         raise channels.transport.another_key()
@@ -247,6 +249,7 @@ class Readiness:
                 return channels.shell, None
             finally:
                 contact.end()
+                channels.shell.watch_connection(False)
         probe.answered(reply)
         if self.kernel_session is None:
             self.kernel_session = probe.kernel_session

@@ -12,6 +12,7 @@ import gevent
 
 from kclient.channels.shell import RequestChannel
 from kclient.client.channel_set import ChannelSet
+from kclient.client.connection_watch import ConnectionWatch
 from kclient.client.overdue import Event, Overdue, Phase, Unnoticed
 from kclient.client.readiness import ASK_AT_MOST, Probe, Readiness
 from kclient.concurrency.deadline import Deadline
@@ -52,10 +53,17 @@ class Watchdog:
     It asks each shell separately. A shell that answers nothing holds up its own answers only.
     """
 
-    def __init__(self, channels: ChannelSet, readiness: Readiness, comm_routes: CommRoutes[OpenComm]) -> None:
+    def __init__(
+        self,
+        channels: ChannelSet,
+        readiness: Readiness,
+        comm_routes: CommRoutes[OpenComm],
+        connection_watch: ConnectionWatch,
+    ) -> None:
         self._channels = channels
         self._readiness = readiness
         self._comm_routes = comm_routes
+        self._connection_watch = connection_watch
         self._overdue_timer = Timer(channels.owner, self._look_next_turn)
         self._turn_timer = Timer(channels.owner, self._look)
         self._patience_timer = Timer(channels.owner, self._look_at_silent)
@@ -132,6 +140,7 @@ class Watchdog:
     def _look(self) -> None:
         for channel in self._channels.running():
             channel.mend()
+        self._connection_watch.look()
         until = perf_counter() - OVERDUE_S
         found: dict[tuple[str, str | None], list[Overdue]] = {}
         for overdue in self._owed():

@@ -29,6 +29,12 @@ class Receiver(Protocol):
     def reconnected(self) -> None:
         """The connection was cut and is back. Messages may have been lost."""
 
+    def cut(self) -> None:
+        """The connection was cut, or cannot be made. Told once after each `watch_connection` of the line."""
+
+    def rejected(self) -> None:
+        """The program at the other end has closed the connection because of its keys, as far as the line can tell."""
+
     def lost(self) -> None:
         """The connection was closed from outside, for good."""
 
@@ -78,6 +84,12 @@ class Line(Connection, Protocol):
         not connected and the line does not keep messages for later.
         """
 
+    def watch_connection(self, is_wanted: bool) -> None:
+        """Tell the receiver of the next cut and of rejections, or do so no longer. It may take descriptors meanwhile.
+
+        A line that cannot tell does nothing.
+        """
+
     def is_connected(self) -> bool:
         """True if the kernel is connected, as far as the line can tell."""
 
@@ -118,8 +130,17 @@ class Transport(Protocol):
     def heartbeat(self, receiver: HeartbeatReceiver) -> HeartbeatLine | None:
         """A line for pings; None if the transport has none."""
 
-    def is_refused(self) -> bool | None:
-        """True if no program listens at the kernel's addresses, None if that is unknown; waits 1 s at most."""
+    def is_refused(self, channels: Sequence[str] = ("hb", "shell")) -> bool | None:
+        """True if no program listens at the addresses of those channels that the kernel has, None if that is unknown.
+
+        Waits 1 s at most for each of them.
+        """
+
+    def rejection(self, *, is_seen: bool) -> KClientError | None:
+        """The error to raise if the keys are not those of the kernel, as far as its greeting tells; else None.
+
+        `is_seen`: it has closed connections in the middle of their handshake. Waits 2 s at most.
+        """
 
     def find_obstacle(self, deadline: Deadline) -> KClientError | None:
         """The error to raise instead of a wait for a kernel that this program did not start, if it cannot answer.

@@ -6,6 +6,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
@@ -17,20 +18,33 @@ from kclient.errors import BadMessage, ChannelClosed
 from kclient.protocol.messages import Message
 from kclient.transport.base import Connection, HeartbeatReceiver, Receiver
 from kclient.transport.zmq.frames import FrameReader, MessageReader
+from kclient.transport.zmq.monitor import (
+    CUT,
+    HANDSHAKE,
+    HUNG_UP,
+    OTHER_MECHANISM,
+    REJECTED,
+    SHAKEN,
+    Monitor,
+    new_monitor,
+)
 from kclient.transport.zmq.stream import ZmqStream
 
 if TYPE_CHECKING:
     from kclient.protocol.session import Session
 
-Connect = Callable[[], tuple["zmq.Socket[Any]", str]]
-"""Makes a connected socket; returns it and its address."""
+Connect = Callable[[Callable[["zmq.Socket[Any]"], object]], tuple["zmq.Socket[Any]", str]]
+"""Makes a connected socket; returns it and its address. It calls its argument with the socket before it connects."""
+
+HUNG_UP_AT_MOST: Final = 3
+"""A connection that is closed in the middle of the handshake, so many times in a row, is rejected."""
 
 PING: Final = (b"", b"ping")
 """A ping as a REQ sends it. The socket is a DEALER: a REQ cannot be read between its ping and the next (EFSM)."""
 
 
 class ZmqConnection(ABC):
-    """A line over one socket. `connect()` makes the connected socket, and returns the address that it has, too.
+    """A line over one socket. `connect(prepare)` makes the connected socket, and returns its address, too.
 
     It holds its receiver weakly: a channel that is dropped is freed at once, and its socket with it.
     """
@@ -43,6 +57,7 @@ class ZmqConnection(ABC):
         self._connect = connect
         self._connected_to = ""
         self._stream: ZmqStream | None = None
+        self._monitors: list[Monitor] = []
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     @property
@@ -57,7 +72,11 @@ class ZmqConnection(ABC):
 
     def open(self) -> None:
         """Connect; raises InvalidState, InvalidArgument and TooManyFiles."""
-        self._attach(*self._connect())
+        try:
+            self._attach(*self._connect(self._prepare))
+        except BaseException:
+            _close(None, self._monitors)
+            raise
 
     def close(self) -> None:
         """Disconnect at once. Idempotent."""
@@ -69,6 +88,7 @@ class ZmqConnection(ABC):
         """Go on with the socket of `former`, which is closed by that; False if it is not open, or no ZeroMQ line."""
         if not isinstance(former, ZmqConnection) or former._stream is None:
             return False
+        _close(None, former._monitors)
         stream, address = former._stream, former._connected_to
         socket = stream.detach()
         former.close()
@@ -99,7 +119,8 @@ class ZmqConnection(ABC):
     def _attach(self, socket: zmq.Socket[Any], address: str) -> None:
         self._stream = self._new_stream(socket)
         self._connected_to = address
-        self._finalizer = weakref.finalize(self, self._owner.run_here, self._stream.close)
+        close = partial(_close, self._stream, self._monitors)
+        self._finalizer = weakref.finalize(self, self._owner.run_here, close)
         self._finalizer.atexit = False
 
     def lost(self) -> None:
@@ -107,6 +128,9 @@ class ZmqConnection(ABC):
         receiver = self._receiver()
         if receiver is not None:
             receiver.lost()
+
+    def _prepare(self, socket: zmq.Socket[Any]) -> None:
+        """Do what must be done before the socket connects."""
 
     @abstractmethod
     def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
@@ -122,11 +146,21 @@ class ZmqConnection(ABC):
         return self._stream
 
 
+def _close(stream: ZmqStream | None, monitors: list[Monitor]) -> None:
+    """Close a stream, and the monitor of its socket first."""
+    while monitors:
+        monitors[-1].close()
+        monitors.pop()
+    if stream is not None:
+        stream.close()
+
+
 class ZmqLine(ZmqConnection):
     """Carries messages as signed frames. A frame that is no valid message is dropped, and counted by the receiver.
 
     `topics` is the number of frames before the delimiter. `tells_of_cuts`: the socket has ZMQ_IMMEDIATE, so it is
-    writable only while the kernel is connected. That shows a connection that was cut and is back.
+    writable only while the kernel is connected. That shows a connection that was cut and is back. `tells_of_rejection`:
+    the socket is watched until its first handshake has succeeded.
     """
 
     def __init__(
@@ -139,12 +173,15 @@ class ZmqLine(ZmqConnection):
         *,
         topics: int = 0,
         tells_of_cuts: bool = False,
+        tells_of_rejection: bool = False,
     ) -> None:
         super().__init__(owner, name, connect)
         self._session = session
         self._receiver = weakref.ref(receiver)
         self._topics = topics
         self._tells_of_cuts = tells_of_cuts
+        self._tells_of_rejection = tells_of_rejection
+        self._hung_up, self._is_of_handshake = 0, False
         self._had_peer = self._was_cut = False
 
     def send(self, message: Message) -> None:
@@ -161,6 +198,43 @@ class ZmqLine(ZmqConnection):
     def wait_until_connected(self, deadline: Deadline) -> bool:
         """Wait until the kernel is connected; False if it is not within the deadline."""
         return self._open_stream().wait_for_peer(deadline)
+
+    def watch_connection(self, is_wanted: bool) -> None:
+        """Tell the receiver of the next cut and of rejections, or do so no longer."""
+        socket = self.socket
+        if not is_wanted or socket is None:
+            _close(None, self._monitors)
+        elif not self._monitors:
+            self._watch(socket, CUT | HANDSHAKE)
+
+    def _prepare(self, socket: zmq.Socket[Any]) -> None:
+        if self._tells_of_rejection:
+            self._watch(socket, HANDSHAKE)
+
+    def _watch(self, socket: zmq.Socket[Any], events: int) -> None:
+        self._hung_up, self._is_of_handshake = 0, events == HANDSHAKE
+        monitor = new_monitor(self._owner, socket, events, self._connection_event, self.name)
+        if monitor is not None:
+            self._monitors.append(monitor)
+
+    def _connection_event(self, event: int, value: int) -> None:
+        """Act on an event of the connection, as libzmq reports it."""
+        receiver = self._receiver()
+        if receiver is None:
+            return
+        if event & CUT:
+            if not self._hung_up:
+                _close(None, self._monitors)  # once is enough, and there would be many
+                receiver.cut()
+        elif event & SHAKEN:
+            self._hung_up = 0
+            if self._is_of_handshake:
+                _close(None, self._monitors)
+        else:
+            self._hung_up += event & HUNG_UP != 0
+            if self._hung_up >= HUNG_UP_AT_MOST or (event & REJECTED and value == OTHER_MECHANISM):
+                self._hung_up = 0
+                receiver.rejected()
 
     def receive(self, frames: list[bytes]) -> None:
         """Verify and parse one message, and hand it to the channel."""

@@ -12,6 +12,7 @@ from kclient.errors import ConnectionFileError, DeadKernelError, KClientError
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
 from kclient.transport.zmq.local_processes import started_with
 from kclient.transport.zmq.reachability import (
+    CONNECT_S,
     GREETING_S,
     Encounter,
     Met,
@@ -32,7 +33,11 @@ NO_KEYS: Final = (
 )
 NEEDLESS_KEYS: Final = (
     "the kernel at {} does not encrypt, and the connection file has curve_publickey; "
-    "is it the file of another kernel, or of an earlier one?"
+    "is it the file of another kernel, or of an earlier one? to start such a kernel, pass encryption='off'"
+)
+ANOTHER_CURVE_KEY: Final = (
+    "the kernel at {} has another key than the curve_publickey of this connection; "
+    "is its connection file that of another kernel, or of an earlier one?"
 )
 OTHER_PROGRAM: Final = "the program at {} is no kernel: it does not speak ZeroMQ, and said {}"
 
@@ -75,6 +80,17 @@ def mismatch(encounter: Encounter, address: str, *, encrypts: bool) -> str:
         if encounter.text == PLAIN and encrypts:
             return NEEDLESS_KEYS.format(address)
     return ""
+
+
+def rejection(address: str, *, encrypts: bool, is_seen: bool) -> str:
+    """Why a kernel that listens at `address` rejects our connection; empty if it does not listen there, or may not.
+
+    `is_seen`: it has closed connections in the middle of their handshake.
+    """
+    encounter = meet(address, Deadline(CONNECT_S))
+    if is_seen and encrypts and encounter == (Met.GREETING, ENCRYPTS):
+        return ANOTHER_CURVE_KEY.format(address)
+    return mismatch(encounter, address, encrypts=encrypts)
 
 
 def _gone(info: ConnectionInfo, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -160,9 +160,15 @@ class ZmqTransport:
         self.address("hb")
         return ZmqHeartbeat(self._owner, "hb", partial(self._open_socket, "hb", None), receiver)
 
-    def is_refused(self) -> bool:
-        """True if no program listens at the ports of hb and shell. Some kernels have no heartbeat."""
-        return all(refuses(self.address(name)) for name in ("hb", "shell") if self._addresses.port(name))
+    def is_refused(self, channels: Sequence[str] = ("hb", "shell")) -> bool:
+        """True if no program listens at the ports of those channels. Some kernels have no heartbeat."""
+        there = [name for name in channels if self._addresses.port(name)]
+        return bool(there) and all(refuses(self.address(name)) for name in there)
+
+    def rejection(self, *, is_seen: bool) -> KClientError | None:
+        """The error to raise if the kernel's greeting shows that our keys are wrong; waits 2 s at most."""
+        reason = obstacles.rejection(self.address("shell"), encrypts=self.is_encrypted, is_seen=is_seen)
+        return self._unusable(reason) if reason else None
 
     def find_obstacle(self, deadline: Deadline) -> KClientError | None:
         """The error to raise at once if the kernel of this connection file cannot answer."""
@@ -171,13 +177,16 @@ class ZmqTransport:
 
     def another_key(self) -> KClientError:
         """The error to raise for a kernel that has another key than its connection file."""
-        addresses = self._addresses
-        path = addresses.path if isinstance(addresses, ConnectionInfo) else None
-        return ConnectionFileError(addresses.where + ANOTHER_KEY.format(self.address("shell")), path=path)
+        return self._unusable(ANOTHER_KEY.format(self.address("shell")))
 
     def hint(self) -> str:
         """Why a kernel is silent. Connects to it for a moment, to see what is there."""
         return obstacles.hint(self.address("shell"), encrypts=self.is_encrypted)
+
+    def _unusable(self, reason: str) -> ConnectionFileError:
+        addresses = self._addresses
+        path = addresses.path if isinstance(addresses, ConnectionInfo) else None
+        return ConnectionFileError(addresses.where + reason, path=path)
 
     def own(self) -> None:
         """This program started the kernel: see `is_ours`."""
@@ -228,10 +237,16 @@ class ZmqTransport:
             receiver,
             topics=TOPICS.get(channel, 0),
             tells_of_cuts=channel == "stdin",
+            tells_of_rejection=channel == "shell" and self.is_encrypted and self._is_ours,
         )
 
-    def _open_socket(self, channel: str, identity: bytes | None) -> tuple[zmq.Socket[Any], str]:
-        """A connected socket and its address; raises InvalidState, InvalidArgument and TooManyFiles."""
+    def _open_socket(
+        self, channel: str, identity: bytes | None, prepare: Callable[[zmq.Socket[Any]], object]
+    ) -> tuple[zmq.Socket[Any], str]:
+        """A connected socket and its address; `prepare(socket)` is called before it connects.
+
+        Raises InvalidState, InvalidArgument and TooManyFiles.
+        """
         address = self.address(channel)
         within = self.context
         try:
@@ -256,6 +271,7 @@ class ZmqTransport:
                 socket.immediate = True
             elif identity is not None:
                 socket.routing_id = identity
+            prepare(socket)
             socket.connect(address)
         except zmq.ZMQError as exc:
             socket.close(0)
