@@ -21,7 +21,7 @@ from kclient.concurrency.waiting import Parking
 from kclient.errors import DeadKernelError, Failure, InvalidState, KernelTimeout, NoReply
 from kclient.protocol.inbox import Backlog
 from kclient.protocol.messages import Message
-from kclient.protocol.result import Result
+from kclient.protocol.result import Check, Result, valid_check
 from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
 
@@ -45,7 +45,7 @@ class Execution:
         answer_is_owed: Callable[[], None],
         transcript: Transcript,
         *,
-        check: bool = False,
+        check: Check = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
         keeps_messages: bool = True,
@@ -58,7 +58,7 @@ class Execution:
         self._answer_is_owed = answer_is_owed
         self._owner = channels.owner
         self._transcript = transcript
-        self._check = check
+        self._check = valid_check(check)
         self._on_output = on_output
         self._on_input = on_input
         self._keeps_messages = keeps_messages
@@ -338,7 +338,7 @@ class Execution:
         if self._result is None:
             self._result = Result.of(self._transcript)
         if self._check:
-            self._result.raise_for_error()
+            self._result.raise_for_error(by_reply=self._check == "reply")
         return self._result
 
     def _raise_failure(self) -> None:

@@ -20,7 +20,7 @@ from kclient.errors import InvalidArgument
 from kclient.protocol import messages
 from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Content, Message
-from kclient.protocol.result import Result
+from kclient.protocol.result import Check, Result
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         code: str,
         *,
         timeout: float | None = None,
-        check: bool = False,
+        check: Check = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
         silent: bool = False,
@@ -158,7 +158,8 @@ class KernelInterface(ShellRequests, ControlRequests):
     ) -> Result:
         """Run `code` and return its Result, when its reply and all of its outputs have come.
 
-        An error in the code is `Result.error`; `check=True` raises ExecutionError. `on_output(message)` gets each
+        An error in the code is `Result.error`; `check=True` raises ExecutionError, `check="reply"` does if the
+        reply says so: not for an error that the code survived. `on_output(message)` gets each
         output message as it arrives. `on_input(prompt, password)` returns the answer to an input request. Both run in
         the greenlet of the caller. A run that raises before its end (a KernelTimeout after `timeout` seconds, a
         KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Of more
@@ -192,7 +193,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         self,
         code: str,
         *,
-        check: bool = False,
+        check: Check = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
         silent: bool = False,
@@ -231,7 +232,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         self,
         code: str,
         *,
-        check: bool,
+        check: Check,
         on_output: OnOutput | None,
         on_input: OnInput | None,
         silent: bool,

@@ -7,6 +7,7 @@ JupyterLab and nbclient.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import attrs
@@ -21,6 +22,9 @@ SPARE_NBYTES: Final = 64 * 2**10
 """Outputs may take so much more memory than `max_output_bytes`: a few small ones fit into a bound of a few bytes."""
 
 CUT_MARK: Final = "\n[cut here: the output is longer than max_output_bytes]\n"
+
+_ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""A control sequence, ECMA-48 section 5.4: colours, for the most part."""
 
 _MERGED_AT: Final = 256
 """So many pieces of a text become one: a short piece takes some 57 bytes besides its characters."""
@@ -215,13 +219,27 @@ def cut_text(text: str, nbytes: int) -> str:
 
 
 def error_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """ename, evalue and traceback of an error. Some kernels leave some of them out."""
+    """ename, evalue and traceback of an error. Some kernels leave some of them out, or send the traceback as one text.
+
+    An error that says nothing but its traceback has the last line of that for its evalue.
+    """
     traceback = content.get("traceback")
-    return {
-        "ename": str(content.get("ename") or "Error"),
-        "evalue": str(content.get("evalue") or ""),
-        "traceback": [str(line) for line in traceback] if isinstance(traceback, list) else [],
-    }
+    lines = [str(line) for line in traceback] if isinstance(traceback, list) else []
+    if isinstance(traceback, str) and traceback:
+        lines = [traceback]
+    ename, evalue = str(content.get("ename") or ""), str(content.get("evalue") or "")
+    if not ename and not evalue:
+        evalue = _last_line(lines)
+    return {"ename": ename or "Error", "evalue": evalue, "traceback": lines}
+
+
+def _last_line(traceback: list[str]) -> str:
+    """The last line that is not empty, without colours; "" if there is none."""
+    for text in reversed(traceback):
+        for line in reversed(_ANSI.sub("", text).splitlines()):
+            if line.strip():
+                return line.strip()
+    return ""
 
 
 def _size_of(text: str) -> int:

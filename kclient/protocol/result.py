@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from reprlib import repr as short_repr
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from kclient.errors import ExecutionAborted, ExecutionError
+from kclient.errors import ExecutionAborted, ExecutionError, InvalidArgument
 from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
 from kclient.protocol.transcript import Transcript
+
+Check = bool | Literal["reply"]
+"""Whether an error of the code is raised; "reply": only if the reply says that the code failed."""
+
+
+def valid_check(check: Any) -> Check:
+    """`check`, which must be True, False or "reply"; else raises InvalidArgument."""
+    if isinstance(check, bool) or check == "reply":
+        return check  # type: ignore[no-any-return]
+    raise InvalidArgument(f"check must be True, False or 'reply', not {check!r}")
 
 
 @attrs.frozen
@@ -60,25 +70,32 @@ class Result:
     @property
     def status(self) -> str:
         """``"ok"``, ``"error"`` or ``"aborted"``, as the kernel replied; ``"unknown"`` without a reply."""
-        status = self.reply.content.get("status") if self.reply is not None else None
+        content = self.reply.content if self.reply is not None else {}
+        status = content.get("status")
         if status == "abort":  # from kernels of protocol 5.0
             return "aborted"
+        if status is None and "ename" in content:  # from xeus-python, with --raw
+            return "error"
         return status if isinstance(status, str) else "unknown"
 
     @property
     def ok(self) -> bool:
-        """True if the code ran to its end without an error."""
+        """True if the code ran to its end without an error: the reply says ok, and `outputs` hold no error."""
         return self.status == "ok" and self.error is None
 
     @property
     def error(self) -> ErrorInfo | None:
-        """The error that the code raised: from the reply, or from the outputs if the kernel put it only there."""
+        """The error that the code raised: from the reply, or from the outputs if the reply does not name it."""
+        published = next((each for each in reversed(self.outputs) if each["output_type"] == "error"), None)
         if self.reply is not None and self.status == "error":
-            return ErrorInfo(**error_fields(self.reply.content))
-        for output in reversed(self.outputs):
-            if output["output_type"] == "error":
-                return ErrorInfo(output["ename"], output["evalue"], output["traceback"])
-        return None
+            replied = error_fields(self.reply.content)
+            # No exception is a NoneType: IPython replies so after a failing __repr__.
+            is_named = self.reply.content.get("ename") not in (None, "", "NoneType")
+            if is_named or published is None:
+                return ErrorInfo(**replied)
+        if published is None:
+            return None
+        return ErrorInfo(published["ename"], published["evalue"], published["traceback"])
 
     @property
     def stdout(self) -> str:
@@ -119,8 +136,15 @@ class Result:
         expressions: dict[str, Any] = self._replied("user_expressions", dict)
         return expressions
 
-    def raise_for_error(self) -> None:
-        """Raise ExecutionError if the code raised, ExecutionAborted if the kernel skipped it."""
+    def raise_for_error(self, *, by_reply: bool = False) -> None:
+        """Raise ExecutionError if the code raised, ExecutionAborted if the kernel skipped it.
+
+        Nothing else than the reply counts if `by_reply`: an error that was only shown, and then survived, is none.
+        """
+        if not (by_reply and self.status == "ok"):
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
         error = self.error
         if error is not None:
             raise ExecutionError(error.ename, error.evalue, error.traceback, result=self)

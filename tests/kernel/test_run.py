@@ -255,6 +255,31 @@ def test_text_is_cut_at_max_output_bytes_and_marked(client):
     assert client.run("print('€' * 10)", max_output_bytes=8).stdout == "€€" + CUT_MARK
 
 
+# Errors
+
+FAILING_REPR = "class A:\n    def __repr__(self):\n        raise ValueError('bad repr')\n"
+
+
+def test_error_of_a_failing_repr_is_the_one_that_was_published(client):
+    """IPython 9.18 replies ename NoneType."""
+    result = client.run(FAILING_REPR + "A()")
+    assert (result.status, result.error.ename, result.error.evalue) == ("error", "ValueError", "bad repr")
+
+
+def test_error_that_the_code_survives_makes_the_result_not_ok_but_the_reply_may_decide(client):
+    shown = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    get_ipython().showtraceback()\n'on'"
+    result = client.run(shown, check="reply")
+    assert (result.status, result.ok, result.error.ename, result.text) == ("ok", False, "ZeroDivisionError", "'on'")
+    assert client.submit(shown, check="reply").result(timeout=20).text == "'on'"
+    with pytest.raises(kclient.ExecutionError, match="ZeroDivisionError"):
+        client.run(shown, check=True)
+    with pytest.raises(kclient.ExecutionError, match="ZeroDivisionError"):
+        client.run("1 / 0", check="reply")
+    for nonsense in ("yes", None, 2):
+        with pytest.raises(kclient.InvalidArgument, match="check must be"):
+            client.run("1", check=nonsense)
+
+
 # on_output
 
 

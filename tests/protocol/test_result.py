@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import attrs
 import pytest
@@ -110,6 +111,67 @@ def test_error_without_its_parts_is_still_an_error():
     assert (done.ok, done.error) == (False, ErrorInfo("Error", "", []))
     with pytest.raises(ExecutionError, match="^Error$"):
         done.raise_for_error()
+
+
+KNOWS_NOTHING = [
+    {"ename": "NoneType", "evalue": "None", "traceback": ["a traceback", "ValueError: bad"]},  # IPython 9.18: __repr__
+    {},
+    {"ename": None, "evalue": None, "traceback": None},
+    {"ename": "", "evalue": "", "traceback": []},
+]
+
+
+@pytest.mark.parametrize("content", KNOWS_NOTHING)
+def test_error_is_the_published_one_if_the_reply_does_not_name_it(content):
+    done = result(failure("Early", "no"), failure("ValueError", "bad", ["t"]), status="error", **content)
+    assert done.error == ErrorInfo("ValueError", "bad", ["t"])
+    with pytest.raises(ExecutionError, match="^ValueError: bad$"):
+        done.raise_for_error()
+
+
+def test_error_of_a_reply_that_names_none_is_what_it_says_if_none_was_published():
+    assert result(status="error", ename="NoneType", evalue="None").error == ErrorInfo("NoneType", "None")
+    assert result(status="error", evalue="bad").error == ErrorInfo("Error", "bad")
+
+
+def test_traceback_that_is_one_text_is_one_entry():
+    assert result(status="error", ename="E", evalue="v", traceback="one\ntwo").error.traceback == ["one\ntwo"]
+    assert result(status="error", ename="E", evalue="v", traceback="").error.traceback == []
+
+
+def test_error_that_says_nothing_but_its_traceback_has_the_last_line_of_that():
+    traceback = ["Traceback", "\x1b[31mQuery is malformed\x1b[0m\n\n", "\x1b[0m"]
+    assert result(status="error", traceback=traceback).error == ErrorInfo("Error", "Query is malformed", traceback)
+
+
+def test_reply_without_a_status_that_names_an_error_is_an_error():
+    done = Result(reply(ename="E", evalue="v", traceback=[]), [])
+    assert (done.status, done.error) == ("error", ErrorInfo("E", "v", []))
+
+
+OK, ERROR, ABORTED, NO_STATUS = "ok", "error", "aborted", None
+
+DECIDED = [
+    # reply, an error in outputs: ok, raised by check=True, raised by check="reply"
+    (OK, False, True, None, None),
+    (OK, True, False, ExecutionError, None),
+    (ERROR, False, False, ExecutionError, ExecutionError),
+    (ERROR, True, False, ExecutionError, ExecutionError),
+    (ABORTED, False, False, ExecutionAborted, ExecutionAborted),
+    (NO_STATUS, False, False, ExecutionError, ExecutionError),
+    (NO_STATUS, True, False, ExecutionError, ExecutionError),
+]
+
+
+@pytest.mark.parametrize(("status", "shows_error", "is_ok", "raised", "raised_by_reply"), DECIDED)
+def test_table_of_what_counts_as_failed(status, shows_error, is_ok, raised, raised_by_reply):
+    """docs/kernels.md has this table."""
+    done = result(stream("x"), *([failure()] if shows_error else []), status=status)
+    assert done.ok is is_ok
+    for by_reply, error in ((False, raised), (True, raised_by_reply)):
+        with nullcontext() if error is None else pytest.raises(error) as caught:
+            done.raise_for_error(by_reply=by_reply)
+        assert caught is None or caught.type is error
 
 
 def test_error_is_raised_on_request_with_all_that_is_known():

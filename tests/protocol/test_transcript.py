@@ -518,7 +518,7 @@ def test_execution_count_that_is_none_is_no_count():
 
 
 def test_error_without_its_parts_is_still_an_error():
-    for content in ({}, {"ename": None, "evalue": None, "traceback": None}, {"traceback": "one text"}):
+    for content in ({}, {"ename": None, "evalue": None, "traceback": None}, {"traceback": ["", "\x1b[0m"]}):
         outputs = fed(iopub("error", content)).outputs()
         assert outputs[0]["ename"] == "Error"
         assert outputs[0]["evalue"] == ""
