@@ -154,7 +154,7 @@ class Execution:
         self.msg_id = request.msg_id
         self.subshell_id = request.header.get("subshell_id")
         self.may_ask = request.content["allow_stdin"]
-        self._transcript.times.sent = perf_counter()
+        self._transcript.note_sent(request.msg_id, perf_counter())
 
     @property
     def is_incomplete(self) -> bool:
@@ -187,7 +187,7 @@ class Execution:
         return True
 
     def update_display(self, message: Message) -> None:
-        """Apply an update that another execution sent for a display of this one."""
+        """Apply what another execution sent for a display of this one, or an Output widget that takes its output."""
         self._transcript.update_display(message)
 
     def on_settled(self, slot: Slot) -> None:

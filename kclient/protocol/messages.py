@@ -99,6 +99,11 @@ GETS_NO_REPLY: Final = frozenset(["comm_open", "comm_msg", "comm_close"])
 """Messages on shell that get no reply, by the spec."""
 
 
+OUTPUT_TYPES: Final = frozenset(
+    ["stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"]
+)
+"""The iopub messages that make up the output of an execution."""
+
 DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
 """Messages on iopub that may bear a display_id, and then change earlier displays of that id too, as in frontends."""
 

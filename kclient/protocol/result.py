@@ -39,6 +39,7 @@ class Result:
     `outputs` are in notebook format (nbformat 4); `reply` is the execute_reply, None in a partial result.
     `complete` is False if outputs may be missing, because the kernel's idle status was lost. `truncated` is True if
     outputs beyond max_output_bytes were dropped; a text ends with a mark there.
+    `widget_outputs` has, by the comm id of an Output widget, the outputs that went to the widget and not to the cell.
     """
 
     reply: Message | None
@@ -46,6 +47,7 @@ class Result:
     execution_count: int | None = None
     complete: bool = True
     truncated: bool = False
+    widget_outputs: dict[str, list[dict[str, Any]]] = attrs.field(factory=dict)
 
     def __repr__(self) -> str:
         """The status, and the beginning and the end of each output and error."""
@@ -65,6 +67,7 @@ class Result:
             execution_count=transcript.execution_count,
             complete=transcript.complete and transcript.is_done,
             truncated=transcript.truncated,
+            widget_outputs=transcript.widget_outputs(),
         )
 
     @property

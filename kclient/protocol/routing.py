@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol, cast
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import COMM_TYPES, CommRoutes, OpenComm, Taker
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, Message, reply_type
+from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, OUTPUT_TYPES, Message, reply_type
+from kclient.protocol.output_widgets import taken_request
 from kclient.protocol.pending_answers import PendingAnswers
 
 MAX_UNCOLLECTED_REPLIES: Final = 10_000
@@ -20,13 +21,7 @@ MAX_UNCOLLECTED_REPLIES: Final = 10_000
 
 MAX_UNCOLLECTED_BYTES: Final = 256 * 2**20
 
-OUTPUT_TYPES: Final = frozenset(
-    ["stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"]
-)
-"""The iopub messages that make up the output of an execution."""
-
 _OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
-
 
 KEPT_SESSION_MESSAGES: Final = 3
 """A kernel keeps its session id if so many messages in a row after the first have the same one. One request causes
@@ -217,7 +212,7 @@ class Sink(Protocol):
         """Take in an input_request; False if this execution leaves it to others."""
 
     def update_display(self, message: Message) -> object:
-        """Take in a display of another execution, which may change one of this one."""
+        """Take in a display of another execution, or an Output widget's state: it may change outputs of this one."""
 
     def fail(self, failure: Callable[[str | None], Exception]) -> None:
         """End without a result."""
@@ -289,6 +284,8 @@ class Outputs:
                 self._note_session(message)
         elif msg_type in DISPLAY_TYPES and message.content.get("transient"):
             self._update_displays(message, parent_id)
+        elif msg_type in COMM_TYPES and taken_request(message) is not None:
+            self._update_displays(message, None)
         if parent_id is not None and msg_type in _OF_AN_EXECUTION:
             sink = self.executions.get(parent_id)
             if sink is not None:
@@ -344,7 +341,7 @@ class Outputs:
             self.has_deleted_subshell = True
 
     def _update_displays(self, message: Message, parent_id: str | None) -> None:
-        """Pass `message` to the other executions: one of them may have displayed its display_id."""
+        """Pass `message` to the other executions: one may have its display_id, or give output to its widget."""
         for msg_id, sink in self.executions.items():
             if msg_id != parent_id:
                 sink.update_display(message)

@@ -7,9 +7,10 @@ from typing import Any, Final
 import attrs
 
 from kclient.errors import InvalidArgument
+from kclient.protocol.comms import COMM_TYPES
 from kclient.protocol.kept_outputs import KeptOutputs, Room
-from kclient.protocol.messages import Message
-from kclient.protocol.routing import OUTPUT_TYPES
+from kclient.protocol.messages import DISPLAY_TYPES, OUTPUT_TYPES, Message
+from kclient.protocol.output_widgets import taken_request
 
 MAX_OUTPUT_BYTES: Final = 256 * 2**20
 
@@ -38,10 +39,13 @@ class Transcript:
         self.complete = True
         self.version = 0
         self.has_input = False
+        self.msg_id = ""
         self.times = Times()
         self.execution_count: int | None = None
         self._room = Room(self.max_output_bytes)
         self._cell = KeptOutputs(self._room)
+        self._widgets: dict[str, KeptOutputs] | None = None  # until a widget takes output
+        self._taking: list[str] = []
 
     @property
     def is_done(self) -> bool:
@@ -61,6 +65,11 @@ class Transcript:
         """A reader of the execution could not be given an output."""
         self._room.drop()
 
+    def note_sent(self, msg_id: str, now: float) -> None:
+        """The request is about to be sent."""
+        self.msg_id = msg_id
+        self.times.sent = now
+
     def set_reply(self, reply: Message) -> None:
         self.reply = reply
         self.times.reply = reply.received
@@ -71,7 +80,9 @@ class Transcript:
         msg_type = message.header["msg_type"]
         if msg_type in OUTPUT_TYPES:
             self.version += 1
-            return self._cell.take(msg_type, message) if self.keep_outputs else message
+            if not self.keep_outputs:
+                return message
+            return self._cell.take(msg_type, message) if self._widgets is None else self._share(msg_type, message)
         if msg_type == "status":
             self._take_status(message)
         elif msg_type == "execute_input":
@@ -80,12 +91,49 @@ class Transcript:
         return None
 
     def update_display(self, message: Message) -> bool:
-        """Let all outputs of the display_id of `message` show its content; False if there is no room for it."""
-        return self._cell.update_display(message)
+        """Let all outputs of the display_id of `message` show its content; False if there is no room for it.
+
+        If `message` is of a comm, note whether an Output widget takes the output of this execution.
+        """
+        if message.header["msg_type"] in COMM_TYPES:
+            self._note_widget(message)
+            return True
+        fits = [kept.update_display(message) for kept in self._all_kept()]
+        return all(fits)
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs, in notebook format."""
         return self._cell.outputs()
+
+    def widget_outputs(self) -> dict[str, list[dict[str, Any]]]:
+        """A copy of the outputs that each Output widget took, by its comm id."""
+        return {comm_id: kept.outputs() for comm_id, kept in (self._widgets or {}).items()}
+
+    def _all_kept(self) -> list[KeptOutputs]:
+        return [self._cell, *(self._widgets or {}).values()]
+
+    def _share(self, msg_type: str, message: Message) -> Message | None:
+        """Give an output to the widget that takes output, the latest if there are several, or to the cell."""
+        taker = self._cell if self._widgets is None or not self._taking else self._widgets[self._taking[-1]]
+        if msg_type in DISPLAY_TYPES:
+            for kept in self._all_kept():
+                if kept is not taker:
+                    kept.update_display(message)
+        return taker.take(msg_type, message)
+
+    def _note_widget(self, message: Message) -> None:
+        """Note that a widget begins to take the output of this execution, or ends it."""
+        noted = taken_request(message)
+        if noted is None:
+            return
+        comm_id, msg_id = noted
+        if msg_id != self.msg_id:
+            if comm_id in self._taking:
+                self._taking.remove(comm_id)
+        elif comm_id not in self._taking:
+            self._taking.append(comm_id)
+            self._widgets = self._widgets or {}
+            self._widgets.setdefault(comm_id, KeptOutputs(self._room))
 
     def _take_status(self, message: Message) -> None:
         state = message.content.get("execution_state")

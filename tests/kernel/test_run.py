@@ -255,6 +255,37 @@ def test_text_is_cut_at_max_output_bytes_and_marked(client):
     assert client.run("print('€' * 10)", max_output_bytes=8).stdout == "€€" + CUT_MARK
 
 
+# Output widgets
+
+
+def test_output_in_a_widget_goes_to_the_widget_and_the_result_keeps_that_of_the_cell(client):
+    code = """
+import ipywidgets
+from IPython.display import clear_output
+out = ipywidgets.Output()
+print("cell")
+with out:
+    print("x")
+    clear_output()
+    print("y")
+print("after")
+with out:
+    1 / 0
+out.comm.comm_id
+"""
+    result = client.run(code, check=True)
+    assert (result.stdout, result.ok, result.error) == ("cell\nafter\n", True, None)
+    ((comm_id, (text, error)),) = result.widget_outputs.items()
+    assert result.text == repr(comm_id)
+    assert (text["text"], error["ename"]) == ("y\n", "ZeroDivisionError")
+    again = client.run("with out:\n    display(1)\nprint('on')")
+    assert (again.stdout, [*again.widget_outputs]) == ("on\n", [comm_id])
+    taken = [text, *again.widget_outputs[comm_id]]
+    with client.comms.attach(comm_id) as comm:
+        comm.send({"method": "update", "state": {"outputs": taken}, "buffer_paths": []})
+        assert client.run("[output['output_type'] for output in out.outputs]").text == "['stream', 'display_data']"
+
+
 # Errors
 
 FAILING_REPR = "class A:\n    def __repr__(self):\n        raise ValueError('bad repr')\n"

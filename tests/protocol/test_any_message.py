@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from kclient.errors import BadMessage
 from kclient.protocol.comms import CommRoutes
 from kclient.protocol.framing import DELIMITER
+from kclient.protocol.messages import OUTPUT_TYPES
 from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.result import Result
-from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
+from kclient.protocol.routing import Outputs, Requests
 from kclient.protocol.session import Session
 from kclient.protocol.transcript import Transcript
 

@@ -9,9 +9,9 @@ from kclient.errors import ChannelClosed, KernelRestarted, LocalProtocolError
 from kclient.protocol import pending_answers, routing
 from kclient.protocol.comms import CommRoutes
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.messages import Message
+from kclient.protocol.messages import OUTPUT_TYPES, Message
 from kclient.protocol.pending_answers import PendingAnswers
-from kclient.protocol.routing import OUTPUT_TYPES, Outputs, Requests
+from kclient.protocol.routing import Outputs, Requests
 from kclient.protocol.session import Session
 
 BOUND = 4

@@ -267,6 +267,75 @@ def test_update_of_another_execution_changes_the_display_and_counts_as_no_messag
     assert transcript.version == 1
 
 
+# Output widgets
+
+
+def widget(comm_id, msg_id="request", *, method="update"):
+    """An Output widget begins to take the output of that request, or ends it: its id is then ""."""
+    return iopub("comm_msg", {"comm_id": comm_id, "data": {"method": method, "state": {"msg_id": msg_id}}})
+
+
+def end_of(comm_id):
+    return widget(comm_id, "")
+
+
+def with_widgets(*messages, **options):
+    transcript = Transcript(**options)
+    transcript.note_sent("request", 1.0)
+    for message in messages:
+        (transcript.update_display if message.msg_type.startswith("comm") else transcript.take)(message)
+    return transcript
+
+
+def shown_in_widgets(transcript):
+    return {
+        comm_id: [output.get("text") or output.get("ename") or output["data"]["text/plain"] for output in outputs]
+        for comm_id, outputs in transcript.widget_outputs().items()
+    }
+
+
+def test_output_and_clear_output_go_to_the_widget_until_it_ends():
+    made = with_widgets(stream("a"), widget("w"), stream("b"), clear(), stream("c"), error(), end_of("w"), stream("d"))
+    assert shown(made) == ["stdout:ad"]
+    assert shown_in_widgets(made) == {"w": ["c", "ValueError"]}
+
+
+def test_widget_that_took_nothing_or_was_cleared_has_no_outputs():
+    made = with_widgets(widget("w"), stream("b"), clear(), end_of("w"), widget("v"), end_of("v"))
+    assert (shown(made), shown_in_widgets(made)) == ([], {"w": [], "v": []})
+
+
+def test_widgets_within_each_other_take_turns_and_the_latest_takes_the_output():
+    made = with_widgets(
+        *(widget("w"), stream("a"), widget("v"), stream("b"), end_of("v"), stream("c"), end_of("w")),
+        *(stream("d"), widget("v"), stream("e")),
+    )
+    assert (shown(made), shown_in_widgets(made)) == (["stdout:d"], {"w": ["ac"], "v": ["be"]})
+
+
+def test_widget_that_begins_twice_ends_once_and_one_that_is_closed_ends():
+    made = with_widgets(widget("w"), widget("w"), end_of("w"), stream("a"))
+    assert shown(made) == ["stdout:a"]
+    closed = with_widgets(widget("w"), iopub("comm_close", {"comm_id": "w"}), stream("a"))
+    assert shown(closed) == ["stdout:a"]
+
+
+def test_widget_of_another_request_or_an_echo_takes_nothing():
+    made = with_widgets(widget("w", "another"), widget("v", method="echo_update"), stream("a"))
+    assert (shown(made), shown_in_widgets(made)) == (["stdout:a"], {})
+
+
+def test_update_changes_displays_in_the_cell_and_in_widgets():
+    made = with_widgets(display("a", "1"), widget("w"), display("b", "1"), end_of("w"), update("c", "1"))
+    assert (shown(made), shown_in_widgets(made)) == (["c"], {"w": ["c"]})
+
+
+def test_outputs_of_widgets_share_the_bound_of_the_cell():
+    made = with_widgets(stream("a" * 60), widget("w"), stream("b" * 60), max_output_bytes=100)
+    assert shown_in_widgets(made) == {"w": ["b" * 40 + CUT_MARK]}
+    assert made.truncated
+
+
 # Copies
 
 
