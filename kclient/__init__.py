@@ -39,6 +39,7 @@ from kclient.errors import (
 )
 from kclient.manager.start import start_kernel
 from kclient.protocol.connection import ConnectionInfo
+from kclient.protocol.displays import Displays
 from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Message
 from kclient.protocol.result import ErrorInfo, Result
@@ -69,6 +70,7 @@ __all__ = [
     "ConnectionInfo",
     "ControlChannel",
     "DeadKernelError",
+    "Displays",
     "ErrorInfo",
     "Execution",
     "ExecutionAborted",

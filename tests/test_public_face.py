@@ -38,9 +38,9 @@ CONTROL_REQUESTS = {
 }
 RUNS = {
     "run": "code timeout check on_output on_input silent store_history user_expressions stop_on_error subshell_id "
-    "on_abandon max_output_bytes keep_outputs",
+    "on_abandon max_output_bytes keep_outputs displays",
     "submit": "code check on_output on_input silent store_history user_expressions stop_on_error subshell_id "
-    "max_output_bytes keep_outputs",
+    "max_output_bytes keep_outputs displays",
     "request": "msg_type content timeout subshell_id",
     "wait_for_debug_event": "event timeout",
     "input": "string",
@@ -134,9 +134,13 @@ FACE: dict[str, dict[str, str | None]] = {
         "time_to_dead": None,
     },
     "Execution": {"result": "timeout", "interrupt": "", "done": "", "times": None},
-    "Result": dict.fromkeys(
-        ["status", "ok", "text", "data", "stdout", "stderr", "error", "payload", "user_expressions"]
-    ),
+    "Result": {
+        **dict.fromkeys(["status", "ok", "text", "data", "stdout", "stderr", "error", "payload", "user_expressions"]),
+        "notebook_outputs": None,
+        "with_displays": "displays",
+        "raise_for_error": "by_reply",
+    },
+    "Displays": {"": "max_bytes", "take": "message"},
     "Session": {
         "": "key signature_scheme username replay_history server_key",
         "msg": "msg_type content parent metadata",

@@ -18,6 +18,7 @@ from kclient.concurrency.callbacks import check_callback
 from kclient.concurrency.deadline import Deadline
 from kclient.errors import InvalidArgument
 from kclient.protocol import messages
+from kclient.protocol.displays import Displays
 from kclient.protocol.kernel_info import KernelInfo
 from kclient.protocol.messages import Content, Message
 from kclient.protocol.result import Check, Result
@@ -155,6 +156,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         on_abandon: str = "interrupt",
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
         keep_outputs: bool = True,
+        displays: Displays | None = None,
     ) -> Result:
         """Run `code` and return its Result, when its reply and all of its outputs have come.
 
@@ -164,7 +166,8 @@ class KernelInterface(ShellRequests, ControlRequests):
         the greenlet of the caller. A run that raises before its end (a KernelTimeout after `timeout` seconds, a
         KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Of more
         output than `max_output_bytes` (None: no bound) the rest is dropped: a text is cut there, with a mark, other
-        outputs are left out. `keep_outputs=False` keeps no output.
+        outputs are left out. `keep_outputs=False` keeps no output. `displays` remembers what each display_id shows,
+        over several runs: see `Displays`.
         Raises InvalidArgument for a `subshell_id` that is not there, UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
@@ -183,6 +186,7 @@ class KernelInterface(ShellRequests, ControlRequests):
             stop_on_error=stop_on_error,
             max_output_bytes=max_output_bytes,
             keep_outputs=keep_outputs,
+            displays=displays,
             keeps_messages=on_output is not None,
         )
         with connection.owner.call():
@@ -203,6 +207,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         subshell_id: str | None = None,
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
         keep_outputs: bool = True,
+        displays: Displays | None = None,
     ) -> Execution:
         """Send `code` to run and return its Execution at once.
 
@@ -219,6 +224,7 @@ class KernelInterface(ShellRequests, ControlRequests):
             stop_on_error=stop_on_error,
             max_output_bytes=max_output_bytes,
             keep_outputs=keep_outputs,
+            displays=displays,
             keeps_messages=True,
         )
         connection = self.kernel_connection
@@ -241,6 +247,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         stop_on_error: bool,
         max_output_bytes: int | None,
         keep_outputs: bool,
+        displays: Displays | None,
         keeps_messages: bool,
     ) -> tuple[Execution, Content]:
         """An execution that is not sent yet, and the content of its request; raises InvalidArgument."""
@@ -257,7 +264,7 @@ class KernelInterface(ShellRequests, ControlRequests):
             connection.channels,
             connection.input_requests,
             connection.answer_is_owed,
-            Transcript(max_output_bytes, keep_outputs=keep_outputs),
+            Transcript(max_output_bytes, keep_outputs=keep_outputs, displays=displays),
             check=check,
             on_output=check_callback(on_output, "on_output"),
             on_input=check_callback(on_input, "on_input") or self.on_input,

@@ -1,4 +1,4 @@
-"""Outputs in notebook format (nbformat 4), as many as there is room for.
+"""Outputs in notebook format (nbformat 4), as many as there is room for. A display_id is kept, in `transient`.
 
 Streams of one name that come in a row are one output. clear_output and update_display_data are applied and are not
 outputs themselves. A display whose display_id was used before also changes the earlier displays of that id, as in
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attrs
 
+from kclient.protocol.displays import Shown, display_id_of, shown_by
 from kclient.protocol.memory import memory_of, memory_of_display
 from kclient.protocol.messages import Message
 
@@ -78,7 +79,7 @@ class _Text:
 class _Display:
     """The content that all `count` outputs of one display_id show, its size on the wire, and its overhead in memory."""
 
-    shown: dict[str, Any]
+    shown: Shown
     nbytes: int
     overhead: int
     count: int = 0
@@ -114,12 +115,12 @@ class KeptOutputs:
 
     def update_display(self, message: Message) -> bool:
         """Let all outputs of the display_id of `message` show its content; False if there is no room for it."""
-        display = self._displays.get(_display_id(message.content))
+        display = self._displays.get(display_id_of(message.content))
         return display is None or self._show(display, message)
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs."""
-        return list(map(_in_notebook_format, self._outputs))
+        return list(map(_copy_of, self._outputs))
 
     def _take_text(self, message: Message) -> Message | None:
         """Keep the text of a stream message, or as much as fits and a mark. After that no text is kept."""
@@ -155,10 +156,10 @@ class KeptOutputs:
 
     def _take_display(self, msg_type: str, message: Message) -> bool:
         content = message.content
-        display_id = _display_id(content)
+        display_id = display_id_of(content)
         display = self._displays.get(display_id) if display_id else None
         if display is None:
-            shown = _shown(content)
+            shown = shown_by(content)
             overhead = _overhead(memory_of_display(**shown), message)
             if not self._add(message.nbytes, OUTPUT_NBYTES + overhead):
                 return False
@@ -169,6 +170,8 @@ class KeptOutputs:
             return False
         display.count += 1
         output: dict[str, Any] = {"output_type": msg_type, _DISPLAY: display}
+        if display_id:
+            output["transient"] = {"display_id": display_id}
         if msg_type == "execute_result":
             count = content.get("execution_count")
             output["execution_count"] = count if isinstance(count, int) else None
@@ -177,7 +180,7 @@ class KeptOutputs:
 
     def _show(self, display: _Display, message: Message, *, more: int = 0) -> bool:
         """Let the outputs of `display`, and `more` that will be added, show `message`; False if there is no room."""
-        shown = _shown(message.content)
+        shown = shown_by(message.content)
         overhead = _overhead(memory_of_display(**shown), message)
         growth = display.count * (message.nbytes - display.nbytes) + more * message.nbytes
         if not self._add(growth, overhead - display.overhead + more * OUTPUT_NBYTES):
@@ -250,23 +253,11 @@ def _overhead(memory: int, message: Message) -> int:
     return max(0, memory - message.nbytes)
 
 
-def _in_notebook_format(output: dict[str, Any] | _Text) -> dict[str, Any]:
+def _copy_of(output: dict[str, Any] | _Text) -> dict[str, Any]:
     if isinstance(output, _Text):
         return {"output_type": "stream", "name": output.name, "text": "".join(output.pieces)}
     own = dict(output)
     display = own.pop(_DISPLAY, None)
+    if "transient" in own:
+        own["transient"] = dict(own["transient"])
     return own if display is None else own | display.shown
-
-
-def _shown(content: dict[str, Any]) -> dict[str, Any]:
-    return {"data": _mapping(content, "data"), "metadata": _mapping(content, "metadata")}
-
-
-def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:
-    value = content.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _display_id(content: dict[str, Any]) -> str:
-    display_id = _mapping(content, "transient").get("display_id")
-    return display_id if isinstance(display_id, str) else ""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from kclient.errors import ExecutionAborted, ExecutionError, InvalidArgument
+from kclient.protocol.displays import Displays
 from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
 from kclient.protocol.transcript import Transcript
@@ -36,7 +37,8 @@ class ErrorInfo:
 class Result:
     """The outcome of `run`; it never changes.
 
-    `outputs` are in notebook format (nbformat 4); `reply` is the execute_reply, None in a partial result.
+    `outputs` are in notebook format (nbformat 4); one with a display_id has that besides, in its `transient`, which
+    `notebook_outputs` leaves out. `reply` is the execute_reply, None in a partial result.
     `complete` is False if outputs may be missing, because the kernel's idle status was lost. `truncated` is True if
     outputs beyond max_output_bytes were dropped; a text ends with a mark there.
     `widget_outputs` has, by the comm id of an Output widget, the outputs that went to the widget and not to the cell.
@@ -99,6 +101,16 @@ class Result:
         if published is None:
             return None
         return ErrorInfo(published["ename"], published["evalue"], published["traceback"])
+
+    @property
+    def notebook_outputs(self) -> list[dict[str, Any]]:
+        """A copy of `outputs` to write into a notebook: without `transient`, which a notebook may not hold."""
+        return [{name: value for name, value in each.items() if name != "transient"} for each in self.outputs]
+
+    def with_displays(self, displays: Displays) -> Result:
+        """This result, with what its displays show now: later runs that had `displays`, too, may have changed it."""
+        taken = {comm_id: displays.applied_to(outputs) for comm_id, outputs in self.widget_outputs.items()}
+        return attrs.evolve(self, outputs=displays.applied_to(self.outputs), widget_outputs=taken)
 
     @property
     def stdout(self) -> str:

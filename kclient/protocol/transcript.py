@@ -8,6 +8,7 @@ import attrs
 
 from kclient.errors import InvalidArgument
 from kclient.protocol.comms import COMM_TYPES
+from kclient.protocol.displays import Displays, check_displays
 from kclient.protocol.kept_outputs import KeptOutputs, Room
 from kclient.protocol.messages import DISPLAY_TYPES, OUTPUT_TYPES, Message
 from kclient.protocol.output_widgets import taken_request
@@ -31,7 +32,13 @@ class Transcript:
     `version` counts the outputs that came. `has_input` is True once the kernel has begun to run the code.
     """
 
-    def __init__(self, max_output_bytes: int | None = MAX_OUTPUT_BYTES, *, keep_outputs: bool = True) -> None:
+    def __init__(
+        self,
+        max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+        *,
+        keep_outputs: bool = True,
+        displays: Displays | None = None,
+    ) -> None:
         self.max_output_bytes = _check_size(max_output_bytes)
         self.keep_outputs = keep_outputs
         self.reply: Message | None = None
@@ -46,6 +53,7 @@ class Transcript:
         self._cell = KeptOutputs(self._room)
         self._widgets: dict[str, KeptOutputs] | None = None  # until a widget takes output
         self._taking: list[str] = []
+        self._displays = check_displays(displays)
 
     @property
     def is_done(self) -> bool:
@@ -80,6 +88,8 @@ class Transcript:
         msg_type = message.header["msg_type"]
         if msg_type in OUTPUT_TYPES:
             self.version += 1
+            if self._displays is not None:
+                self._displays.take(message)
             if not self.keep_outputs:
                 return message
             return self._cell.take(msg_type, message) if self._widgets is None else self._share(msg_type, message)
@@ -98,11 +108,13 @@ class Transcript:
         if message.header["msg_type"] in COMM_TYPES:
             self._note_widget(message)
             return True
+        if self._displays is not None:
+            self._displays.take(message)
         fits = [kept.update_display(message) for kept in self._all_kept()]
         return all(fits)
 
     def outputs(self) -> list[dict[str, Any]]:
-        """A copy of the outputs, in notebook format."""
+        """A copy of the outputs."""
         return self._cell.outputs()
 
     def widget_outputs(self) -> dict[str, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ def notebook_of(*results):
     cells = [
         nbformat.v4.new_code_cell(
             "",
-            outputs=[nbformat.from_dict(output) for output in result.outputs],
+            outputs=[nbformat.from_dict(output) for output in result.notebook_outputs],
             execution_count=result.execution_count,
         )
         for result in results
@@ -136,6 +136,21 @@ def test_update_display_data_reaches_a_display_of_another_execution(client, make
     assert displaying.result().outputs[0]["data"]["text/plain"] == "'second'"
     assert updating.outputs == []
     client.delete_subshell(subshell_id, timeout=WAIT)
+
+
+def test_later_run_updates_or_repeats_a_display_of_an_earlier_result(client):
+    displays = kclient.Displays()
+    code = "h, j = [display(text, display_id=True) for text in 'ab']"
+    first = client.run(code, displays=displays, check=True)
+    display_ids = [output["transient"]["display_id"] for output in first.outputs]
+    client.run("h.update('new')", displays=displays, check=True)
+    again = client.run("j.display('again')", displays=displays, check=True)
+    shown = [displays[display_id]["data"]["text/plain"] for display_id in display_ids]
+    assert shown == ["'new'", "'again'"]
+    assert [output["data"]["text/plain"] for output in first.with_displays(displays).outputs] == shown
+    assert [output["data"]["text/plain"] for output in first.outputs] == ["'a'", "'b'"]
+    assert again.outputs[0]["transient"]["display_id"] == display_ids[1]
+    notebook_of(first, again)
 
 
 # Errors are data

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kclient.protocol.kept_outputs import CUT_MARK, OUTPUT_NBYTES, SPARE_NBYTES, cut_text
 from kclient.protocol.messages import Message
+from kclient.protocol.result import Result
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript
 
 
@@ -77,6 +78,7 @@ def shown(transcript):
 
 def validate(outputs):
     """Raise if a notebook may not hold these outputs."""
+    outputs = Result(None, outputs).notebook_outputs
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(output) for output in copy.deepcopy(outputs)])
     nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
 
@@ -100,9 +102,9 @@ def test_outputs_are_what_a_notebook_would_hold():
     validate(transcript.outputs())
 
 
-def test_transient_values_are_not_kept():
-    output = fed(display("a", "an-id")).outputs()[0]
-    assert set(output) == {"output_type", "data", "metadata"}
+def test_display_id_is_kept_and_no_other_transient_value():
+    content = {"data": {}, "metadata": {}, "transient": {"display_id": "an-id", "other": 1}}
+    assert fed(iopub("display_data", content)).outputs()[0]["transient"] == {"display_id": "an-id"}
 
 
 def test_metadata_of_a_display_is_kept():
