@@ -38,9 +38,9 @@ CONTROL_REQUESTS = {
 }
 RUNS = {
     "run": "code timeout check on_output on_input silent store_history user_expressions stop_on_error subshell_id "
-    "on_abandon max_output_bytes keep_outputs displays",
+    "on_abandon max_output_bytes keep_outputs displays linger",
     "submit": "code check on_output on_input silent store_history user_expressions stop_on_error subshell_id "
-    "max_output_bytes keep_outputs displays",
+    "max_output_bytes keep_outputs displays linger",
     "request": "msg_type content timeout subshell_id",
     "wait_for_debug_event": "event timeout",
     "input": "string",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kclient.channels.heartbeat import HBChannel
@@ -14,8 +15,9 @@ from kclient.channels.stdin import StdInChannel
 from kclient.client.connection import KernelConnection
 from kclient.client.execution import Execution, OnOutput
 from kclient.client.input_requests import OnInput
+from kclient.client.lingering import LingeringExecution
 from kclient.concurrency.callbacks import check_callback
-from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.deadline import Deadline, check_seconds
 from kclient.errors import InvalidArgument
 from kclient.protocol import messages
 from kclient.protocol.displays import Displays
@@ -157,6 +159,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
         keep_outputs: bool = True,
         displays: Displays | None = None,
+        linger: float = 0.0,
     ) -> Result:
         """Run `code` and return its Result, when its reply and all of its outputs have come.
 
@@ -168,6 +171,8 @@ class KernelInterface(ShellRequests, ControlRequests):
         output than `max_output_bytes` (None: no bound) the rest is dropped: a text is cut there, with a mark, other
         outputs are left out. `keep_outputs=False` keeps no output. `displays` remembers what each display_id shows,
         over several runs: see `Displays`.
+        `linger` seconds, within `timeout`, are waited for output that comes after the end: that of os.write(1, ...), of
+        child processes and C libraries has no order with the end, and would go to the next run.
         Raises InvalidArgument for a `subshell_id` that is not there, UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
@@ -187,6 +192,7 @@ class KernelInterface(ShellRequests, ControlRequests):
             max_output_bytes=max_output_bytes,
             keep_outputs=keep_outputs,
             displays=displays,
+            linger=linger,
             keeps_messages=on_output is not None,
         )
         with connection.owner.call():
@@ -208,6 +214,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         max_output_bytes: int | None = MAX_OUTPUT_BYTES,
         keep_outputs: bool = True,
         displays: Displays | None = None,
+        linger: float = 0.0,
     ) -> Execution:
         """Send `code` to run and return its Execution at once.
 
@@ -225,6 +232,7 @@ class KernelInterface(ShellRequests, ControlRequests):
             max_output_bytes=max_output_bytes,
             keep_outputs=keep_outputs,
             displays=displays,
+            linger=linger,
             keeps_messages=True,
         )
         connection = self.kernel_connection
@@ -248,6 +256,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         max_output_bytes: int | None,
         keep_outputs: bool,
         displays: Displays | None,
+        linger: float,
         keeps_messages: bool,
     ) -> tuple[Execution, Content]:
         """An execution that is not sent yet, and the content of its request; raises InvalidArgument."""
@@ -260,7 +269,10 @@ class KernelInterface(ShellRequests, ControlRequests):
             allow_stdin=self.answers_input() or (on_input is not None and connection.channels.runs("stdin")),
             stop_on_error=stop_on_error,
         )
-        execution = Execution(
+        make: Callable[..., Execution] = Execution
+        if check_seconds(linger, "linger"):
+            make = partial(LingeringExecution, linger=linger)
+        execution = make(
             connection.channels,
             connection.input_requests,
             connection.answer_is_owed,
