@@ -16,6 +16,14 @@ SUBSHELLS: Final = "kernel subshells"
 DEBUGGER: Final = "debugger"
 """The feature of kernels that answer a debug_request."""
 
+_IMPLEMENTERS: Final = ("ipython", "async-kernel", "ipymini", "xeus-", "fake")
+"""The beginnings of the implementations whose claim to have subshells or a debugger is true; "fake" is kclient's own.
+
+A kernel that is a subclass of ipykernel's Kernel (bash_kernel, the metakernel family) inherits the claim: from
+ipykernel 7 on each says that it has both. The output and the exit codes of its subshells would cross, since it was not
+made for them, and its debugger answers nothing.
+"""
+
 _NUMBER: Final = re.compile("[0-9]{1,9}")
 
 
@@ -24,7 +32,8 @@ class KernelInfo:
     """The facts of a kernel_info reply. A text that the kernel left out is empty. `content` is the reply as it came.
 
     `protocol_version_info` is protocol_version as numbers, to compare: ``(5, 3)``, or ``()`` if the kernel gave none.
-    `supported_features` also holds ``"debugger"`` if the kernel sets the older flag of that name.
+    `supported_features` also holds ``"debugger"`` if the kernel sets the older flag of that name. It leaves out the
+    subshells and the debugger of kernels that are not known to have them: kernels built on ipykernel inherit the claim.
     """
 
     protocol_version: str
@@ -54,6 +63,8 @@ class KernelInfo:
         features = {name for name in _list(content.get("supported_features")) if isinstance(name, str)}
         if content.get("debugger") is True:
             features.add(DEBUGGER)
+        if not implementation.startswith(_IMPLEMENTERS):
+            features -= {SUBSHELLS, DEBUGGER}
         protocol_version = _version(content.get("protocol_version"))
         return cls(
             protocol_version=protocol_version,
@@ -78,6 +89,12 @@ class KernelInfo:
     def speaks_version_4(self) -> bool:
         """True if the kernel speaks protocol 4 or older."""
         return bool(self.protocol_version_info) and 0 < self.protocol_version_info[0] < 5
+
+    def why_it_lacks(self, feature: str) -> str:
+        """Why the kernel does not support the feature, for an error message."""
+        if feature in _list(self.content.get("supported_features")) or self.content.get(feature) is True:
+            return "it says so, but a kernel that is built on ipykernel inherits that claim and cannot keep it"
+        return "it is not in its supported_features"
 
     def lacks(self, feature: str) -> bool:
         """True if the kernel lacks an optional feature: a kernel that has it lists it in its supported_features."""

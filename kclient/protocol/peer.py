@@ -128,7 +128,7 @@ class Peer:
         feature = feature_of(header)
         if feature is not None and info.lacks(feature):
             raise UnsupportedFeature(
-                f"the kernel ({info}) does not support {feature!r}: it is not in its supported_features",
+                f"the kernel ({info}) does not support {feature!r}: {info.why_it_lacks(feature)}",
                 feature=feature,
             )
         if info.speaks_version_4 and msg_type in _UNKNOWN_TO_4:

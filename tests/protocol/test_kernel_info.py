@@ -45,6 +45,25 @@ def test_full_reply_is_read():
     assert not info.speaks_version_4
 
 
+@pytest.mark.parametrize("implementation", ["bash_kernel", "calysto_scheme", "Octave", "", None, "odd"])
+def test_subshells_and_debugger_of_a_kernel_built_on_ipykernel_are_not_believed(implementation):
+    claims = ["kernel subshells", "debugger", "another"]
+    info = KernelInfo.of({"implementation": implementation, "supported_features": claims, "debugger": True})
+    assert info.supported_features == {"another"}
+    for feature in claims[:2]:
+        assert info.lacks(feature)
+        assert "inherits that claim" in info.why_it_lacks(feature)
+    assert info.content["supported_features"] == claims
+    plain = KernelInfo.of({"implementation": implementation})
+    assert plain.why_it_lacks("debugger") == "it is not in its supported_features"
+
+
+@pytest.mark.parametrize("implementation", ["ipython", "async-kernel", "ipymini", "xeus-python", "fake"])
+def test_subshells_and_debugger_of_a_kernel_that_has_them_are_believed(implementation):
+    info = KernelInfo.of({"implementation": implementation, "supported_features": ["kernel subshells", "debugger"]})
+    assert info.supported_features == {"kernel subshells", "debugger"}
+
+
 def test_reply_of_protocol_4_is_read():
     info = KernelInfo.of(OF_PROTOCOL_4)
     assert (info.protocol_version, info.protocol_version_info) == ("4.1", (4, 1))
@@ -84,7 +103,7 @@ def test_error_reply_leaves_all_but_the_status_empty():
 
 
 def test_older_debugger_flag_counts_as_the_feature():
-    assert not KernelInfo.of({"debugger": True}).lacks("debugger")
+    assert not KernelInfo.of({"debugger": True, "implementation": "ipython"}).lacks("debugger")
     assert KernelInfo.of({"debugger": False}).lacks("debugger")
     assert KernelInfo.of({"debugger": "no"}).lacks("debugger")
 
