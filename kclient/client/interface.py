@@ -270,8 +270,8 @@ class KernelInterface(ShellRequests, ControlRequests):
             stop_on_error=stop_on_error,
         )
         make: Callable[..., Execution] = Execution
-        if check_seconds(linger, "linger"):
-            make = partial(LingeringExecution, linger=linger)
+        if linger != 0.0:
+            make = partial(LingeringExecution, linger=check_seconds(linger, "linger"))
         execution = make(
             connection.channels,
             connection.input_requests,

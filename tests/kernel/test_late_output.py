@@ -63,3 +63,24 @@ def test_late_output_without_linger_is_for_the_inbox(manager, gate):
         message = manager.iopub_channel.get_msg(timeout=WAIT)
     assert isinstance(result.reply, kclient.Message)
     assert message.parent_id == result.reply.parent_id
+
+
+def test_output_of_a_thread_has_the_id_of_the_newest_request_and_that_of_a_task_its_own(manager, gate, make_gate):
+    """So says docs/kernels.md, for ipykernel 7.1 and newer."""
+    if manager.run("import ipykernel; ipykernel.version_info[:2] >= (7, 1)", timeout=WAIT).text != "True":
+        pytest.skip("an older ipykernel")
+    waits = make_gate()
+    thread = f"import threading; threading.Thread(target=lambda: exec({gate.code + 'print(1, flush=True)'!r})).start()"
+    wait = f"loop.run_in_executor(None, lambda: exec({waits.code!r}))"
+    task = f"async def late():\n    await {wait}\n    print(2, flush=True)\ntask = asyncio.ensure_future(late())"
+    manager.run(thread, timeout=WAIT, check=True)
+    own = manager.run(f"import asyncio\nloop = asyncio.get_running_loop()\n{task}", timeout=WAIT, check=True)
+    newest = manager.complete("impo", timeout=WAIT)
+    parents = []
+    for each in (gate, waits):
+        each.open()
+        message = manager.iopub_channel.get_msg(timeout=WAIT)
+        while message.msg_type != "stream" or message.content["text"].strip() not in ("1", "2"):
+            message = manager.iopub_channel.get_msg(timeout=WAIT)
+        parents.append(message.parent_id)
+    assert parents == [newest.parent_id, own.reply.parent_id]
