@@ -50,6 +50,8 @@ class KernelConnection:
     ) -> None:
         self.owner = owner
         self.session = session
+        self.keeps_alive: object = None
+        """The manager, from when a caller was given the client, a channel or the comms: they use its kernel."""
         self._comms: Comms | None = None
         self._comm_routes: CommRoutes[OpenComm] = CommRoutes(session.session, _CommOpener(lambda: self.comms))
         shared = Shared(transport, self, self._comm_routes, check_spin(spin))

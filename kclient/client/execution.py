@@ -26,7 +26,6 @@ from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Times, Transcript
 
 OnOutput = Callable[[Message], object]
-
 CTRL_C_GRACE_S: Final = 5.0
 """Seconds for which a KeyboardInterrupt waits until the interrupted kernel is idle."""
 
@@ -49,6 +48,7 @@ class Execution:
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
         keeps_messages: bool = True,
+        keeps_alive: object = None,
     ) -> None:
         self.msg_id = ""
         self.subshell_id: str | None = None
@@ -62,6 +62,7 @@ class Execution:
         self._on_output = on_output
         self._on_input = on_input
         self._keeps_messages = keeps_messages
+        self._keeps_alive = keeps_alive  # the manager or the client whose `submit` made it: the kernel is theirs
         self._messages = Backlog(transcript.max_output_bytes)
         self._input_requests: deque[Message] = deque()
         self._changed = Parking(channels.owner)

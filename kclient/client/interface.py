@@ -53,6 +53,11 @@ class KernelInterface(ShellRequests, ControlRequests):
         """The parts of the client."""
 
     @property
+    def _handed_out(self) -> KernelConnection:
+        """The parts of the client, for a caller who may hold one of them longer than this object."""
+        return self.kernel_connection
+
+    @property
     def info(self) -> KernelInfo:
         """The facts of the latest kernel_info reply; raises InvalidState before the first one.
 
@@ -76,28 +81,28 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     @property
     def shell_channel(self) -> ShellChannel:
-        return self.kernel_connection.channels.shell
+        return self._handed_out.channels.shell
 
     @property
     def control_channel(self) -> ControlChannel:
-        return self.kernel_connection.channels.control
+        return self._handed_out.channels.control
 
     @property
     def iopub_channel(self) -> IOPubChannel:
-        return self.kernel_connection.channels.iopub
+        return self._handed_out.channels.iopub
 
     @property
     def stdin_channel(self) -> StdInChannel:
-        return self.kernel_connection.channels.stdin
+        return self._handed_out.channels.stdin
 
     @property
     def hb_channel(self) -> HBChannel:
-        return self.kernel_connection.channels.hb
+        return self._handed_out.channels.hb
 
     @property
     def comms(self) -> Comms:
         """The comms with the kernel: `open` one, or `register_target` for those that the kernel opens."""
-        return self.kernel_connection.comms
+        return self._handed_out.comms
 
     @property
     def channels_running(self) -> bool:
@@ -127,12 +132,12 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     def wait_for_debug_event(self, event: str | None = None, *, timeout: float | None = None) -> Message:
         """The next debug_event, or the next one named `event`; see `IOPubChannel.wait_for_debug_event`."""
-        return self.iopub_channel.wait_for_debug_event(event, timeout=timeout)
+        return self.kernel_connection.channels.iopub.wait_for_debug_event(event, timeout=timeout)
 
     def next_debug_seq(self) -> int:
         """The `seq` of the next request to the debugger: 1 for the first of a connection."""
         self.kernel_connection.owner.check()
-        return self.control_channel.next_debug_seq()
+        return self.kernel_connection.channels.control.next_debug_seq()
 
     def answers_input(self) -> bool:
         """True if an input request would be answered although its execution has no on_input of its own."""
@@ -140,7 +145,7 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     def input(self, string: str) -> None:
         """Answer the latest input request."""
-        self.stdin_channel.input(string)
+        self.kernel_connection.channels.stdin.input(string)
 
     def run(
         self,
@@ -281,5 +286,6 @@ class KernelInterface(ShellRequests, ControlRequests):
             on_output=check_callback(on_output, "on_output"),
             on_input=check_callback(on_input, "on_input") or self.on_input,
             keeps_messages=keeps_messages,
+            keeps_alive=self,
         )
         return execution, content

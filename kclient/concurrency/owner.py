@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Final
 
 from gevent import get_hub
 from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in a foreign thread
 from gevent.hub import Hub, Waiter
 
-from kclient.concurrency import sigint, unpatched
+from kclient.concurrency import program_end, sigint
 from kclient.errors import ForkedProcess, WrongThread
 
 _pid = os.getpid()
@@ -26,35 +24,6 @@ def _remember_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_remember_fork)
-
-FREEZE_WAIT_S: Final = 0.1
-"""Seconds that the end of the program waits until the hub of a daemon thread stands still."""
-
-_hubs_of_threads: weakref.WeakSet[Hub] = weakref.WeakSet()
-
-
-@atexit.register
-def _freeze_threads() -> None:
-    """Stop the hubs of daemon threads: one that wakes while Python shuts down crashes the program.
-
-    CPython ends such a thread by unwinding its stack. With greenlets the stack is not what CPython expects.
-    """
-    if not _hubs_of_threads:
-        return
-    running = sys._current_frames()
-    for hub in list(_hubs_of_threads):
-        if hub.loop is None or hub.thread_ident not in running:
-            continue
-        stands, never = unpatched.allocate_lock(), unpatched.allocate_lock()
-        stands.acquire()
-        never.acquire()
-        hub.loop.run_callback_threadsafe(_stand_still, stands, never)
-        stands.acquire(timeout=FREEZE_WAIT_S)
-
-
-def _stand_still(stands: Any, never: Any) -> None:
-    stands.release()
-    never.acquire()
 
 
 class _Held(AbstractContextManager[None]):
@@ -105,7 +74,7 @@ class Owner:
         self._held = _Held(self.hub)
         self._pid = _pid
         if not self.hub.loop.default:
-            _hubs_of_threads.add(self.hub)
+            program_end.note_thread(self.hub)
 
     def check(self) -> None:
         """Raise ForkedProcess or WrongThread if the caller is not in the owner's hub."""

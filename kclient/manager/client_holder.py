@@ -83,5 +83,6 @@ class ClientHolder:
         """Close the client. The next call of `make` makes a new one."""
         if self.current is not None:
             self._former = self.current.kernel_connection
+            self._former.keeps_alive = None
             self.current.stop_channels()
             self.current = None

@@ -14,6 +14,7 @@ from kclient.client.interrupts import interrupt_kernel
 from kclient.client.kernel_client import KernelClient
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline, check_spin
 from kclient.concurrency.owner import Owner
+from kclient.concurrency.program_end import when_gone
 from kclient.concurrency.waiting import weakly
 from kclient.errors import InvalidState
 from kclient.kernels.connection.endpoint import Endpoint
@@ -83,7 +84,7 @@ class KernelManager(KernelInterface):
             lambda lifecycle: None if policy is None else Restarter(policy, manager, lifecycle),
             weakly(self._kernel_died),
         )
-        self._finalizer = weakref.finalize(self, self._lifecycle.holding.abandon)
+        when_gone(self, self._lifecycle.holding.abandon)
 
     def __repr__(self) -> str:
         state = f"pid {self.process.pid}" if self.process is not None else "not started"
@@ -106,13 +107,19 @@ class KernelManager(KernelInterface):
 
     @property
     def client(self) -> KernelClient:
-        """The client. After a shutdown there is a new one."""
-        return self._lifecycle.client
+        """The client. After a shutdown there is a new one. While it is in use, this manager and its kernel live on."""
+        client = self._lifecycle.client
+        client.kernel_connection.keeps_alive = self
+        return client
 
     @property
     def kernel_connection(self) -> KernelConnection:
         """The parts of the client."""
         return self._lifecycle.connection
+
+    @property
+    def _handed_out(self) -> KernelConnection:
+        return self.client.kernel_connection
 
     @property
     def session(self) -> Session:
@@ -136,7 +143,7 @@ class KernelManager(KernelInterface):
     ) -> None:
         """Connect those channels; the heartbeat starts paused. Raises InvalidPortNumber before a kernel has ports."""
         self._lifecycle.provisioner.reservation.release()
-        self.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
+        self._lifecycle.client.start_channels(shell=shell, iopub=iopub, stdin=stdin, hb=hb, control=control)
 
     def stop_channels(self) -> None:
         """Disconnect every channel; calls that wait get ChannelClosed."""

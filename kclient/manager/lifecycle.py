@@ -71,6 +71,7 @@ class Lifecycle:
             return self.clients.current
         restarter = self.restarter
         client = self.clients.make(self.provisioner, None if restarter is None else weakly(self.exited))
+        self.holding.serves(client.kernel_connection)
         if self.has_kernel and not self.provisioner.is_alive():
             self.exited()
             if restarter is None or not restarter.is_at_work:
@@ -342,8 +343,7 @@ class Lifecycle:
         return death
 
     def _fail_pending(self, death: DeadKernelError | None) -> None:
-        connection = self.clients.connection
-        if connection is None or self._retired is not None:
+        if (connection := self.clients.connection) is None or self._retired is not None:
             return
         if death is not None or connection.availability.is_restarting:
             connection.availability.fail(copies_of(death or self.provisioner.death()))

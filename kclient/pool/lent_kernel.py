@@ -43,9 +43,11 @@ class LentKernel(KernelManager):
         self._was_signalled = False
 
     def __exit__(self, *exc_info: object) -> None:
-        """Give the kernel back, at the end of ``with pool.acquire() as kernel``."""
+        """Give the kernel back, at the end of ``with pool.acquire() as kernel``. End it if the pool was dropped."""
         if self._is_lent:
             self._lender.give_back(self)
+        else:
+            super().__exit__(*exc_info)
 
     def start_kernel(self, **launch: Any) -> None:
         self._refuse_if_returned()
@@ -77,7 +79,11 @@ class LentKernel(KernelManager):
         self._is_lent = True
         self.lent_process = self.process
         with suppress(KClientError):  # it has died at this moment: its user will learn that
-            self.iopub_channel.get_msgs()
+            self.kernel_connection.channels.iopub.get_msgs()
+
+    def leave_pool(self) -> None:
+        """The pool was dropped during the use. The user keeps the kernel. It ends when the user drops it, too."""
+        self._is_lent = False
 
     @property
     def is_about_to_exit(self) -> bool:
@@ -182,4 +188,4 @@ class Recipe:
         except ExecutionError as exc:
             exc.args = (f"warm_up has failed: {exc}",)
             raise
-        kernel.iopub_channel.flush()
+        kernel.kernel_connection.channels.iopub.flush()

@@ -149,15 +149,16 @@ class Workers:
                 self._await_events()
 
     def abandon(self) -> None:
-        """The pool was dropped, perhaps during a step: kill the kernels now, and close in the loop's next turn."""
+        """The pool was dropped: kill the kernels that are not in use, and close in the loop's next turn."""
         if self.owner.forked or self.scheduler.is_closed:
             return
         if self.owner.is_here:
+            self._leave_to_users()
             for entry in self.scheduler:
                 if entry.kernel is not None and entry.kernel.process is not None:
                     entry.kernel.process.kill()
         if self.owner.hub.loop is not None:
-            self.owner.hub.loop.run_callback_threadsafe(self._begin_to_close)
+            self.owner.hub.loop.run_callback_threadsafe(self._close_dropped)
 
     # Carrying out what the scheduler decides
 
@@ -191,6 +192,17 @@ class Workers:
                 self.scheduler.lend().wake()
             else:
                 self._died(entry, kernel)
+
+    def _leave_to_users(self) -> None:
+        for entry in self.scheduler:
+            if entry.state == BUSY and entry.kernel is not None:
+                entry.kernel.leave_pool()
+                self._lent[entry.kernel] = None
+                entry.kernel = None
+
+    def _close_dropped(self) -> None:
+        self._leave_to_users()
+        self._begin_to_close()
 
     def _begin_to_close(self) -> None:
         if not self.scheduler.is_closed:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, TypeAlias
 
 from kclient.concurrency.owner import Owner
+from kclient.concurrency.program_end import when_gone
 from kclient.concurrency.unpatched import close
 from kclient.errors import InvalidArgument, InvalidState, LaunchError
 from kclient.kernels.forkserver.exit_watcher import ForkedExitWatcher
@@ -60,7 +60,7 @@ class ForkServer:
         self._owner = Owner()
         self._is_closed = False
         self._servers: dict[_Key, ServerProcess] = {}
-        self._finalizer = weakref.finalize(self, _retire, self._owner, self._servers)
+        self._retire = when_gone(self, _retire, self._owner, self._servers)
         with suppress(LaunchError):  # the first start raises it
             self._server_for((sys.executable,), os.environ)
 
@@ -115,7 +115,7 @@ class ForkServer:
             return
         self._owner.check()
         self._is_closed = True
-        self._finalizer()
+        self._retire()
 
     def _fork(self, python: PythonCommand, environment: Mapping[str, str], files: Sequence[int]) -> ForkedExitWatcher:
         command = (python.interpreter, *python.options)
