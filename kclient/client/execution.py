@@ -82,7 +82,6 @@ class Execution:
         """The output messages as they arrive. Ends when the execution is done; raises if it fails."""
         if self._on_output is not None:
             raise InvalidState("the outputs of this execution go to its on_output; they cannot be iterated as well")
-        deadline = Deadline(None)
         while True:
             self._owner.check()
             while self._messages:
@@ -91,7 +90,7 @@ class Execution:
                 self._raise_failure()
                 return
             with self._owner.call():
-                self._wait(deadline, self._has_no_news)
+                self._wait(Deadline(None), self._has_no_news)
 
     @property
     def times(self) -> Times:
