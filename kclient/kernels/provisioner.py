@@ -89,6 +89,7 @@ class Provisioner:
         self._wants_guard = orphan_guard
         self._handshake = handshake
         self._guarded: GuardedKernel | None = None
+        self._last_pid: int | None = None
         self._on_exit: Callable[[], None] = _ignore
 
     @property
@@ -117,7 +118,7 @@ class Provisioner:
                 self._start_process(launch, on_exit, registrar.path, deadline)
                 self._await_registration(registrar, deadline)
             else:
-                self._start_process(launch, on_exit, self.endpoint.prepare(), deadline)
+                self._start_process(launch, on_exit, self.endpoint.prepare(self._last_pid), deadline)
         finally:
             self.endpoint.end_registration()
 
@@ -262,6 +263,7 @@ class Provisioner:
         """Close the process object, and set `process` to None."""
         process, self.process = self.process, None
         if process is not None:
+            self._last_pid = process.pid if isinstance(process, LocalProcess) else None
             process.close()
 
     def death(self, reason: str = "") -> DeadKernelError:

@@ -306,7 +306,6 @@ class Lifecycle:
         try:
             self._end_process(deadline.half(), now=now, restart=True, exit_wait_s=exit_wait_s)
             connection.reopen()
-            self.provisioner.endpoint.remove_ipc_files()
             self._launch(launch, deadline)
             if connection.channels.runs("shell"):
                 self._await_ready(deadline)
@@ -339,6 +338,7 @@ class Lifecycle:
             raise
         death = self.provisioner.death()
         self.provisioner.forget()
+        self.provisioner.endpoint.remove_ipc_files()  # before the client reopens: a child may still listen there
         self._note(Event.ENDED)
         return death
 

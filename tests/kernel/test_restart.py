@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 
@@ -59,6 +60,52 @@ def test_restart_changes_launch_arguments_and_keeps_the_others(start_kernel, fol
     assert manager.run(where).text == f"({str(folder.resolve())!r}, 'two')"
     manager.restart_kernel(cwd="/", timeout=WAIT)
     assert manager.run(where).text == "('/', 'two')"
+
+
+LEAVE = """
+import os, time
+child = os.fork()
+if child == 0:
+    os.setsid()
+    time.sleep(60)
+    os._exit(0)
+child
+"""
+"""A child with all sockets of the kernel, which the end of the kernel's process group does not end."""
+
+
+@pytest.mark.zmq_only
+@pytest.mark.parametrize("ended", [False, True], ids=["restart", "start after a kill"])
+def test_child_that_holds_the_sockets_of_the_old_kernel_does_not_hinder_the_next_one(kernel_manager, ended):
+    """Over tcp the next kernel gets other ports, over ipc the same, at which the child can no longer be reached."""
+    manager = kernel_manager
+    before = manager.get_connection_info()
+    child = int(manager.run(LEAVE, timeout=WAIT).text)
+    try:
+        if ended:
+            manager.kill_kernel()
+            manager.start_kernel(timeout=WAIT / 2)
+            manager.wait_for_ready(WAIT / 2)
+        else:
+            manager.restart_kernel(now=True, timeout=WAIT / 2)
+        assert manager.run("6 * 7", timeout=WAIT).text == "42"
+        after = manager.get_connection_info()
+        assert after["key"] == before["key"]
+        assert (after["shell_port"] == before["shell_port"]) is (before["transport"] == "ipc")
+        with open(manager.connection_file) as file:
+            assert json.load(file)["shell_port"] == after["shell_port"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.zmq_only
+def test_child_in_the_group_of_the_old_kernel_leaves_the_ports_as_they_are(start_kernel):
+    """It holds them until it has died, which takes a moment longer than the end of the kernel."""
+    manager = start_kernel()
+    before = manager.get_connection_info()
+    manager.run(LEAVE.replace("os.setsid()", ""), check=True)
+    manager.restart_kernel(now=True, timeout=WAIT)
+    assert manager.get_connection_info() == before
 
 
 def test_restart_asks_first_and_tells_that_another_follows(start_kernel, folder):

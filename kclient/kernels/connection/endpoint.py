@@ -113,8 +113,11 @@ class Endpoint:
             public, secret = new_keys()
             self.info = attrs.evolve(self.info, curve_publickey=public, curve_secretkey=secret)
 
-    def prepare(self) -> str:
+    def prepare(self, last_pid: int | None = None) -> str:
         """Choose missing ports, reserve the tcp ports, write the connection file and return its path.
+
+        The kernel before had the pid `last_pid`, and its ports stay the same. If another program has one of them now,
+        for example a child that left that kernel's process group, others are chosen, unless the user gave them.
 
         Raises InvalidState, a RuntimeError, if the ip belongs to another machine, so that no kernel can listen on it
         here. Raises LaunchError if another program listens on an ipc address that was chosen before.
@@ -127,7 +130,10 @@ class Endpoint:
         if info.shell_port == 0:
             self._choose()
         elif info.transport == "tcp" and self._reservation is None:
-            self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
+            if last_pid is not None and taken_ports(info, last_pid):
+                self.change_ports()
+            if self._reservation is None:
+                self._reservation = PortReservation.of(info.ip, [info.port(channel) for channel in CHANNELS])
         self._is_for_our_kernel = True
         return self.write()
 
