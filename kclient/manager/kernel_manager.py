@@ -47,7 +47,10 @@ class KernelManager(KernelInterface):
     """A random UUID that identifies this manager's kernel, also after a restart."""
 
     shutdown_wait_time: float = 5.0
-    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM."""
+    """Seconds that a kernel has to exit after its shutdown_request, before it gets a SIGTERM.
+
+    One that has replied has half of them: raise this for a kernel that saves for longer before it exits.
+    """
 
     def __init__(
         self,
@@ -204,10 +207,11 @@ class KernelManager(KernelInterface):
     def restart_kernel(self, now: bool = False, *, timeout: float | None = 60, **launch: Any) -> None:
         """End the process and start another, with the same keys and connection file.
 
-        The ports stay the same, unless the kernel chooses them itself. `launch` changes arguments of the last
-        start_kernel. Calls that wait raise KernelRestarted. The old kernel is killed if it does not exit within half of
-        `timeout`. If channels run, it returns when the new kernel is ready, or raises as `wait_for_ready` does. Raises
-        InvalidState, a RuntimeError, if no kernel was started yet. After a TooManyFiles the old kernel still runs.
+        The ports stay the same, unless the kernel chooses them itself, or a process that the old one has left behind
+        holds one. `launch` changes arguments of the last start_kernel. Calls that wait raise KernelRestarted. The old
+        kernel is killed if it does not exit within half of `timeout`. If channels run, it returns when the new kernel
+        is ready, or raises as `wait_for_ready` does. Raises InvalidState, a RuntimeError, if no kernel was started yet.
+        After a TooManyFiles the old kernel still runs.
         """
         self._owner.check()
         self._lifecycle.restart(Deadline(timeout), launch, now=now, exit_wait_s=self.shutdown_wait_time)

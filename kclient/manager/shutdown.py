@@ -21,23 +21,29 @@ def ask_to_exit(
 ) -> None:
     """Send a shutdown_request on control and wait; send it on shell as well if control brings no reply.
 
-    Some kernels have no control channel. If the request cannot be sent, it does not wait for the exit.
+    A kernel that has replied exits within half of the deadline, or will not exit by itself. The other half is for one
+    that is still busy with code. Some kernels have no control channel. If no request can be sent, it does not wait.
     """
-    first_wait = deadline.half().at_most(CONTROL_WAIT_S)
+    wait_if_answered = deadline.half()
+    waits = {"control": wait_if_answered.at_most(CONTROL_WAIT_S), "shell": wait_if_answered}
+    was_asked = False
     with ExitStack() as stack:
-        for name, wait in (("control", first_wait), ("shell", deadline)):
+        for name, wait in waits.items():
             try:
                 channel = stack.enter_context(_channel(channels, name))
                 slot = channel.post(channels.session.msg("shutdown_request", {"restart": restart}))
             except KClientError as exc:
                 log().debug("cannot ask the kernel to exit on %s: %s", name, exc)
                 continue
+            was_asked = True
             channel.requests.abandon(slot)
             if wait_for_exit(wait):
                 return
             if channel.requests.get(slot.msg_id) is None:  # the reply came
-                wait_for_exit(deadline)
+                wait_for_exit(wait_if_answered)
                 return
+        if was_asked:
+            wait_for_exit(deadline)
 
 
 @contextmanager
