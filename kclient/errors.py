@@ -162,14 +162,14 @@ class NoSuchKernel(KClientError, KeyError):
         self.allowed = None if allowed is None else tuple(sorted(allowed))
 
     def __str__(self) -> str:
-        have = ", ".join(self.available) or "none"
+        have, looked = ", ".join(self.available) or "none", ", ".join(self.searched) or "nowhere"
         if self.allowed is not None and self.name.lower() not in self.allowed:
             return (
                 f"the kernel {self.name!r} is not allowed by KCLIENT_ALLOWED_KERNELS or by allowed=; "
                 f"allowed and installed are: {have}"
             )
-        looked = ", ".join(self.searched) or "nowhere"
-        return f"no kernel named {self.name!r}; there are: {have}; looked in: {looked}"
+        hint = "; `python -m pip install ipykernel` gives this Python one" if self.name.lower() == "python3" else ""
+        return f"no kernel named {self.name!r}{hint}; there are: {have}; looked in: {looked}"
 
 
 class KernelSpecError(KClientError):

@@ -61,8 +61,8 @@ STARTS_CHANNELS = {"start_channels": " ".join(CHANNELS), "stop_channels": "", "c
 
 FACE: dict[str, dict[str, str | None]] = {
     "start_kernel": {
-        "": "kernel_name timeout transport ip connection_file cwd env extra_arguments encryption stdout stderr "
-        "launcher spin orphan_guard handshake restart"
+        "": "kernel_name timeout transport ip connection_file cwd env clean_env extra_arguments encryption stdout "
+        "stderr launcher spin orphan_guard handshake restart"
     },
     "connect": {"": "connection timeout watch dead_after spin"},
     "KernelManager": {
@@ -73,7 +73,7 @@ FACE: dict[str, dict[str, str | None]] = {
         **BOTH_REQUESTS,
         **CONTROL_REQUESTS,
         **{f"{name}_channel_class": None for name in CHANNELS},
-        "start_kernel": "extra_arguments cwd env stdout stderr timeout",
+        "start_kernel": "extra_arguments cwd env clean_env stdout stderr timeout",
         "shutdown_kernel": "now restart",
         "restart_kernel": "now timeout launch",
         "interrupt_kernel": "",
@@ -149,7 +149,7 @@ FACE: dict[str, dict[str, str | None]] = {
     "AutoRestart": {"": "limit stable_start_time on_restart on_give_up start_timeout"},
     "KernelPool": {
         "": "kernel_name size max_size max_uses max_age warm_up launcher start_timeout on_event transport encryption "
-        "cwd env extra_arguments orphan_guard handshake spin",
+        "cwd env clean_env extra_arguments orphan_guard handshake spin",
         "kernel": "timeout",
         "acquire": "timeout",
         "release": "kernel",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,6 @@ from kclient.concurrency.file_limits import (
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import Parking, until_done
 from kclient.errors import (
-    STDERR_SHOWN,
     DeadKernelError,
     InvalidArgument,
     InvalidState,
@@ -31,12 +29,13 @@ from kclient.errors import (
     RemoteProtocolError,
 )
 from kclient.kernels.connection.endpoint import Endpoint
-from kclient.kernels.connection.port_conflicts import describe, taken_ports
 from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess, Launcher, LocalProcess
 from kclient.kernels.process.orphan_guard import GuardedKernel
+from kclient.kernels.specs.program import with_program
 from kclient.kernels.specs.search import find_kernel_spec
 from kclient.kernels.specs.spec import KernelSpec
+from kclient.kernels.start_failure import StartFailure
 
 if TYPE_CHECKING:
     from kclient.kernels.connection.handshake import Registrar
@@ -168,7 +167,7 @@ class Provisioner:
         try:
             ports = registrar.wait(self.require(), deadline)
         except RemoteProtocolError as exc:
-            raise RemoteProtocolError(f"the kernel {self.kernel_name!r} {exc}; {self._story()}") from None
+            raise RemoteProtocolError(f"the kernel {self.kernel_name!r} {exc}; {self._failure().story()}") from None
         if ports is not None:
             return ports
         clues = [*registrar.clues(), "its spec says that it chooses its ports; with handshake='off' kclient does"]
@@ -189,16 +188,18 @@ class Provisioner:
 
     def _start(self, launch: Launch, deadline: Deadline, marks: Mapping[str, str] = _NO_MARKS) -> KernelProcess:
         # ipykernel ends when the process with that number has ended
-        environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid()), **marks}
+        environment = {**launch.base_environment(), "JPY_PARENT_PID": str(os.getpid()), **marks}
+        environment = self.spec.environment(environment, launch.env)
+        self.argv = with_program(self.argv, self.spec.resource_dir, environment)
         left = deadline.left()
         with gevent.Timeout(None if left == math.inf else left, False):  # type: ignore[arg-type]  # the stubs don't know it
-            return self.launcher.start(
-                self.argv,
-                env=self.spec.environment(environment, launch.env),
-                cwd=launch.cwd,
-                stdout=launch.stdout,
-                stderr=launch.stderr,
-            )
+            try:
+                return self.launcher.start(
+                    self.argv, env=environment, cwd=launch.cwd, stdout=launch.stdout, stderr=launch.stderr
+                )
+            except LaunchError as exc:
+                self._failure().could_not_start(exc)
+                raise
         raise KernelTimeout("process from the launcher", deadline.timeout, hint="a new fork server imports first")
 
     def _start_guarded(self, launch: Launch, deadline: Deadline, guarded: GuardedKernel) -> KernelProcess:
@@ -278,40 +279,15 @@ class Provisioner:
         )
 
     def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
-        """The LaunchError for a kernel that died before it was ready. It names the ports that another program has."""
-        taken = taken_ports(self.endpoint.info)
-        story = [describe(self.endpoint.info, taken)] if taken else []
-        story += [*clues, *self._lacks_ipc(), f"its command was {self.command_line()}"]
-        return LaunchError(
-            f"the kernel {self.kernel_name!r} ended before it was ready; {'; '.join(story)}",
-            argv=self.argv,
-            exit_code=death.exit_code,
-            stderr=death.stderr,
-            taken_ports=taken,
-        )
+        """The LaunchError for a kernel that died before it was ready."""
+        return self._failure().never_came_up(death, *clues)
 
     def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
         """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
-        story = [*clues, *self._lacks_ipc(), self._story()]
-        if self.endpoint.is_encrypted:
-            story.append("the connection is encrypted; if the kernel cannot do that, pass encryption='off'")
-        if isinstance(self.process, LocalProcess) and (taken := taken_ports(self.endpoint.info, self.process.pid)):
-            story.insert(0, describe(self.endpoint.info, taken))
-        return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
+        return self._failure().never_answered(timeout, *clues)
 
-    def _story(self) -> str:
-        output = self.process.stderr_tail().strip()[-STDERR_SHOWN:] if self.process is not None else ""
-        return f"the command was {self.command_line()}; the end of its output: {output or 'it printed none'}"
-
-    def _lacks_ipc(self) -> list[str]:
-        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels lack ipc."""
-        for path in self.endpoint.info.ipc_paths():
-            if not os.path.lexists(path):
-                return [f"it never listened at ipc://{path}; if it supports only tcp, pass transport='tcp'"]
-        return []
-
-    def command_line(self) -> str:
-        return shlex.join(self.argv)
+    def _failure(self) -> StartFailure:
+        return StartFailure(self.spec, self.endpoint, self.argv, self.process)
 
     def abandon(self, *_: Any) -> None:
         """Kill the process and remove the files, when its manager is garbage-collected or the program ends."""

@@ -175,7 +175,8 @@ class KernelManager(KernelInterface):
         *,
         extra_arguments: Sequence[str] = (),
         cwd: str | os.PathLike[str] | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        clean_env: bool = False,
         stdout: Output = None,
         stderr: Output = None,
         timeout: Timeout = 60,
@@ -186,13 +187,13 @@ class KernelManager(KernelInterface):
         after that. It is killed if it does not report them (KernelTimeout), or if they are unusable
         (RemoteProtocolError).
 
-        `env` is added to the environment. `stdout` and `stderr` are as in `subprocess`; by default the output goes to a
-        hidden file, and error messages show its end. Raises NoSuchKernel, LaunchError, ConnectionFileError and
-        TooManyFiles. Raises InvalidState, a RuntimeError, if a kernel runs already, or if `ip` is no address of this
-        machine; the error lists those.
+        `env` and `clean_env` are those of `kclient.start_kernel`. `stdout` and `stderr` are as in `subprocess`; by
+        default the output goes to a hidden file, and error messages show its end. Raises NoSuchKernel, LaunchError,
+        ConnectionFileError and TooManyFiles. Raises InvalidState, a RuntimeError, if a kernel runs already, or if `ip`
+        is no address of this machine; the error lists those.
         """
         self._owner.check()
-        self._lifecycle.start(Launch(extra_arguments, cwd, env, stdout, stderr), as_deadline(timeout))
+        self._lifecycle.start(Launch(extra_arguments, cwd, env, stdout, stderr, clean_env), as_deadline(timeout))
 
     def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to exit, wait, and force it if it does not exit. `now` kills it at once.

@@ -31,7 +31,8 @@ def start_kernel(
     ip: str | None = None,
     connection_file: str | os.PathLike[str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
+    clean_env: bool = False,
     extra_arguments: Sequence[str] = (),
     encryption: str = "auto",
     stdout: Output = None,
@@ -62,6 +63,11 @@ def start_kernel(
 
     Both raise InvalidArgument before anything starts.
 
+    A kernel gets all variables of this program's environment, tokens and passwords too. `env` changes and adds some,
+    and leaves out those whose value is None. (jupyter_client's `env` takes the place of the whole environment.) With
+    `clean_env=True` it gets only those of its spec and of `env`, and what most kernels need: HOME, LANG, LANGUAGE,
+    LC_*, LOGNAME, PATH, SHELL, TMPDIR, TZ and USER.
+
     A kernel ends with this program, with one exception: the program is killed (SIGKILL), and the kernel does not watch
     its parent (ipykernel does). For that case `orphan_guard=True` starts a small process, one for all kernels of the
     program. That process waits for the end of the program, then kills the kernels' process groups and removes their
@@ -90,7 +96,14 @@ def start_kernel(
             restart=restart,
         )
 
-    launch = {"extra_arguments": extra_arguments, "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr}
+    launch = {
+        "extra_arguments": extra_arguments,
+        "cwd": cwd,
+        "env": env,
+        "clean_env": clean_env,
+        "stdout": stdout,
+        "stderr": stderr,
+    }
     return start_until_ready(new, launch, deadline)
 
 

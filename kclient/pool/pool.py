@@ -63,7 +63,8 @@ class KernelPool:
         transport: str = "tcp",
         encryption: str = "auto",
         cwd: str | os.PathLike[str] | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        clean_env: bool = False,
         extra_arguments: Sequence[str] = (),
         orphan_guard: bool = False,
         handshake: str = "auto",
@@ -82,6 +83,7 @@ class KernelPool:
             "env": dict(env)
             if isinstance(env, Mapping)
             else env,  # a copy, so that kernels that start later get the same
+            "clean_env": clean_env,
             "extra_arguments": extra_arguments,
         }
         if warm_up is not None:

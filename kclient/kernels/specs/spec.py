@@ -76,14 +76,15 @@ class KernelSpec:
             argv[0] = sys.executable
         return argv + _check_arguments(extra_arguments)
 
-    def environment(self, base: Mapping[str, str], extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """`base`, updated with the variables of the spec, then with `extra`.
+    def environment(self, base: Mapping[str, str], extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+        """`base`, updated with the variables of the spec, then with `extra`. None in `extra` leaves a variable out.
 
         ``${VAR}`` and ``$VAR`` in a value of the spec are replaced by the variable in `base`, if it has one. ``$$``
         stands for a dollar sign.
         """
         own = {name: Template(value).safe_substitute(base) for name, value in self.env.items()}
-        return {**base, **own, **(extra or {})}
+        merged: dict[str, str | None] = {**base, **own, **(extra or {})}
+        return {name: value for name, value in merged.items() if value is not None}
 
     @property
     def supports_curve(self) -> bool:
