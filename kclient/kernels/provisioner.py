@@ -36,6 +36,7 @@ from kclient.kernels.specs.program import with_program
 from kclient.kernels.specs.search import find_kernel_spec
 from kclient.kernels.specs.spec import KernelSpec
 from kclient.kernels.start_failure import StartFailure
+from kclient.kernels.wrapper import interrupt_behind_wrapper
 
 if TYPE_CHECKING:
     from kclient.kernels.connection.handshake import Registrar
@@ -46,6 +47,9 @@ TERM_WAIT_S: Final = 2.0
 KILL_WAIT_S: Final = 10.0
 """Seconds for the operating system to end a process after SIGKILL."""
 
+
+DEATHS_BY_SIGINT: Final = (-signal.SIGINT, 128 + signal.SIGINT)
+"""Exit codes of a program that SIGINT ended, the second if it was run by a shell."""
 
 HANDSHAKES: Final = ("auto", "off", "required")
 """auto: the kernel chooses its ports if its spec says that it can. off: never. required: it must, or is not started."""
@@ -89,6 +93,7 @@ class Provisioner:
         self._handshake = handshake
         self._guarded: GuardedKernel | None = None
         self._last_pid: int | None = None
+        self._was_interrupted = False
         self._on_exit: Callable[[], None] = _ignore
 
     @property
@@ -130,6 +135,7 @@ class Provisioner:
             else:
                 process = self._start(launch, deadline)
             self.process = process
+            self._was_interrupted = False
             self.launch = launch
             self._on_exit = on_exit
             process.exited.rawlink(until_done(self._owner, partial(self._exited, process)))
@@ -231,7 +237,16 @@ class Provisioner:
         """Send SIGINT to the kernel and its children. False, and no signal, if its spec wants an interrupt_request."""
         if self.spec.interrupt_mode == "message":
             return False
-        self.require().send_signal(signal.SIGINT)
+        process = self.require()
+        if self._owner.forked:
+            return True
+        self._was_interrupted = True
+        if not (
+            isinstance(process, LocalProcess)
+            and process.is_alive()
+            and interrupt_behind_wrapper(process.pid, self.endpoint.info)
+        ):
+            process.send_signal(signal.SIGINT)
         return True
 
     def wait_for_exit(self, deadline: Deadline) -> bool:
@@ -272,6 +287,11 @@ class Provisioner:
         process = self.process
         if process is None:
             return DeadKernelError("the kernel was shut down; start_kernel() starts another")
+        if not reason and self._was_interrupted and process.exit_code in DEATHS_BY_SIGINT:
+            reason = (
+                "the interrupt ended it; if its command is a program that runs the kernel as its child, such as conda "
+                'run, set interrupt_mode to "message" in its kernel spec'
+            )
         return DeadKernelError(
             f"the kernel {self.kernel_name!r} died{reason and ': '}{reason}",
             exit_code=process.exit_code,

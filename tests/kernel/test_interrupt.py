@@ -1,3 +1,5 @@
+import os
+import signal
 import time
 
 import gevent
@@ -6,6 +8,7 @@ import pytest
 
 import kclient
 from kclient.client.interrupts import INTERRUPT_AGAIN_S
+from kclient.kernels import provisioner
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -392,3 +395,46 @@ def test_ctrl_c_elsewhere_leaves_the_channels_working(kernel, start_script):
         kernel.connection_file,
     )
     assert script.process.communicate(timeout=WAIT)[0] == "['0', '1', '2']\nTrue\n"
+
+
+# A command that runs the kernel as its child
+
+
+WRAPPER = """
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, "-m", "ipykernel_launcher", "-f", sys.argv[1]]))
+"""
+
+
+@pytest.fixture
+def wrapped(install_kernel, start_kernel, transport):
+    return start_kernel(install_kernel(WRAPPER), transport=transport)
+
+
+def test_interrupt_reaches_the_kernel_and_its_children_and_not_the_wrapper(wrapped):
+    code = "import subprocess\nprint('on', flush=True)\nsubprocess.run(['sleep', '60'])"
+    execution = wrapped.submit(code)
+    for message in execution:
+        if message.msg_type == "stream":
+            execution.interrupt()
+    assert execution.result(WAIT).error.ename == "KeyboardInterrupt"
+    assert wrapped.run("6 * 7", timeout=WAIT).text == "42"
+
+
+def test_death_of_a_wrapper_by_an_interrupt_says_what_to_do(wrapped, monkeypatch):
+    """Where there is no /proc, the wrapper gets the signal, too."""
+    monkeypatch.setattr(provisioner, "interrupt_behind_wrapper", lambda group, info: False)
+    execution = wrapped.submit(FOR_EVER)
+    assert next(iter(execution))
+    wrapped.interrupt_kernel()
+    assert wrapped.process.exited.wait(WAIT)
+    with pytest.raises(kclient.DeadKernelError, match='died: the interrupt ended it; .* set interrupt_mode to "message"'):
+        wrapped.run("1", timeout=WAIT)
+
+
+def test_death_by_a_signal_of_another_program_gives_no_advice(start_kernel):
+    manager = start_kernel()
+    os.kill(manager.process.pid, signal.SIGKILL)
+    with pytest.raises(kclient.DeadKernelError) as caught:
+        manager.run("1", timeout=WAIT)
+    assert "interrupt" not in caught.value.headline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Final
 
@@ -19,6 +19,9 @@ _IN_USE: Final = "ddress already in use"
 
 _TCP_LISTEN: Final = "0A"
 """The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
+
+_UNIX_LISTENS: Final = 1 << 16
+"""The flag of a listening socket in /proc/net/unix: __SO_ACCEPTCON of Linux."""
 
 
 def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
@@ -67,23 +70,34 @@ def describe(info: ConnectionInfo, taken: Sequence[int]) -> str:
     return f"{subject} taken by another program; end that program, or let kclient choose the {plural}"
 
 
+def members(group: int) -> Iterator[int]:
+    """The processes of a group, from /proc."""
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with suppress(ProcessLookupError):  # the process has ended
+            if os.getpgid(pid) == group:
+                yield pid
+
+
+def listening(info: ConnectionInfo, pids: Iterable[int]) -> set[int]:
+    """Those of the processes that have the socket on which the kernel listens for shell. Raises OSError."""
+    port = info.port("shell")
+    if info.transport == "ipc":
+        sockets = {f"socket:[{inode}]" for inode, path in _unix_listeners() if path == f"{info.ip}-{port}"}
+    else:
+        sockets = {f"socket:[{inode}]" for inode, number in _listeners() if number == port}
+    return {pid for pid in pids if not sockets.isdisjoint(_descriptors(pid))}
+
+
 def _listening(group: int) -> set[int] | None:
     """The tcp ports on which the processes of a group listen; None if /proc does not show them."""
     try:
-        own = {link for pid in _members(group) for link in _descriptors(pid)}
+        own = {link for pid in members(group) for link in _descriptors(pid)}
         return {port for inode, port in _listeners() if f"socket:[{inode}]" in own}
     except OSError:
         return None
 
 
-def _members(group: int) -> Iterator[str]:
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(ProcessLookupError):  # the process has ended
-            if os.getpgid(int(pid)) == group:
-                yield pid
-
-
-def _descriptors(pid: str) -> Iterator[str]:
+def _descriptors(pid: int) -> Iterator[str]:
     with suppress(FileNotFoundError):  # the process has ended
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):  # the process has closed the descriptor
@@ -97,3 +111,13 @@ def _listeners() -> Iterator[tuple[str, int]]:
             for _, address, _, state, *more in map(str.split, table):
                 if state == _TCP_LISTEN:
                     yield more[5], int(address.rpartition(":")[2], 16)
+
+
+def _unix_listeners() -> Iterator[tuple[str, str]]:
+    """Inode and path of every unix socket that listens, from /proc."""
+    with open("/proc/self/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+        next(table)
+        for line in table:
+            _, _, _, flags, _, _, inode, *path = line.rstrip("\n").split(maxsplit=7)
+            if path and int(flags, 16) & _UNIX_LISTENS:
+                yield inode, path[0]
