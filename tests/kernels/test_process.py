@@ -326,6 +326,40 @@ def test_child_in_a_session_of_its_own_outlives_the_process(launch):
     assert process.stdout.read() == b"alive\n"
 
 
+SUBREAPER = """
+import ctypes, os, subprocess, sys
+from kclient import ForkServer
+from kclient.kernels.process.local import LocalLauncher
+
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: it gets orphans, as PID 1 does
+if "thread" in sys.argv:
+    del os.pidfd_open
+ours = subprocess.Popen(["sh", "-c", "exit 3"])
+launcher = ForkServer() if "forked" in sys.argv else LocalLauncher()
+process = launcher.start([sys.executable, "-I", "-S", "-c", sys.argv[2]], stdout=subprocess.PIPE)
+group, stdout = process.pid, process.stdout
+assert stdout.readline() == b"up\\n", process.stderr_tail()
+process.kill()
+assert process.exited.wait(30)
+assert stdout.read() == b""  # the end of the pipe: all have ended
+try:
+    while True:
+        os.waitid(os.P_PGID, group, os.WEXITED | os.WNOWAIT)  # returns at once if a dead one is left
+except ChildProcessError:
+    print("reaped")
+process.close()
+print(ours.wait())
+"""
+
+
+FAMILY = "import os; os.write(1, b'up\\n'); os.system('sleep 60 & sh -c \"sleep 60 & wait\" & wait')"
+
+
+@pytest.mark.parametrize("how", ["pidfd", "thread", "forked"])
+def test_program_that_gets_orphans_reaps_those_of_the_kernel_and_no_other_child(run_script, how):
+    assert run_script(SUBREAPER, how, FAMILY).split() == ["reaped", "3"]
+
+
 def test_group_is_left_alone_once_another_process_has_its_number(launch, monkeypatch):
     process = launch("")
     wait_without_reaping(process.pid)

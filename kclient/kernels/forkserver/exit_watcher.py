@@ -14,7 +14,7 @@ from gevent.event import Event
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import close, new_poll
 from kclient.concurrency.waiting import READABLE, until_done
-from kclient.kernels.process.exit_watcher import code_kept_by_linux, kill_group_of_reaped
+from kclient.kernels.process.exit_watcher import code_kept_by_linux, kill_group_of_reaped, reap_group
 
 _TO_GROUP: Final = 1 << 2
 """PIDFD_SIGNAL_PROCESS_GROUP, of Linux 6.9 and later."""
@@ -81,6 +81,7 @@ class ForkedExitWatcher:
                     kill_group_of_reaped(self.pid)
             has_event(self._pidfd, POLLHUP, _REAP_WAIT_S)
             exit_code = code_kept_by_linux(self._pidfd)
+        reap_group(self.pid)
         self.exit_code = exit_code
         self._watcher.stop()
         self._watcher.close()

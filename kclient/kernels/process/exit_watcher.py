@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from signal import SIG_DFL, SIGCHLD, SIGKILL, getsignal
 from typing import Any, Final
@@ -51,7 +52,7 @@ class ExitWatcher:
         self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, READABLE)
         self._watcher.start(until_done(self._owner, self._on_exit))
         if self._pidfd is None:
-            self._start_thread()
+            _start_thread(self._wait_in_thread)
 
     def has_ended(self) -> bool:
         """True if the process has ended. The answer is up to date without a turn of the loop; any thread may call."""
@@ -108,6 +109,7 @@ class ExitWatcher:
             if self.exit_code is None:
                 self.exit_code = self._code_seen_by_gevent()
             kill_group_of_reaped(self.pid)
+        reap_group(self.pid)
 
     def _finish(self) -> None:
         if self.exited.is_set():
@@ -125,12 +127,6 @@ class ExitWatcher:
             close(self._pidfd)
         self.exited.set()
 
-    def _start_thread(self) -> None:
-        begun = allocate_lock()
-        begun.acquire()
-        start_new_thread(self._wait_in_thread, (begun,))
-        begun.acquire()  # wait: CPython may crash if the program ends while a thread begins
-
     def _wait_in_thread(self, begun: Any) -> None:
         begun.release()
         try:
@@ -141,6 +137,7 @@ class ExitWatcher:
         self._thread_is_done = True
         with suppress(ValueError):  # the hub was destroyed, so no greenlet waits there
             self._watcher.send()
+        reap_group(self.pid)
 
     def _code_seen_by_gevent(self) -> int | None:
         watcher = self._by_gevent
@@ -172,6 +169,34 @@ def kill_group_of_reaped(pid: int) -> None:
         _kill_group(pid)
     except PermissionError:  # a process of another user has the pid
         pass
+
+
+def reap_group(pid: int) -> None:
+    """Reap the killed processes of a group that are children of this program: as PID 1 or subreaper it gets orphans.
+
+    The leader, `pid`, must be reaped already. Those that are not dead yet are waited for in a thread.
+    """
+    if not _reap_dead(pid):
+        with suppress(RuntimeError):  # no thread left
+            _start_thread(lambda begun: (begun.release(), _reap_dead(pid, 0)))
+
+
+def _reap_dead(group: int, options: int = os.WNOHANG) -> bool:
+    """Reap the children in that group. False if there are some that have not ended."""
+    try:
+        while os.waitid(os.P_PGID, group, os.WEXITED | options) is not None:
+            pass
+    except (AttributeError, OSError):  # there is none: always so in an ordinary program
+        return True
+    return False
+
+
+def _start_thread(function: Callable[[Any], object]) -> None:
+    """Run `function(begun)` in a thread. It must release the lock `begun`."""
+    begun = allocate_lock()
+    begun.acquire()
+    start_new_thread(function, (begun,))
+    begun.acquire()  # wait: CPython may crash if the program ends while a thread begins
 
 
 def end_child(pid: int) -> int | None:
