@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import count
 
@@ -14,6 +16,7 @@ import gevent
 import pytest
 from strikes import Strike
 
+from kclient import ForkServer
 from kclient.errors import InvalidArgument, LaunchError
 from kclient.kernels.process import exit_watcher
 from kclient.kernels.process import local as process_module
@@ -251,6 +254,71 @@ def test_number_that_is_no_signal_is_refused(running, signum):
     with pytest.raises(InvalidArgument):
         running.send_signal(signum)
     assert running.is_alive()
+
+
+SIGNALS = """
+import json, os, signal
+handlers = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGPIPE", "SIGHUP")}
+mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+with open("/proc/self/status") as status:
+    ignored = [line for line in status if line.startswith("SigIgn")]
+files = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
+print(json.dumps([str(handlers), [*mask], ignored, files, sorted(os.environ), os.getcwd()]))
+"""
+
+
+@pytest.fixture
+def deaf():
+    """This program blocks SIGINT and SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def what_is_inherited(launcher, **where):
+    process = launcher.start([sys.executable, "-I", "-S", "-c", SIGNALS], stdout=subprocess.PIPE, **where)
+    text = process.stdout.read()
+    assert end_of(process) == 0, process.stderr_tail()
+    process.close()
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("forked", [False, True], ids=["", "forked"])
+@pytest.mark.parametrize("env", [None, {"A": "b"}], ids=["", "env"])
+def test_process_of_a_program_that_blocks_signals_gets_them(deaf, tmp_path, env, forked):
+    with ExitStack() as stack:
+        launcher = stack.enter_context(ForkServer()) if forked else LocalLauncher()
+        other = stack.enter_context(ForkServer()) if forked else launcher
+        blocked = what_is_inherited(launcher, env=env, cwd=tmp_path)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+        ordinary = what_is_inherited(other, env=env, cwd=tmp_path)
+        assert blocked == ordinary
+        assert blocked[1] == []
+        assert "default_int_handler" in blocked[0]
+
+
+def test_process_of_a_program_that_ignores_sigint_gets_it():
+    """As a shell has started it with ``&``."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        inherited = what_is_inherited(LocalLauncher())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert inherited == what_is_inherited(LocalLauncher())
+
+
+def test_signal_that_waits_while_a_process_starts_goes_on_waiting(deaf, launch):
+    os.kill(os.getpid(), signal.SIGTERM)
+    process = launch("")
+    assert signal.sigpending() == {signal.SIGTERM}
+    assert signal.sigtimedwait([signal.SIGTERM], WAIT)
+    assert end_of(process) == 0
+
+
+def test_program_that_is_missing_is_named_though_signals_are_blocked(deaf, tmp_path):
+    for argv, reason in ((["/gone"], "No such file or directory: '/gone'"), ([str(tmp_path)], "Permission denied")):
+        with pytest.raises(LaunchError, match=reason):
+            LocalLauncher().start(argv)
 
 
 # The process group

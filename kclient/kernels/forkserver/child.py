@@ -8,11 +8,12 @@ from contextlib import ExitStack, suppress
 from select import POLLIN
 from signal import SIGKILL
 
-from kclient.concurrency.unpatched import close, popen_class, socket
+from kclient.concurrency.unpatched import close, socket
 from kclient.kernels.forkserver import server_main
 from kclient.kernels.forkserver.exit_watcher import has_event
 from kclient.kernels.process.exit_watcher import end_child, kill_group_of_reaped
 from kclient.kernels.process.output import cannot_start, hidden_file, reason, tail_of
+from kclient.kernels.process.spawn import spawn
 
 
 class ServerChild:
@@ -70,18 +71,15 @@ class ServerChild:
         close(self._pipe)
 
     def _start(self, argv: Sequence[str], env: Mapping[str, str], its_socket: socket.socket, its_pipe: int) -> int:
-        process = popen_class()(
+        return spawn(
             argv,
             stdin=its_socket.fileno(),
             stdout=self._output,
             stderr=self._output,
             # ipykernel reads the parent's number when it is imported. It watches no parent with the number 1.
             env={**env, "JPY_PARENT_PID": "1"},
-            start_new_session=True,
             pass_fds=[its_pipe],
         )
-        process.returncode = 0  # so that Popen never waits
-        return process.pid
 
 
 def _end_group(pid: int) -> int | None:

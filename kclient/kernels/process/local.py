@@ -21,10 +21,11 @@ from typing import Protocol
 from gevent.event import Event
 
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.unpatched import popen_class, waitpid
+from kclient.concurrency.unpatched import waitpid
 from kclient.errors import InvalidArgument, InvalidState
 from kclient.kernels.process.exit_watcher import ExitWatcher
 from kclient.kernels.process.output import Output, Streams, cannot_start, reason, tail_of
+from kclient.kernels.process.spawn import spawn
 
 
 class KernelProcess(Protocol):
@@ -181,22 +182,13 @@ class LocalLauncher:
         streams = None
         try:
             streams = Streams(argv, stdout, stderr)
-            popen = popen_class()(
-                argv,
-                env=env,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=streams.stdout,
-                stderr=streams.stderr,
-                start_new_session=True,  # so a Ctrl-C in the terminal does not reach the kernel
-            )
+            pid = spawn(argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=streams.stdout, stderr=streams.stderr)
         except (OSError, ValueError, TypeError, IndexError) as exc:  # IndexError: an empty argv
             if streams is not None:
                 streams.close()
             raise cannot_start(argv, reason(exc)) from exc
         streams.started()
-        popen.returncode = 0  # so that Popen never waits: ExitWatcher reaps the child
-        return LocalProcess(_watch_exit(popen.pid), streams)
+        return LocalProcess(_watch_exit(pid), streams)
 
 
 def _watch_exit(pid: int) -> ExitWatcher:
