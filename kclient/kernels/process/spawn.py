@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kclient.concurrency.thread_limits import REMEDY
 from kclient.concurrency.unpatched import close, popen_class
 from kclient.kernels.process import reset_signals_main
 from kclient.kernels.process.exit_watcher import end_child
@@ -52,6 +53,9 @@ def _are_changed() -> bool:
 
 
 def _popen(argv: Sequence[str], **options: Any) -> int:
-    process = popen_class()(argv, start_new_session=True, **options)  # so a Ctrl-C in the terminal does not reach it
+    try:  # in a session of its own, so that a Ctrl-C in the terminal does not reach it
+        process = popen_class()(argv, start_new_session=True, **options)
+    except BlockingIOError as exc:  # EAGAIN of fork
+        raise OSError(f"a limit of processes and threads is reached: {REMEDY}") from exc
     process.returncode = 0  # so that Popen never waits: another part of kclient reaps the child
     return int(process.pid)

@@ -10,10 +10,14 @@ import zmq
 import zmq.green
 
 from kclient.concurrency.file_limits import check
+from kclient.concurrency.thread_limits import check_threads
 from kclient.errors import InvalidState, KClientError, TooManyFiles
 
 CONTEXT_DESCRIPTORS: Final = 6
 """File descriptors of a context that has no socket yet. If libzmq cannot get them, it ends the process."""
+
+CONTEXT_THREADS: Final = 2
+"""Of a context: one for all connections, and one that closes sockets. libzmq starts both with its first socket."""
 
 _contexts: dict[int, zmq.green.Context[Any]] = {}
 
@@ -21,11 +25,12 @@ _contexts: dict[int, zmq.green.Context[Any]] = {}
 def context() -> zmq.green.Context[Any]:
     """The ZeroMQ context of this process, made when first needed. A forked child makes its own.
 
-    Raises TooManyFiles.
+    Raises TooManyFiles, and InvalidState if its threads cannot be started.
     """
     pid = os.getpid()
     if pid not in _contexts:
         check(CONTEXT_DESCRIPTORS, "the ZeroMQ context", spare=0)
+        check_threads(CONTEXT_THREADS, "the ZeroMQ context")
         made = zmq.green.Context()
         made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
         return _contexts.setdefault(pid, made)
