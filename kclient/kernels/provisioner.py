@@ -62,6 +62,17 @@ def _ignore() -> None:
 _NO_MARKS: Final[Mapping[str, str]] = {}
 
 
+def _check_own_directory() -> None:
+    """Raise LaunchError if the working directory of this program is deleted. Most kernels end there at once."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as exc:
+        raise LaunchError(
+            "cannot start the kernel: the working directory of this program is deleted, and the kernel would get it, "
+            "too; pass cwd= with a directory that exists, or change to one"
+        ) from exc
+
+
 class Provisioner:
     """Starts and ends the process of one kernel, and of its successor after a restart."""
 
@@ -116,6 +127,8 @@ class Provisioner:
         InvalidArgument, InvalidState, ConnectionFileError, KernelTimeout, and RemoteProtocolError for unusable ports.
         """
         self.endpoint.encrypt(self.spec)
+        if launch.cwd is None:
+            _check_own_directory()
         try:
             if self._will_handshake():
                 registrar = self.endpoint.expect_registration()
@@ -275,6 +288,11 @@ class Provisioner:
         self.require().kill()
         self.wait_for_exit(Deadline(KILL_WAIT_S))
 
+    def came_up(self) -> None:
+        """The kernel has answered: it has bound its ports, and descriptors are open."""
+        self.endpoint.let_go_of_ports()
+        self.reservation.release()
+
     def forget(self) -> None:
         """Close the process object, and set `process` to None."""
         process, self.process = self.process, None
@@ -298,13 +316,13 @@ class Provisioner:
             stderr=process.stderr_tail(),
         )
 
-    def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
-        """The LaunchError for a kernel that died before it was ready."""
-        return self._failure().never_came_up(death, *clues)
+    def never_came_up(self, death: DeadKernelError, *clues: str, words: str = "") -> LaunchError:
+        """The LaunchError for a kernel that died before it was ready. `words` are what it sent as output."""
+        return self._failure().never_came_up(death, *clues, words=words)
 
-    def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
+    def never_answered(self, timeout: KernelTimeout, *clues: str, words: str = "") -> KernelTimeout:
         """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
-        return self._failure().never_answered(timeout, *clues)
+        return self._failure().never_answered(timeout, *clues, words=words)
 
     def _failure(self) -> StartFailure:
         return StartFailure(self.spec, self.endpoint, self.argv, self.process)

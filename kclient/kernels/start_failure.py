@@ -42,14 +42,19 @@ class StartFailure:
         error.message = "; ".join([error.message, *clauses])
         error.args = (error.message,)
 
-    def never_came_up(self, death: DeadKernelError, *clues: str) -> LaunchError:
-        """The LaunchError for a kernel that died before it was ready. It names the ports that another program has."""
+    def never_came_up(self, death: DeadKernelError, *clues: str, words: str = "") -> LaunchError:
+        """The LaunchError for a kernel that died before it was ready. It names the ports that another program has.
+
+        `words` are what the kernel has sent as output, which is not on its stderr.
+        """
         info = self.endpoint.info
         taken = taken_ports(info)
         story = [describe(info, taken)] if taken else []
         if _LACKS_IPYKERNEL.search(death.stderr):
             story.append(f"install ipykernel in that Python: {shlex.quote(self.argv[0])} -m pip install ipykernel")
         story += [*clues, *self._lacks_ipc(), f"its command was {shlex.join(self.argv)}", *self._source()]
+        if words:
+            story.append(f"it printed: {words}")
         return LaunchError(
             f"the kernel {self.spec.name!r} ended before it was ready; {'; '.join(story)}",
             argv=self.argv,
@@ -58,19 +63,21 @@ class StartFailure:
             taken_ports=taken,
         )
 
-    def never_answered(self, timeout: KernelTimeout, *clues: str) -> KernelTimeout:
+    def never_answered(self, timeout: KernelTimeout, *clues: str, words: str = "") -> KernelTimeout:
         """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
         info = self.endpoint.info
-        story = [*clues, *self._lacks_ipc(), self.story()]
+        story = [*clues, *self._lacks_ipc(), self.story(words)]
         if self.endpoint.is_encrypted:
             story.append("the connection is encrypted; if the kernel cannot do that, pass encryption='off'")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(info, self.process.pid)):
             story.insert(0, describe(info, taken))
         return KernelTimeout(timeout.waiting_for, timeout.timeout, msg_id=timeout.msg_id, hint="; ".join(story))
 
-    def story(self) -> str:
-        """The command of the kernel and the end of its output."""
+    def story(self, words: str = "") -> str:
+        """The command of the kernel and the end of its output, with `words`, which it has sent."""
         output = self.process.stderr_tail().strip()[-STDERR_SHOWN:] if self.process is not None else ""
+        if words:
+            output = words if output in words else f"{output}\n{words}"
         clauses = [f"the command was {shlex.join(self.argv)}", *self._source()]
         return "; ".join([*clauses, f"the end of its output: {output or 'it printed none'}"])
 

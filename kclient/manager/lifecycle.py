@@ -22,6 +22,7 @@ from kclient.manager.client_holder import ClientHolder
 from kclient.manager.holding import Holding
 from kclient.manager.phases import HAD_ANSWERED, TRANSITIONS, Event, Phase, Reaction
 from kclient.manager.shutdown import ask_to_exit
+from kclient.manager.start_words import words_of
 
 if TYPE_CHECKING:
     from kclient.manager.autorestart import Restarter
@@ -286,16 +287,15 @@ class Lifecycle:
             except KernelTimeout as exc:
                 if not self.has_kernel:
                     raise
-                raise self.provisioner.never_answered(exc) from None
+                raise self.provisioner.never_answered(exc, words=words_of(self.connection.channels)) from None
             except DeadKernelError as exc:
                 if before in HAD_ANSWERED or self.phase in HAD_ANSWERED or not self.has_kernel:
                     raise
-                raise self.provisioner.never_came_up(exc) from None
+                raise self.provisioner.never_came_up(exc, words=words_of(self.connection.channels)) from None
             if self.restarter is not None and self.phase not in HAD_ANSWERED:
                 self.restarter.started()
             self._note(Event.ANSWER)
-        self.provisioner.endpoint.let_go_of_ports()
-        self.provisioner.reservation.release()
+        self.provisioner.came_up()
         if self.clients.current is not None:
             self.clients.current.release_reservation()
 

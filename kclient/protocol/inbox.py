@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -43,6 +43,10 @@ class Inbox:
 
     def __contains__(self, message: Message) -> bool:
         return id(message) in self._messages
+
+    def __iter__(self) -> Iterator[Message]:
+        """The messages, oldest first, as they are now."""
+        return iter([message for message, _ in self._messages.values()])
 
     def append(self, message: Message) -> list[Message]:
         """Keep `message`; returns the oldest messages, which were dropped to make room."""

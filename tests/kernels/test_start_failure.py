@@ -13,9 +13,11 @@ import pytest
 from fixtures import WAIT
 
 import kclient
+from kclient.concurrency.deadline import Deadline
 from kclient.kernels.launch import Launch
 from kclient.kernels.specs import search
 from kclient.kernels.specs.program import bin_folder, with_program
+from kclient.manager.start_words import words_of
 
 ARGUMENTS = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
@@ -132,3 +134,59 @@ def test_clean_environment_has_what_most_kernels_need(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "environ", {"PATH": "/bin", "LC_ALL": "C", "AWS_SECRET": "s", "PYTHONPATH": "x"})
     assert Launch(clean_env=True).base_environment() == {"PATH": "/bin", "LC_ALL": "C"}
     assert Launch().base_environment() == os.environ
+
+
+# The working directory, and startup files
+
+
+def test_deleted_working_directory_is_named_before_anything_starts(run_script: Callable[..., str]) -> None:
+    code = """
+import os, tempfile, kclient
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+for call in (kclient.start_kernel, lambda: kclient.connect("x.json")):
+    try:
+        call()
+    except kclient.KClientError as exc:
+        print(type(exc).__name__, "the working directory of this program is deleted" in str(exc))
+with kclient.start_kernel(cwd="/") as kernel:
+    print(kernel.run("6 * 7").text)
+"""
+    assert run_script(code).splitlines() == ["LaunchError True", "ConnectionFileError True", "42"]
+
+
+@pytest.fixture
+def startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
+    """Write a file that IPython runs before the kernel answers."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    folder = tmp_path / "profile_default" / "startup"
+    folder.mkdir(parents=True)
+    return (folder / "first.py").write_text
+
+
+def test_error_shows_the_last_words_of_a_startup_file_that_exits(startup: Callable[[str], object]) -> None:
+    startup("print('no licence found', flush=True)\nraise SystemExit(3)")
+    with pytest.raises(kclient.LaunchError, match="(?s)it printed: .*no licence found") as caught:
+        kclient.start_kernel(timeout=WAIT)
+    assert caught.value.exit_code == 3
+
+
+def test_error_shows_what_a_startup_file_printed_that_hangs(startup: Callable[[str], object], gate: Any) -> None:
+    """The kernel waits at the gate; it answers when that opens. So the first wait times out, and a second one works."""
+    startup(f"print('loading much data', flush=True)\n{gate.code}")
+    with kclient.KernelManager() as manager:
+        manager.start_kernel()
+        manager.start_channels()
+        deadline = Deadline(WAIT)
+        while "loading much data" not in words_of(manager.kernel_connection.channels):
+            assert not deadline.is_over
+            with pytest.raises(kclient.KernelTimeout) as caught:
+                manager.wait_for_ready(0.2)
+        with pytest.raises(kclient.KernelTimeout) as caught:
+            manager.wait_for_ready(0.2)
+        assert "the end of its output: " in str(caught.value)
+        assert "loading much data" in str(caught.value)
+        gate.open()
+        manager.wait_for_ready(WAIT)
+        assert any("loading" in message.content.get("text", "") for message in manager.iopub_channel.get_msgs())

@@ -192,7 +192,10 @@ def find_connection_file(name_or_path: str | os.PathLike[str]) -> str:
             return candidate
     if os.path.exists(name):  # for example a directory: `read_connection_file` will say so
         return name
-    looked = ", ".join(os.path.abspath(candidate) for candidate in candidates)
+    try:
+        looked = ", ".join(os.path.abspath(candidate) for candidate in candidates)
+    except FileNotFoundError:
+        looked = ", ".join(candidates) + ", and the working directory of this program is deleted"
     raise ConnectionFileError(f"no connection file {name!r}; looked for {looked}; is the kernel running?", path=name)
 
 
