@@ -41,9 +41,12 @@ class QueueLine:
         self.reconnected = receiver.reconnected
         self.drop = receiver.drop
         self.lost = receiver.lost
+        self.cut = receiver.cut
+        self.rejected = receiver.rejected
         self.disconnect = self._relay.disconnect
         self.mend = self._relay.mend
         self.is_connected = self._relay.is_connected
+        self.watch_connection = self._relay.watch_connection
 
     def open(self) -> None:
         self._relay.open()

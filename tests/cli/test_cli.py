@@ -264,7 +264,7 @@ def test_broken_connection_file_exits_2(text: str | None, words: list[str], tmp_
 def test_dead_existing_kernel_exits_2(tmp_path: Path) -> None:
     with FakeKernel() as fake:
         path = write_connection_file(tmp_path, fake)
-    check_complaint(kclient_command("run", "--existing", path, "-c", "1"), 2, "refuses connections")
+    check_complaint(kclient_command("run", "--existing", path, "-c", "1"), 2, "no kernel listens")
 
 
 def test_kernel_that_does_not_start_exits_2_with_the_end_of_its_output(tmp_path: Path) -> None:
