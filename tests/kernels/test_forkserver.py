@@ -305,6 +305,39 @@ def test_module_that_cannot_be_imported_is_named_with_the_reason(folder, monkeyp
         process.close()
 
 
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [("patching", "from gevent import monkey; monkey.patch_all()"), ("importing", "import patching")],
+    ids=["", "by another module"],
+)
+def test_module_that_monkey_patches_threads_is_named_at_once(folder, monkeypatch, module, source):
+    (folder / "patching.py").write_text("from gevent import monkey; monkey.patch_all()")
+    (folder / f"{module}.py").write_text(source)
+    monkeypatch.chdir(folder)
+    with ForkServer(["json", module]) as server:
+        for _ in range(2):
+            with pytest.raises(LaunchError, match=f"monkey-patched by gevent when it preloaded '{module}'"):
+                server.start([sys.executable, "-c", ""])
+
+
+def test_interpreter_that_monkey_patches_before_the_preload_is_told_of(folder, monkeypatch):
+    (folder / "sitecustomize.py").write_text("from gevent import monkey; monkey.patch_all()")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    with (
+        ForkServer() as server,
+        pytest.raises(LaunchError, match="monkey-patched by gevent before .* a .pth file or sitecustomize"),
+    ):
+        server.start([sys.executable, "-c", ""])
+
+
+def test_module_that_patches_something_else_does_no_harm(launch, folder, monkeypatch):
+    (folder / "patching.py").write_text("from gevent import monkey; monkey.patch_all(thread=False, select=False)")
+    monkeypatch.chdir(folder)
+    with ForkServer(["patching"]) as server:
+        process = launch("print('up')", launcher=server, python=[sys.executable], stdout=subprocess.PIPE)
+        assert text_of(process) == "up\n"
+
+
 def test_server_that_dies_as_it_imports_is_a_launch_error(folder, monkeypatch):
     (folder / "deadly.py").write_text("import os, sys\nprint('last output', file=sys.stderr)\nos.kill(os.getpid(), 9)")
     monkeypatch.chdir(folder)

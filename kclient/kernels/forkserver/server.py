@@ -241,9 +241,7 @@ class ServerProcess:
             self._ask_to_reap()
         elif "failed" in message:
             self._reason = LaunchError(
-                f"cannot start the kernel: its fork server is to preload {message['module']!r}, which cannot be "
-                f"imported: {message['failed']}",
-                stderr=message["traceback"],
+                f"cannot start the kernel: its fork server {message['failed']}", stderr=message.get("traceback", "")
             )
         elif message["threads"]:
             log_soon(

@@ -8,7 +8,7 @@ read end of a pipe, the others are the modules to import. The system kills the f
 modules have started, when the client closes that pipe or ends. After the imports it sends one of two:
 
     ready    with the names of the `threads` that the imports have started and that still run
-    failed   with the reason, the name of the `module` and the `traceback`; then it ends
+    failed   with the reason and the `traceback`; then it ends
 
 Then it answers two kinds of requests:
 
@@ -45,6 +45,7 @@ import traceback
 import types
 import warnings
 from contextlib import suppress
+from os import close  # as it is before a module patches it: that of gevent closes when its loop turns
 from typing import Any
 
 IPYKERNEL_IMPORTS = (
@@ -63,6 +64,8 @@ SET_BY_IMPORTS: "dict[str, tuple[str | None, str]]" = {}
 SET_SIGNAL = 10
 """F_SETSIG of fcntl(2): the signal that the system sends for an event, in place of SIGIO."""
 
+PATCHED = "cannot fork kernels of Python, which would never answer, because it was monkey-patched"
+
 MAX_CHARACTERS = 4000
 """Of a traceback, or a reason, that is sent to the client: the last ones."""
 
@@ -80,7 +83,7 @@ class Job:
 
     def close(self) -> None:
         for file in self.files:
-            os.close(file)
+            close(file)
 
     def enter(self) -> None:
         """Turn the forked process into a session of its own, which is killed when the keep-alive pipe is closed."""
@@ -92,7 +95,7 @@ class Job:
         os.dup2(self.stderr, 2)
         for file in self.files:
             if file != self.keep_alive_pipe:
-                os.close(file)
+                close(file)
 
     def run(self) -> None:
         """Do what the interpreter does for `argv`."""
@@ -184,12 +187,12 @@ def main() -> None:
         job = serve(client)
         if job is not None:
             client.close()
-            os.close(keep_alive_pipe)
+            close(keep_alive_pipe)
             job.run()
 
 
 def load(client: socket.socket, preload: list[str]) -> bool:
-    """Import the modules. Returns False if one of the user's cannot be imported, and tells the client why."""
+    """Import the modules. Returns False if kernels cannot run with one of the user's, and tells the client why."""
     for name in IPYKERNEL_IMPORTS:
         with suppress(Exception):  # not installed, or broken: a kernel that needs it raises the error
             importlib.import_module(name)
@@ -198,14 +201,20 @@ def load(client: socket.socket, preload: list[str]) -> bool:
     # ipykernel sets it, too, but too late for a matplotlib that is imported here.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     before = dict(os.environ)
+    if library := patcher():
+        send(client, failed=f"{PATCHED} by {library} before it imported any module: by a .pth file or sitecustomize")
+        return False
     for name in preload:
         try:
             importlib.import_module(name)
         except BaseException as exc:  # noqa: BLE001 - a module may raise anything, SystemExit, too
             reason = traceback.format_exception_only(type(exc), exc)[-1].strip()
-            send(
-                client, failed=reason[-MAX_CHARACTERS:], module=name, traceback=traceback.format_exc()[-MAX_CHARACTERS:]
-            )
+            reason = f"is to preload {name!r}, which cannot be imported: {reason[-MAX_CHARACTERS:]}"
+            send(client, failed=reason, traceback=traceback.format_exc()[-MAX_CHARACTERS:])
+            return False
+        if library := patcher():
+            remedy = "leave that out of preload, and import it in the kernel"
+            send(client, failed=f"{PATCHED} by {library} when it preloaded {name!r}; {remedy}")
             return False
     SET_BY_IMPORTS.update({name: (before.get(name), value) for name, value in os.environ.items() - before.items()})
     with suppress(ValueError):
@@ -217,6 +226,19 @@ def load(client: socket.socket, preload: list[str]) -> bool:
     gc.collect()
     gc.freeze()  # a collection in a kernel would write to shared memory, and so copy it
     return True
+
+
+def patcher() -> str:
+    """The library that has monkey-patched so much of this process that ipykernel would wait for ever; empty if none."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None:
+        # ipykernel works with each of the other patches, and with all of them together
+        patched = gevent.is_module_patched
+        if patched("threading") or (patched("os") and patched("select")):
+            return "gevent"
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    return ""
 
 
 def position_of_cwd() -> int:
@@ -252,18 +274,18 @@ def start(client: socket.socket, number: int, job: Job) -> bool:
         pid = None
         send(client, start=number, error=exc.errno)
     if pid == 0:
-        os.close(read_end)
+        close(read_end)
         job.enter()
         os.write(write_end, b"!")
-        os.close(write_end)
+        close(write_end)
         return True
-    os.close(write_end)
+    close(write_end)
     if pid is not None:
         os.read(read_end, 1)  # until the child has entered its session, or has ended
         pidfd = os.pidfd_open(pid)
         send(client, pidfd, start=number, pid=pid)
-        os.close(pidfd)
-    os.close(read_end)
+        close(pidfd)
+    close(read_end)
     return False
 
 
@@ -308,7 +330,7 @@ def replace(number: int, path: str) -> None:
     """Make a standard stream that file."""
     file = os.open(path, os.O_RDWR)
     os.dup2(file, number)
-    os.close(file)
+    close(file)
 
 
 if __name__ == "__main__":
