@@ -32,6 +32,7 @@ from kclient.kernels.connection.endpoint import Endpoint
 from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess, Launcher, LocalProcess
 from kclient.kernels.process.orphan_guard import GuardedKernel
+from kclient.kernels.process.private_tmp import PrivateTmp
 from kclient.kernels.specs.program import with_program
 from kclient.kernels.specs.search import find_kernel_spec
 from kclient.kernels.specs.spec import KernelSpec
@@ -98,6 +99,7 @@ class Provisioner:
         self.launch: Launch | None = None
         self.argv: list[str] = []
         self.reservation = FileDescriptorReservation()
+        self.private_tmp = PrivateTmp()
         self._owner = Owner()
         self._spec: KernelSpec | None = None
         self._wants_guard = orphan_guard
@@ -143,8 +145,10 @@ class Provisioner:
         self.argv = self.spec.command(path, launch.extra_arguments)
         # Ctrl-C must not strike between the launch and `self.process = process`: it would leave an orphan
         with self._owner.call():
+            self.private_tmp.make()
             if self._wants_guard:
-                process = self._start_guarded(launch, deadline, GuardedKernel(self.endpoint.traces()))
+                traces = [*self.endpoint.traces(), *self.private_tmp.traces()]
+                process = self._start_guarded(launch, deadline, GuardedKernel(traces))
             else:
                 process = self._start(launch, deadline)
             self.process = process
@@ -209,6 +213,7 @@ class Provisioner:
         # ipykernel ends when the process with that number has ended
         environment = {**launch.base_environment(), "JPY_PARENT_PID": str(os.getpid()), **marks}
         environment = self.spec.environment(environment, launch.env)
+        self.private_tmp.put_into(environment, {*self.spec.env, *(launch.env or ())})
         self.argv = with_program(self.argv, self.spec.resource_dir, environment)
         left = deadline.left()
         with gevent.Timeout(None if left == math.inf else left, False):  # type: ignore[arg-type]  # the stubs don't know it
@@ -334,12 +339,13 @@ class Provisioner:
         if self.process is not None:
             self.process.kill()
             self.forget()
-        self.clean_up()
+        self.clean_up(may_turn=False)
 
-    def clean_up(self) -> None:
+    def clean_up(self, *, may_turn: bool = True) -> None:
         """Remove the files, end the reservation of file descriptors, and have the guard forget the kernel."""
         self.reservation.release()
         self.endpoint.remove()
+        self.private_tmp.remove(may_turn=may_turn)
         if self._guarded is not None:
             self._guarded.release()
             self._guarded = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -14,6 +14,13 @@ from kclient.kernels.launch import Launch
 from kclient.kernels.process.local import KernelProcess
 from kclient.manager.kernel_manager import KernelManager
 from kclient.manager.start import start_until_ready
+from kclient.protocol.routing import Outputs
+
+ANSWER_WAIT_S: Final = 2.0
+"""Seconds that a kernel has after its use to answer a request that is no code, before it is killed."""
+
+BEGIN_WAIT_S: Final = 0.05
+"""Seconds for its status to say that it has begun with such a request."""
 
 
 class Lender(Protocol):
@@ -33,14 +40,18 @@ def _returned(msg_id: str | None) -> InvalidState:
 class LentKernel(KernelManager):
     """The KernelManager that one user of a pool's kernel has."""
 
-    def __init__(self, lender: Lender, kernel_id: str, kernel_name: str, **options: Any) -> None:
+    def __init__(
+        self, lender: Lender, kernel_id: str, kernel_name: str, *, private_tmp: bool = False, **options: Any
+    ) -> None:
         super().__init__(kernel_name, **options)
+        self._lifecycle.provisioner.private_tmp.is_wanted = private_tmp
         self.kernel_id = kernel_id
         self.is_returned = False
         self.lent_process: KernelProcess | None = None
         self._lender = lender
         self._is_lent = False
         self._was_signalled = False
+        self._is_answering = False
 
     def __exit__(self, *exc_info: object) -> None:
         """Give the kernel back, at the end of ``with pool.acquire() as kernel``. End it if the pool was dropped."""
@@ -106,8 +117,37 @@ class LentKernel(KernelManager):
 
     def end_use(self) -> None:
         """The use ends. Calls that wait for the kernel, and every later call, raise InvalidState."""
+        if not self.is_returned:
+            self._is_answering = self._owes_an_answer()
         self.is_returned = True
         self._lifecycle.retire(_returned)
+
+    def let_it_answer(self) -> None:
+        """After `end_use`: wait until the kernel has ended what it does, if that is no code, for a limited time.
+
+        A kernel that is killed while it looks for completions may leave a broken file in a cache that all kernels of
+        this user share. For jedi that means: no more completions of that module, in any of them.
+        """
+        outputs = self._outputs()
+        if not self._is_answering or outputs is None:
+            return
+        deadline, begins_by = Deadline(ANSWER_WAIT_S), Deadline(BEGIN_WAIT_S)
+        while self.is_alive() and not outputs.executing:
+            is_busy = outputs.execution_state == "busy"
+            if deadline.is_over or (begins_by.is_over and not is_busy):
+                return
+            self.kernel_connection.channels.iopub.changed.wait(deadline if is_busy else begins_by)
+
+    def _owes_an_answer(self) -> bool:
+        """True if the kernel is busy with a request that is no code, or will soon be."""
+        outputs = self._outputs()
+        if outputs is None or outputs.executing or not self.is_alive():
+            return False
+        return outputs.execution_state == "busy" or bool(self.kernel_connection.channels.pending.unanswered)
+
+    def _outputs(self) -> Outputs | None:
+        connection = self._lifecycle.clients.connection
+        return None if connection is None else connection.channels.outputs
 
     def inherit(self, former: LentKernel) -> None:
         """Take the process of `former`, which has none from then on, and its connections if possible."""
@@ -144,6 +184,7 @@ class Recipe:
     launch: dict[str, Any]
     warm_up: str | None
     start_timeout: float
+    private_tmp: bool = False
 
     def __attrs_post_init__(self) -> None:
         KernelManager(self.kernel_name, **self.options)
@@ -153,7 +194,7 @@ class Recipe:
         """Start a kernel, and warm it up; raises what `kclient.start_kernel` raises, and ExecutionError."""
 
         def new() -> LentKernel:
-            return LentKernel(lender, kernel_id, self.kernel_name, **self.options)
+            return LentKernel(lender, kernel_id, self.kernel_name, private_tmp=self.private_tmp, **self.options)
 
         deadline = Deadline(self.start_timeout)
         kernel = start_until_ready(new, self.launch, deadline)

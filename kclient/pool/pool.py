@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kclient.concurrency.callbacks import check_callback
 from kclient.concurrency.deadline import check_seconds
 from kclient.errors import InvalidArgument, InvalidState
+from kclient.kernels.forkserver.launcher import ForkServer
 from kclient.manager.kernel_manager import KernelManager
 from kclient.pool.events import PooledKernel, PoolEvent, PoolStats
 from kclient.pool.lent_kernel import Recipe
@@ -43,6 +44,10 @@ class KernelPool:
     `start_timeout` seconds together. While kernels fail to start, or die while idle, the pool tries more and more
     rarely, up to 30 s apart. After four failures in a row, callers get the error at once if no kernel is there.
 
+    With `private_tmp` each kernel has a TMPDIR of its own, which is removed when the kernel has ended: kernels that are
+    killed leave temporary files behind. It is the default unless `launcher` is one of your own, whose kernels may not
+    see that folder. A TMPDIR in `env` has precedence.
+
     `on_event` is called with each PoolEvent, in order, in a greenlet of its own. Its exceptions are logged. The other
     arguments are those of `kclient.start_kernel`. A pool belongs to the thread that made it, and not to a forked child.
     Raises InvalidArgument. If the kernel cannot be started, `acquire` raises, not the constructor.
@@ -69,6 +74,7 @@ class KernelPool:
         orphan_guard: bool = False,
         handshake: str = "auto",
         spin: float = 0.0,
+        private_tmp: bool | None = None,
     ) -> None:
         options = {
             "transport": transport,
@@ -88,7 +94,11 @@ class KernelPool:
         }
         if warm_up is not None:
             check_code(warm_up, "warm_up")
-        recipe = Recipe(kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"))
+        if private_tmp is None:
+            private_tmp = launcher is None or isinstance(launcher, ForkServer)
+        recipe = Recipe(
+            kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"), bool(private_tmp)
+        )
         _check_count(size, "size")
         most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)
         if max_age is not None and check_seconds(max_age, "max_age", alternative=", or None") == 0:

@@ -263,12 +263,13 @@ class Workers:
             self._died(entry, kernel)
 
     def _end(self, entry: PoolEntry) -> None:
-        """Kill the kernel, without asking it to exit, and remove its files."""
+        """Kill the kernel, without asking it to exit, and remove its files. It may end an answer that is no code."""
         try:
             if entry.starter is not None:
                 entry.starter.kill()
             if entry.kernel is not None:
                 entry.kernel.end_use()
+                entry.kernel.let_it_answer()
                 entry.kernel.shutdown_kernel(now=True)
         except Exception:  # noqa: BLE001 - no caller waits for it, and no more can be done
             log().exception("the kernel %s of a pool could not be ended", entry.kernel_id)

@@ -30,7 +30,7 @@ from kclient import (
     NoSuchKernel,
     PoolEvent,
 )
-from kclient.pool import workers
+from kclient.pool import lent_kernel, workers
 from kclient.pool.lent_kernel import Lender, LentKernel, Recipe
 from kclient.testing import result, stream
 
@@ -483,6 +483,67 @@ def test_idle_kernel_that_another_client_shuts_down_is_not_handed_out(
         told.wait_for_more()
     (death,) = [event.error for event in told.events if event.kind == "died"]
     assert str(death).startswith("the kernel 'fake' died: it was asked to shut down")
+
+
+class Answering:
+    """A handler of the fake kernel that answers when it is told to."""
+
+    def __init__(self, process: FakeProcess, msg_type: str) -> None:
+        self.began, self.may_end, self.has_ended = Event(), Event(), Event()
+        process.kernel.on(msg_type, self)
+
+    def __call__(self, request: Any) -> None:
+        self.began.set()
+        self.may_end.wait()
+        self.has_ended.set()
+        request.reply({"matches": [], "cursor_start": 0, "cursor_end": 0, "metadata": {}})
+
+
+def test_kernel_is_not_killed_while_it_answers_a_question(make_pool: Callable[..., KernelPool]) -> None:
+    """It may be writing into a cache that other kernels share."""
+    pool = make_pool()
+    with pool.kernel() as kernel:
+        process = process_of(kernel)
+        answering = Answering(process, "complete_request")
+        kernel.shell_channel.send("complete_request", {"code": "x", "cursor_pos": 1})
+        assert answering.began.wait(WAIT)
+    with pytest.raises(InvalidState, match="was given back"):
+        kernel.complete("x")
+    turn_loop(2 * lent_kernel.BEGIN_WAIT_S)
+    assert process.is_alive()
+    answering.may_end.set()
+    pool.wait_until_warm(WAIT)
+    assert answering.has_ended.is_set()
+    assert not process.is_alive()
+
+
+def test_kernel_that_answers_for_too_long_is_killed(
+    make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent_kernel, "ANSWER_WAIT_S", 0.01)
+    pool = make_pool()
+    with pool.kernel() as kernel:
+        process = process_of(kernel)
+        answering = Answering(process, "complete_request")
+        kernel.shell_channel.send("complete_request", {"code": "x", "cursor_pos": 1})
+        assert answering.began.wait(WAIT)
+    pool.wait_until_warm(WAIT)
+    assert not process.is_alive()
+
+
+def test_kernel_that_runs_code_is_killed_at_once(
+    make_pool: Callable[..., KernelPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent_kernel, "ANSWER_WAIT_S", 10 * WAIT)
+    pool = make_pool()
+    with pool.kernel() as kernel:
+        process = process_of(kernel)
+        answering = Answering(process, "execute_request")
+        kernel.submit("x")
+        kernel.shell_channel.send("complete_request", {"code": "x", "cursor_pos": 1})
+        assert answering.began.wait(WAIT)
+    pool.wait_until_warm(WAIT)
+    assert not process.is_alive()
 
 
 # Warm-up

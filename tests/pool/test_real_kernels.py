@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from figures import Figures
@@ -57,6 +61,47 @@ def test_death_of_a_kernel_whose_code_asked_it_to_exit_says_so() -> None:
             kernel.run("1", timeout=WAIT)
     assert caught.value.headline == "the kernel 'python3' died: its code asked it to exit (exit code 0)"
     assert caught.value.exit_code == 0
+
+
+LOOK_FOR_TMP = """
+import os, tempfile
+print(os.environ["TMPDIR"], tempfile.gettempdir(), os.stat(tempfile.gettempdir()).st_mode & 0o777)
+"""
+
+
+@pytest.mark.parametrize("forks", [False, True], ids=["", "forked"])
+def test_kernels_that_are_killed_leave_no_temporary_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, forks: bool
+) -> None:
+    """IPython makes folders there if HOME cannot be written to, and tempfile makes files to try it."""
+    shared = folder / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    monkeypatch.setenv("HOME", "/dev/null/nowhere")
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    used = set()
+    with ExitStack() as stack:
+        launcher = stack.enter_context(kclient.ForkServer(["tempfile"])) if forks else None
+        pool = stack.enter_context(KernelPool(size=1, launcher=launcher))
+        for _ in range(2):
+            with pool.kernel(timeout=WAIT) as kernel:
+                path, found, mode = kernel.run(LOOK_FOR_TMP, timeout=WAIT).stdout.split()
+                assert (path, int(mode)) == (found, 0o700)
+                assert os.path.dirname(path) == str(shared)
+                kernel.run("os.makedirs(tempfile.mkdtemp() + '/a/b'); os.symlink('/', tempfile.mktemp())", timeout=WAIT)
+                used.add(path)
+    assert len(used) == 2
+    assert os.listdir(shared) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shared"), [({"private_tmp": False}, True), ({"env": {"TMPDIR": "/tmp"}}, False)]
+)
+def test_tmpdir_can_be_shared_or_chosen(options: dict[str, Any], is_shared: bool) -> None:
+    with KernelPool(size=1, extra_arguments=NO_HISTORY, **options) as pool, pool.kernel(timeout=WAIT) as kernel:
+        found = kernel.run("import os; print(os.environ.get('TMPDIR'))", timeout=WAIT).stdout.strip()
+    assert found == (str(os.environ.get("TMPDIR")) if is_shared else "/tmp")
 
 
 def test_warm_kernel_is_handed_out_within_a_millisecond(figures: Figures) -> None:

@@ -132,6 +132,25 @@ def test_kernel_its_children_its_files_and_the_guard_go_with_a_program_that_is_k
     assert not any(path.name.startswith("kclient-") for path in (folder / "t").iterdir())
 
 
+@pytest.mark.kernel
+def test_temporary_files_of_the_kernels_of_a_pool_go_with_a_program_that_is_killed(
+    start_script: Callable[..., Script], folder: Path
+) -> None:
+    script = start_script(
+        "import kclient, gevent\n"
+        "with kclient.KernelPool(size=1, orphan_guard=True) as pool, pool.kernel(timeout=60) as kernel:\n"
+        "    code = 'import os, tempfile; path = tempfile.mkdtemp(); os.mkdir(path + \"/a\"); print(path)'\n"
+        "    print(kernel.process.pid, kernel.run(code, timeout=60).stdout, flush=True)\n"
+        f"    {WAIT_FOR_THE_KILL.strip()}"
+    )
+    pid, path = script.read_line().split()
+    assert os.path.isdir(path)
+    (own,) = guards_of(script.process.pid)
+    with ending([int(pid), own]):
+        kill(script)
+    assert not any(name.name.startswith("kclient-tmp-") for name in (folder / "t").iterdir())
+
+
 PROGRAMS = {
     "several kernels": "show(start(), start(transport='ipc'))",
     "some in threads": (

@@ -169,7 +169,11 @@ def renew_secrets() -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "tempfile" in sys.modules:
-        vars(sys.modules["tempfile"])["tempdir"] = None  # it was made of the environment of the server
+        # It was made of the environment of the server. tempfile finds it anew, if it must, by a trial file, which stays
+        # if the kernel is killed at that moment.
+        folder = os.environ.get("TMPDIR", "")
+        is_usable = os.path.isabs(folder) and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+        vars(sys.modules["tempfile"])["tempdir"] = folder if is_usable else None
     if "multiprocessing" in sys.modules:
         sys.modules["multiprocessing"].current_process().authkey = os.urandom(32)
 
