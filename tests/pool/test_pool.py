@@ -642,7 +642,8 @@ def test_kernel_that_dies_idle_is_replaced(make_pool: Callable[..., KernelPool],
     events: list[PoolEvent] = []
     pool = make_pool(size=2, on_event=events.append)
     launcher.processes[0].die(3)
-    turn_loop()
+    while not pool.stats().deaths:
+        turn_loop()
     pool.wait_until_warm(WAIT)
     assert len(launcher.alive) == 2
     [death] = [event for event in events if event.kind == "died"]
