@@ -69,14 +69,23 @@ def test_connection_file_reads_back_as_it_was_written(tmp_path):
     assert os.listdir(tmp_path) == ["kernel-1.json"]
 
 
-def test_connection_file_and_its_new_directory_are_private_whatever_the_umask(tmp_path):
-    path = str(tmp_path / "new" / "kernel-1.json")
+def test_connection_file_and_its_new_directories_are_private_whatever_the_umask(tmp_path):
+    path = str(tmp_path / "new" / "inner" / "kernel-1.json")
     umask = os.umask(0)
     try:
         write_connection_file(INFO, path)
     finally:
         os.umask(umask)
-    assert (mode_of(path), mode_of(tmp_path / "new")) == (0o600, 0o700)
+    assert [mode_of(name) for name in (path, tmp_path / "new" / "inner", tmp_path / "new")] == [0o600, 0o700, 0o700]
+
+
+def test_runtime_directory_and_those_above_it_are_private_whatever_the_umask(tmp_path, runtime_dir):
+    umask = os.umask(0)
+    try:
+        new_connection_file()
+    finally:
+        os.umask(umask)
+    assert [mode_of(name) for name in (runtime_dir, tmp_path / "share")] == [0o700, 0o700]
 
 
 def test_connection_file_is_private_and_whole_at_every_step_of_its_making(tmp_path, monkeypatch):

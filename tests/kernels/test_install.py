@@ -153,6 +153,24 @@ def test_modes_are_kept_as_far_as_the_umask_allows(places: Places, source: Path)
     ]
 
 
+@pytest.mark.parametrize(("user", "expected"), [(True, 0o700), (False, 0o755)], ids=["user", "prefix"])
+def test_no_other_user_may_write_to_what_is_installed_whatever_the_umask(
+    places: Places, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: bool, expected: int
+) -> None:
+    """Else another user could put a kernel.json there, and this user would run it."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "one" / "share" / "jupyter"))
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o777)
+    umask = os.umask(0)
+    try:
+        path = Path(install_kernel_spec(source, **({"user": True} if user else {"prefix": tmp_path / "one"})))
+    finally:
+        os.umask(umask)
+    above = [folder for folder in path.parents if folder.is_relative_to(tmp_path / "one")]
+    assert [mode(folder) for folder in above] == [expected] * 4
+    assert {mode(found) for found in (path, *path.rglob("*"))} == {0o755}
+
+
 # Specs that cannot be installed
 
 

@@ -1,7 +1,7 @@
 """Files between a client and a kernel: connection files, and folders for ipc sockets.
 
 The key in a connection file lets its reader run any code as the file's owner. So the file is created with mode 0600,
-and a directory that is made for it with mode 0700.
+and each directory that is made for it with mode 0700.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from kclient.concurrency.unpatched import close
 from kclient.errors import ConnectionFileError
+from kclient.kernels.folders import make_folders
 from kclient.protocol.connection import MAX_IPC_PATH_BYTES, ConnectionInfo
 
-_PRIVATE: Final = 0o700
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _ROOT: Final = 0
 _PREFIX: Final = "kclient-"
@@ -94,12 +94,12 @@ def write_connection_file(info: ConnectionInfo, path: str) -> None:
 def write_private(values: Mapping[str, Any], path: str) -> None:
     """Write `values` to `path` with mode 0600. A reader sees all of them or none.
 
-    A missing directory is made. Raises ConnectionFileError, which names `path`.
+    Missing directories are made, with mode 0700. Raises ConnectionFileError, which names `path`.
     """
     text = json.dumps(values, indent=2) + "\n"
     with _explained("written", path):
         directory, name = os.path.split(os.path.abspath(path))
-        os.makedirs(directory, mode=_PRIVATE, exist_ok=True)
+        make_folders(directory)
         number, draft = tempfile.mkstemp(prefix=f".{name}.", dir=directory)  # its mode is 0600
         try:
             with open(number, "w", encoding="ascii") as file:
@@ -228,7 +228,7 @@ def _runtime_dir() -> str:
 def _make_private_dir(directory: str) -> bool:
     """Make `directory` if it is missing; True if this user can write to it and no other user can."""
     try:
-        os.makedirs(directory, mode=_PRIVATE, exist_ok=True)
+        make_folders(directory)
         found = os.stat(directory)
     except (OSError, ValueError):
         return False

@@ -13,6 +13,7 @@ from typing import Final
 
 from kclient.concurrency.log import log
 from kclient.errors import InvalidArgument, KernelSpecError, KernelSpecExists
+from kclient.kernels.folders import PRIVATE, READABLE_BY_ALL, make_folders
 from kclient.kernels.specs.search import NAME_RULE, is_valid_name, no_such_kernel, places_of
 from kclient.kernels.specs.spec import SPEC_FILE, can_be_given, read_kernel_spec
 
@@ -34,7 +35,7 @@ def install_kernel_spec(
 
     The kernel's name is `name`, or the name of the directory, in small letters. It is installed for this user if `user`
     is True, or in the environment `prefix` (``sys.prefix`` is that of this Python), or else for all users. Symbolic
-    links are followed. The copy keeps the permissions of the source.
+    links are followed. The copy keeps the permissions of the source, but no other user may write to it.
 
     Raises InvalidArgument for a name or a source that cannot be used, KernelSpecExists if the name is taken and
     `replace` is False, and KernelSpecError if the copy cannot be written. Then nothing has changed.
@@ -50,7 +51,7 @@ def install_kernel_spec(
     path = os.path.join(directory, name)
     hint = "" if user else "install it for this user, or in an environment in which you may write"
     with _changing("install", path, hint):
-        os.makedirs(directory, exist_ok=True)
+        make_folders(directory, PRIVATE if user else READABLE_BY_ALL)
         with _scratch_in(directory) as scratch:
             draft = os.path.join(scratch, "new")  # Jupyter does not look for a kernel.json at this depth
             _copy(source, draft, [])
@@ -167,7 +168,7 @@ def _copy(source: str, target: str, above: list[str]) -> None:
     """Copy a file, or a directory with its content, and follow links. `above` are the directories that contain it."""
     with _reading(source):
         status = os.stat(source)
-    mode = stat.S_IMODE(status.st_mode) & 0o777
+    mode = stat.S_IMODE(status.st_mode) & READABLE_BY_ALL
     if stat.S_ISDIR(status.st_mode):
         if len(above) >= MAX_DEPTH:
             raise InvalidArgument(f"{source!r} lies deeper than {MAX_DEPTH} directories")
