@@ -145,10 +145,9 @@ class Provisioner:
         self.argv = self.spec.command(path, launch.extra_arguments)
         # Ctrl-C must not strike between the launch and `self.process = process`: it would leave an orphan
         with self._owner.call():
-            self.private_tmp.make()
+            tmp = self.private_tmp.make()
             if self._wants_guard:
-                traces = [*self.endpoint.traces(), *self.private_tmp.traces()]
-                process = self._start_guarded(launch, deadline, GuardedKernel(traces))
+                process = self._start_guarded(launch, deadline, GuardedKernel(self.endpoint.traces() + tmp))
             else:
                 process = self._start(launch, deadline)
             self.process = process

@@ -26,20 +26,20 @@ class PrivateTmp:
         self.is_wanted = False
         self._path: str | None = None
 
-    def make(self) -> None:
-        """Make the folder, which only this user can enter. If that fails, the kernel shares the TMPDIR of others."""
+    def make(self) -> list[str]:
+        """Make the folder, which only this user can enter. If that fails, the kernel shares the TMPDIR of others.
+
+        Returns it in the format that `orphan_guard_main` describes, in a list.
+        """
         if self.is_wanted and self._path is None:
             with suppress(OSError):
                 self._path = tempfile.mkdtemp(prefix="kclient-tmp-")
+        return [] if self._path is None else [f"t{self._path}"]
 
     def put_into(self, environment: dict[str, str], given: Collection[str]) -> None:
         """Set TMPDIR in the environment of the kernel, unless it is among the variables that the kernel was given."""
         if self._path is not None and "TMPDIR" not in given:
             environment["TMPDIR"] = self._path
-
-    def traces(self) -> list[str]:
-        """The folder, in the format that `orphan_guard_main` describes."""
-        return [] if self._path is None else [f"t{self._path}"]
 
     def remove(self, *, may_turn: bool) -> None:
         """Remove the folder with all that is in it. If `may_turn`, the loop turns at times: there may be many files."""
