@@ -31,6 +31,7 @@ from kclient import (
     list_kernel_specs,
     remove_kernel_spec,
 )
+from kclient.kernels.specs import install
 
 
 @pytest.fixture
@@ -169,6 +170,61 @@ def test_no_other_user_may_write_to_what_is_installed_whatever_the_umask(
     above = [folder for folder in path.parents if folder.is_relative_to(tmp_path / "one")]
     assert [mode(folder) for folder in above] == [expected] * 4
     assert {mode(found) for found in (path, *path.rglob("*"))} == {0o755}
+
+
+@pytest.fixture
+def swap(source: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[Path], object]], None]:
+    """Let another program put something in the place of that file, between two looks at it."""
+
+    def swap(name: str, put: Callable[[Path], object]) -> None:
+        look = os.stat
+        path = source / name
+        done: list[object] = []
+
+        def swapped(looked_at: Any, **options: Any) -> os.stat_result:
+            found = look(looked_at, **options)
+            if str(looked_at).endswith(path.name) and not done:
+                path.unlink()
+                done.append(put(path))
+            return found
+
+        monkeypatch.setattr(os, "stat", swapped)
+
+    return swap
+
+
+def test_file_that_is_swapped_while_it_is_copied_has_the_mode_that_it_came_with(
+    places: Places, source: Path, swap: Callable[[str, Callable[[Path], object]], None], tmp_path: Path
+) -> None:
+    private = tmp_path / "private"
+    private.write_text("secret", encoding="utf-8")
+    private.chmod(0o600)
+    (source / "static" / "kernel.js").chmod(0o644)
+    swap("static/kernel.js", lambda path: path.symlink_to(private))
+    path = install_kernel_spec(source, user=True)
+    copied = Path(path) / "static" / "kernel.js"
+    assert (copied.read_text(encoding="utf-8"), mode(copied)) == ("secret", 0o600)
+
+
+def test_pipe_in_the_place_of_a_file_is_refused_and_blocks_nothing(
+    places: Places, source: Path, swap: Callable[[str, Callable[[Path], object]], None]
+) -> None:
+    swap("static/kernel.js", os.mkfifo)
+    with pytest.raises(InvalidArgument, match="kernel.js' is neither a file nor a directory"):
+        install_kernel_spec(source, user=True)
+    assert os.listdir(places.user) == []
+
+
+def test_spec_that_is_broken_while_it_is_copied_is_not_installed(
+    places: Places, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = install._scratch_in
+    monkeypatch.setattr(
+        install, "_scratch_in", lambda directory: [(source / "kernel.json").write_text("{"), begin(directory)][1]
+    )
+    with pytest.raises(InvalidArgument, match=f"{str(source)!r} was changed while it was copied"):
+        install_kernel_spec(source, user=True)
+    assert os.listdir(places.user) == []
 
 
 # Specs that cannot be installed

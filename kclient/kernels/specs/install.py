@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from kclient.concurrency.log import log
+from kclient.concurrency.unpatched import close
 from kclient.errors import InvalidArgument, KernelSpecError, KernelSpecExists
 from kclient.kernels.folders import PRIVATE, READABLE_BY_ALL, make_folders
 from kclient.kernels.specs.search import NAME_RULE, is_valid_name, no_such_kernel, places_of
@@ -54,7 +55,8 @@ def install_kernel_spec(
         make_folders(directory, PRIVATE if user else READABLE_BY_ALL)
         with _scratch_in(directory) as scratch:
             draft = os.path.join(scratch, "new")  # Jupyter does not look for a kernel.json at this depth
-            _copy(source, draft, [])
+            _copy(source, draft)
+            _check_copy(name, source, draft)
             _put(draft, path, replace=replace)
     _warn_unless_found(name, path)
     return path
@@ -164,31 +166,67 @@ def _hidden_name() -> str:
     return f".kclient-{secrets.token_hex(8)}~"
 
 
-def _copy(source: str, target: str, above: list[str]) -> None:
-    """Copy a file, or a directory with its content, and follow links. `above` are the directories that contain it."""
+def _copy(source: str, target: str) -> None:
+    """Copy a directory with its content, and follow links.
+
+    A file is opened once. Its type, mode and content are all read by that descriptor: another program may put another
+    file in its place at any moment.
+    """
+    with _opened(source, source, None) as number:
+        _copy_opened(number, source, target, [])
+
+
+@contextmanager
+def _opened(name: str, source: str, folder: int | None) -> Iterator[int]:
+    """The descriptor of `name` in the directory that is open as `folder`; `source` is its path, for errors."""
     with _reading(source):
-        status = os.stat(source)
-    mode = stat.S_IMODE(status.st_mode) & READABLE_BY_ALL
-    if stat.S_ISDIR(status.st_mode):
-        if len(above) >= MAX_DEPTH:
-            raise InvalidArgument(f"{source!r} lies deeper than {MAX_DEPTH} directories")
-        real = os.path.realpath(source)
-        if real in above:
-            raise InvalidArgument(f"{source!r} is a link to {real!r}, the directory that contains it; remove the link")
-        with _reading(source):
-            entries = sorted(os.listdir(source))
-        os.mkdir(target, mode | stat.S_IRWXU)
-        for entry in entries:
-            _copy(os.path.join(source, entry), os.path.join(target, entry), [*above, real])
-    elif stat.S_ISREG(status.st_mode):
-        with _reading(source):
-            reader = open(source, "rb")  # noqa: SIM115
-        with reader:
-            number = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode | stat.S_IRUSR | stat.S_IWUSR)
-            with open(number, "wb") as writer:
-                shutil.copyfileobj(reader, writer)
-    else:
+        _check_kind(os.stat(name, dir_fd=folder), source)  # to open a device or a pipe may change it
+        # O_NONBLOCK: it may be a pipe by now, and to open that could block.
+        number = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=folder)
+    try:
+        yield number
+    finally:
+        close(number)
+
+
+def _check_kind(status: os.stat_result, source: str) -> None:
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
         raise InvalidArgument(f"{source!r} is neither a file nor a directory")
+
+
+def _copy_opened(number: int, source: str, target: str, above: list[tuple[int, int]]) -> None:
+    """Copy what is open as `number`. `above` are device and inode of the directories that contain it."""
+    status = os.fstat(number)
+    _check_kind(status, source)
+    mode = stat.S_IMODE(status.st_mode) & READABLE_BY_ALL
+    if stat.S_ISREG(status.st_mode):
+        copied = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode | stat.S_IRUSR | stat.S_IWUSR)
+        with open(number, "rb", closefd=False) as reader, open(copied, "wb") as writer:
+            shutil.copyfileobj(reader, writer)
+        return
+    if len(above) >= MAX_DEPTH:
+        raise InvalidArgument(f"{source!r} lies deeper than {MAX_DEPTH} directories")
+    if (status.st_dev, status.st_ino) in above:
+        raise InvalidArgument(
+            f"{source!r} is a link to {os.path.realpath(source)!r}, the directory that contains it; remove the link"
+        )
+    with _reading(source):
+        entries = sorted(os.listdir(number))
+    os.mkdir(target, mode | stat.S_IRWXU)
+    for entry in entries:
+        path = os.path.join(source, entry)
+        with _opened(entry, path, number) as inner:
+            _copy_opened(inner, path, os.path.join(target, entry), [*above, (status.st_dev, status.st_ino)])
+
+
+def _check_copy(name: str, source: str, draft: str) -> None:
+    """Raise InvalidArgument if the spec that was copied cannot be used: another program has changed it meanwhile."""
+    try:
+        read_kernel_spec(name, draft)
+    except InvalidArgument as exc:
+        raise InvalidArgument(
+            f"{source!r} was changed while it was copied, and its {SPEC_FILE} cannot be used now; install it again"
+        ) from exc
 
 
 @contextmanager
