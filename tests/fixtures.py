@@ -25,8 +25,8 @@ from kclient.kernels.process.local import LocalLauncher, LocalProcess
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
 
-WARNINGS = ["-W", "error", "-W", "ignore:Jupyter is migrating its paths:DeprecationWarning"]
-"""Python's options for warnings, as setup.cfg gives them to pytest."""
+WARNINGS = ["-bb", "-W", "error", "-W", "ignore:Jupyter is migrating its paths:DeprecationWarning"]
+"""Python's options for warnings, as setup.cfg gives them to pytest; with -bb a comparison of text and bytes fails."""
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def write_plot(path: str | Path, panels: Sequence[Panel], *, columns: int, foot:
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     width = int(PANEL_INCHES[0] * columns * CHARACTERS_AN_INCH)
-    figure.supxlabel("\n".join(textwrap.wrap(foot, width)), fontsize=7, color="0.35")
+    figure.supxlabel("\n".join(textwrap.wrap(foot, width)), fontsize=7, color="0.35", parse_math=False)
     figure.savefig(path)
 
 
@@ -78,13 +78,15 @@ def draw(axes: Axes, panel: Panel) -> None:
         axes.plot(
             [x for x, _ in curve],
             [microseconds for _, microseconds in curve],
-            label=line.name,
+            label=f"line {index}",  # one that begins with _ would not be in the legend
             color=line.colour or PALETTE[index % len(PALETTE)],
             linestyle=line.dash,
             linewidth=1.7,
             marker="o" if len(curve) == 1 else "",
         )
-    axes.set(title=panel.title, xlabel="percentile of the calls", ylabel="latency, us", xscale="log", yscale="log")
+    # A name, of a file for example, may have dollar signs in it: matplotlib would read formulas between them.
+    axes.set_title(panel.title, parse_math=False)
+    axes.set(xlabel="percentile of the calls", ylabel="latency, us", xscale="log", yscale="log")
     axes.set_xlim(1, rarest * 1.1)
     axes.xaxis.set_major_locator(FixedLocator([1, 2, *(10**power for power in range(1, int(log10(rarest)) + 1))]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, position: percentile_label(x)))
@@ -94,7 +96,10 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    for text, line in zip(legend.get_texts(), panel.lines, strict=True):
+        text.set_parse_math(False)
+        text.set_text(line.name)
 
 
 def percentile_label(inverse: float) -> str:

@@ -15,6 +15,7 @@ from kclient.channels.shared import shared_by
 from kclient.concurrency import log as logs
 from kclient.concurrency.callbacks import CallbackQueue
 from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.log import DEBUG, WARNING, log, log_soon
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import TURN_S, Parking
@@ -60,6 +61,7 @@ class Channel(ABC):
         self._failures = 0
         self._callbacks = CallbackQueue(f"call_handlers of the {self.name} channel")
 
+    @half_made_too
     def __repr__(self) -> str:
         state = "running" if self.is_alive() else "stopped" if self._is_stopped else "not started"
         return f"<{type(self).__name__} {self.address} {state}>"

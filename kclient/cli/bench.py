@@ -13,6 +13,7 @@ import gevent
 
 import kclient
 from kclient.cli.run import READY_TIMEOUT_S, ExitCode, Signals, Stopped, code_of_end, started
+from kclient.cli.say import printable
 from kclient.cli.terminal import OutputLost, Screen
 from kclient.client.interface import KernelInterface
 from kclient.concurrency.deadline import Deadline
@@ -200,7 +201,8 @@ def show(job: BenchJob, recorders: dict[tuple[str, str], Recorder], screen: Scre
         for (operation, transport), recorder in recorders.items()
     ]
     machine = describe_machine()
-    title = f"{client}, kernel {job.existing or job.kernel}, {'encrypted' if is_encrypted else 'not encrypted'}"
+    kernel = printable(job.existing or job.kernel)
+    title = f"{client}, kernel {kernel}, {'encrypted' if is_encrypted else 'not encrypted'}"
     table = table_of(title, [label("operation"), label("transport"), *LATENCY], rows)
     screen.out.write_lines(f"{table}\n\n{machine_line(machine)}")
     if job.json is not None:

@@ -147,5 +147,5 @@ def confirmed(places: dict[str, str]) -> bool:
     """Ask whether to remove the kernels; `places` holds the directory of each, by name."""
     width = max(map(len, places))
     for name, path in places.items():
-        say(f"  {name:{width}}  {printable(path)}")
+        say(f"  {printable(name):{width}}  {printable(path)}")
     return click.confirm(f"Remove {len(places)} kernel{'s' if len(places) > 1 else ''}?")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 import click
+
+ESCAPES: Final = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # control sequences: colours, for the most part
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # strings: links and titles
+    r"|\x1b[ -/]*[0-~]?"  # all others, and a string without an end
+)
+"""What a terminal obeys and does not show: escape and control sequences and control strings, ECMA-48 section 5."""
 
 
 def say(text: str) -> None:
@@ -20,12 +29,17 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print an error message on standard error, if that can be written."""
     with suppress(OSError):
-        click.echo(f"kclient: {text}", err=True)
+        click.echo(f"kclient: {printable_lines(text)}", err=True)
 
 
 def printable(text: str) -> str:
     """`text` on one line, with control characters replaced: they would move the cursor or change a colour."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def printable_lines(text: str) -> str:
+    """`text` without what a terminal obeys: for messages of several lines, such as those with the end of a stderr."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in ESCAPES.sub("", text).split("\n"))
 
 
 def drop_unwritten() -> None:

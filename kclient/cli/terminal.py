@@ -7,7 +7,6 @@ timeout, nor the report of the kernel's death.
 from __future__ import annotations
 
 import os
-import re
 import select
 import stat
 import sys
@@ -21,13 +20,11 @@ import gevent
 from gevent.socket import wait_read, wait_write
 
 from kclient.channels.stdin import StdInChannel
+from kclient.cli.say import ESCAPES, printable_lines
 from kclient.errors import KClientError
 from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
 from kclient.protocol.result import ErrorInfo
-
-ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""A control sequence, ECMA-48 section 5.4: colours, for the most part."""
 
 CLEAR_LINE: Final = "\r\x1b[2K"
 
@@ -133,12 +130,12 @@ class Screen:
         if is_success(error):
             return
         text = "\n".join(error.traceback) or f"{error.ename}: {error.evalue}"
-        self.err.write_lines(text if self.shows_colours else ANSI.sub("", text))
+        self.err.write_lines(text if self.shows_colours else ESCAPES.sub("", text))
 
     def complain(self, text: str) -> None:
         """Write an error message to standard error, if that can be written."""
         with suppress(OutputLost):
-            self.err.write_lines(f"kclient: {text}")
+            self.err.write_lines(f"kclient: {printable_lines(text)}")
 
     def prompt(self, text: str) -> None:
         """Write the prompt to the terminal."""

@@ -11,6 +11,7 @@ from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.callbacks import CallbackQueue, check_callback
 from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.log import WARNING, log, log_soon
 from kclient.concurrency.waiting import Parking
 from kclient.errors import CommClosed, Failure, InvalidState, KernelRestarted, KernelTimeout, copies_of
@@ -64,6 +65,7 @@ class Comm:
         self._on_message: OnMessage | None = None
         self._on_close: OnClose | None = None
 
+    @half_made_too
     def __repr__(self) -> str:
         return f"<Comm {self.comm_id} {self.target_name!r} {'open' if self._end is None else 'closed'}>"
 

@@ -14,6 +14,7 @@ from kclient.client.channel_set import ChannelSet
 from kclient.client.comm import Comm
 from kclient.concurrency.callbacks import CallbackQueue, check_callback
 from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.log import log
 from kclient.protocol import messages
 from kclient.protocol.comms import CommRoutes, Data, check_name, comms_of, open_comm
@@ -45,6 +46,7 @@ class Comms(Mapping[str, Comm]):
         self._await_outputs = await_outputs
         self._expect_status = expect_status
 
+    @half_made_too
     def __repr__(self) -> str:
         return f"<Comms {len(self)} open, targets: {', '.join(self._routes.targets) or 'none'}>"
 

@@ -76,7 +76,7 @@ class Execution:
         self._spin_end: Deadline | None = None
 
     def __repr__(self) -> str:
-        return f"<Execution {self.msg_id} {'done' if self._is_over else 'running'}>"
+        return f"<Execution {getattr(self, 'msg_id', '?')} {'done' if getattr(self, '_is_over', 0) else 'running'}>"
 
     def __iter__(self) -> Iterator[Message]:
         """The output messages as they arrive. Ends when the execution is done; raises if it fails."""

@@ -17,6 +17,7 @@ from kclient.client.interrupts import interrupt_kernel
 from kclient.client.process import Kernel
 from kclient.concurrency.deadline import Timeout, as_deadline
 from kclient.concurrency.file_limits import FileDescriptorReservation
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.owner import Owner
 from kclient.errors import ConnectionFileError, KClientError
 from kclient.protocol.connection import ConnectionInfo
@@ -75,6 +76,7 @@ class KernelClient(KernelInterface):
     def _channels(self) -> ChannelSet:
         return self._kernel_connection.channels
 
+    @half_made_too
     def __repr__(self) -> str:
         running = ", ".join(channel.name for channel in self._channels.running()) or "no channel running"
         return f"<{type(self).__name__} {self.connection.transport} {self.connection.ip}: {running}>"
@@ -217,7 +219,8 @@ def as_connection_info(connection: Connection) -> ConnectionInfo:
         return ConnectionInfo.from_dict(connection)
     if not isinstance(connection, (str, os.PathLike)):
         raise ConnectionFileError(
-            f"connection must be the path of a connection file, its values or a ConnectionInfo, not {connection!r}"
+            f"connection must be the path of a connection file, its values or a ConnectionInfo, "
+            f"not of type {type(connection).__name__}"
         )
     from kclient.kernels.connection.files import find_connection_file, read_connection_file
 

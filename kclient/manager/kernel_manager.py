@@ -13,6 +13,7 @@ from kclient.client.interface import KernelInterface
 from kclient.client.interrupts import interrupt_kernel
 from kclient.client.kernel_client import KernelClient
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline, check_spin
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.program_end import when_gone
 from kclient.concurrency.waiting import weakly
@@ -89,6 +90,7 @@ class KernelManager(KernelInterface):
         )
         when_gone(self, self._lifecycle.holding.abandon)
 
+    @half_made_too
     def __repr__(self) -> str:
         state = f"pid {self.process.pid}" if self.process is not None else "not started"
         return f"<{type(self).__name__} {self.kernel_name!r} {state}>"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kclient.concurrency.callbacks import check_callback
 from kclient.concurrency.deadline import check_seconds
+from kclient.concurrency.half_made import half_made_too
 from kclient.errors import InvalidArgument, InvalidState
 from kclient.kernels.forkserver.launcher import ForkServer
 from kclient.manager.kernel_manager import KernelManager
@@ -111,6 +112,7 @@ class KernelPool:
         self._finalizer.atexit = False  # at exit, the finalizer of each manager ends its kernel
         self._workers.act()
 
+    @half_made_too
     def __repr__(self) -> str:
         scheduler = self._workers.scheduler
         state = "closed" if scheduler.is_closed else f"{scheduler.count(IDLE)} idle, {scheduler.count(BUSY)} busy"

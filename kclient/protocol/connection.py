@@ -172,7 +172,7 @@ class ConnectionInfo:
 
 def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFileError]) -> tuple[bytes, bytes]:
     """The public and the secret key, or two empty ones. One key alone is an error (enhancement proposal 145)."""
-    given = {name: values[name] for name in CURVE_KEYS if values.get(name) not in (None, "", b"")}
+    given = {name: values[name] for name in CURVE_KEYS if not _is_left_out(values.get(name))}
     missing = [name for name in CURVE_KEYS if name not in given]
     if given and missing:
         raise wrong(f"{missing[0]} is missing, and without it the kernel cannot encrypt")
@@ -184,6 +184,11 @@ def _curve_keys(values: Mapping[str, Any], wrong: Callable[[str], ConnectionFile
         keys.append(checked)
     public, secret = keys or (b"", b"")
     return public, secret
+
+
+def _is_left_out(key: object) -> bool:
+    """True for None and an empty key. `python -bb` forbids to compare text and bytes."""
+    return key is None or (isinstance(key, (str, bytes)) and not key)
 
 
 def curve_key(key: object) -> bytes | None:

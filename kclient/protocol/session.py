@@ -45,13 +45,13 @@ class Session:
         server_key: bytes | str = b"",
     ) -> None:
         self.session = uuid.uuid4().hex
+        self._signer: Signer | None = None
         self.username = username
         self.key = _check_key(key)
         self.server_key = _check_server_key(server_key)
         digest = digest_of(signature_scheme)
         if digest is None:
             raise InvalidArgument(f"signature_scheme must be hmac- and the name of a hash, not {signature_scheme!r}")
-        self._signer: Signer | None = None
         if self.key:
             from kclient.protocol.signing import Signer  # the import takes 3 ms, for OpenSSL
 
@@ -62,6 +62,8 @@ class Session:
         self._seen_in_order: deque[bytes] = deque()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_signer"):
+            return "<Session half made>"
         return f"<Session {self.session} {'signed' if self._signer else 'unsigned'}>"
 
     @property

@@ -193,6 +193,42 @@ def test_colours_of_the_traceback_are_for_terminals(run_fake: Callable[..., Done
     assert run_fake(error("E", "", ["\x1b[31mE\x1b[39m", "\x1b[0;32mhere"])) == Done(1, "", "E\nhere\n")
 
 
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "\x1b]0;title\x07",
+        "\x1b]8;;http://x.example\x1b\\",
+        "\x1b]52;c;aGk=\x9c",
+        "\x9d0;title\x9c",
+        "\x1bPq#0;2;0;0;0\x1b\\",
+        "\x1b_payload\x1b\\",
+        "\x1b[?25l",
+        "\x9b31m",
+        "\x1b(B",
+        "\x1bc",
+        "\x1b]",
+    ],
+)
+def test_what_a_terminal_would_obey_is_not_in_a_traceback_that_goes_elsewhere(
+    run_fake: Callable[..., Done], escape: str
+) -> None:
+    assert run_fake(error("E", "", [f"be{escape}fore", f"here{escape}"])) == Done(1, "", "before\nhere\n")
+
+
+def test_what_a_terminal_would_obey_is_not_in_a_complaint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; sys.exit('\\x1b]0;title\\x07\\x1b[31mbroken\\r\\bkernel\\nits second line')"
+    path = write_spec(tmp_path, "odd", [sys.executable, "-c", code, "{connection_file}"])
+    done = kclient_command("run", "--kernel", "odd", "-c", "1", JUPYTER_PATH=path)
+    assert (done.code, done.out) == (2, "")
+    assert "broken\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}kernel\nits second line" in done.err
+    monkeypatch.setattr(sys, "argv", ["kclient", "kernels", "remove", "--\x1b[31mred\r"])
+    assert run_command_line() == 2
+    told = done.err + capsys.readouterr().err
+    assert all(sign.isprintable() for sign in told.replace("\n", "")), repr(told)
+
+
 # Errors before the code runs
 
 

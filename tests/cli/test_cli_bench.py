@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,30 @@ def test_files_hold_the_figures_and_the_machine(kernel: kclient.KernelManager, t
         assert (row["n"], row["encrypted"]) == (7, "curve_publickey" in kernel.get_connection_info())
         assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"] <= row["p999_us"] <= row["max_us"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+PLOT = r"""
+import sys
+import matplotlib
+from kclient.bench.plot import Line, Panel, write_plot
+from kclient.bench.recorder import Recorder
+
+recorder = Recorder()
+recorder.record(range(1000, 100_000, 1000))
+names = [r"$\bad_{$", "_hidden", "$x$ a_b"]
+panel, foot = Panel(r"kernel $\bad_{$/1.json", [Line(name, recorder) for name in names]), r"cpu $\bad_{$"
+write_plot(sys.argv[1] + ".png", [panel], columns=1, foot=foot)
+with matplotlib.rc_context({"svg.fonttype": "none"}):
+    write_plot(sys.argv[1] + ".svg", [panel], columns=1, foot=foot)
+with open(sys.argv[1] + ".svg", encoding="utf-8") as file:
+    drawn = file.read()
+print([text for text in (*names, panel.title, foot) if text not in drawn])
+"""
+
+
+def test_plot_shows_names_as_they_are(run_script: Callable[..., str], tmp_path: Path) -> None:
+    """Between dollar signs matplotlib reads formulas; it leaves names that begin with _ out of the legend."""
+    assert run_script(PLOT, str(tmp_path / "plot")) == "[]"
 
 
 @pytest.mark.kernel

@@ -159,3 +159,27 @@ def test_shutdown_by_a_client_ends_the_kernel_and_its_manager_knows(kernel_manag
         assert client.shutdown(timeout=WAIT).content["status"] == "ok"
         assert kernel_manager.process.exited.wait(WAIT)
         assert not kernel_manager.is_alive()
+
+
+BYTES_AND_TEXT = """
+import kclient
+from kclient.testing import FakeKernel
+
+for transport in ("tcp", "ipc"):
+    with kclient.start_kernel(transport=transport, encryption="auto", timeout=30) as kernel:
+        kernel.run("1", timeout=30)
+        kernel.restart_kernel(timeout=30)
+        values = kernel.get_connection_info()
+        for connection in (kernel.connection_file, values, kclient.ConnectionInfo.from_dict(values)):
+            with kclient.connect(connection, timeout=30) as client:
+                assert client.run("6 * 7", timeout=30).text == "42"
+                repr(client), repr(client.session), repr(client.connection)
+for curve in (False, True):
+    with FakeKernel(curve=curve) as fake, kclient.connect(fake.connection_info, timeout=30) as client:
+        client.run("x", timeout=30)
+"""
+
+
+def test_program_that_forbids_to_compare_text_and_bytes_works(run_script):
+    """The fixture runs it with -bb."""
+    assert run_script(BYTES_AND_TEXT) == ""

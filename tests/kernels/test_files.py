@@ -539,3 +539,28 @@ def test_socket_files_of_a_kernel_are_removed_and_nothing_else(tmp_path):
     remove_ipc_files(info)
     remove_ipc_files(INFO)
     assert os.listdir(tmp_path) == ["k-2"]
+
+
+TEXT = json.dumps(INFO.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT, json.dumps(INFO.to_dict(), indent=2), TEXT[1:], TEXT.encode(), [INFO.to_dict()]]
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        kclient.connect,
+        kclient.KernelClient,
+        lambda text: kclient.KernelManager(connection_file=text),
+        lambda text: kclient.start_kernel(connection_file=text),
+        lambda text: kclient.KernelManager().load_connection_file(text),
+    ],
+)
+def test_text_of_a_connection_file_in_place_of_its_path_is_refused_without_its_key(use, text):
+    with pytest.raises((ConnectionFileError, kclient.InvalidArgument, TypeError)) as caught:
+        use(text)
+    shown = f"{caught.value} {caught.value!r} {vars(caught.value)}"
+    assert INFO.key.decode() not in shown
+    if isinstance(text, str):
+        assert "json.loads" in shown

@@ -346,6 +346,26 @@ def test_server_that_dies_as_it_imports_is_a_launch_error(folder, monkeypatch):
     assert caught.value.exit_code == -signal.SIGKILL
 
 
+def test_server_that_ends_by_itself_has_its_own_exit_code(folder, monkeypatch):
+    """Its socket is closed some time before it has ended."""
+    monkeypatch.setattr(server_module, "HUB_WAIT_S", WAIT)
+    (folder / "leaving.py").write_text("import os, time\nos.closerange(0, 64)\ntime.sleep(0.2)\nos._exit(3)")
+    monkeypatch.chdir(folder)
+    with ForkServer(["leaving"]) as server, pytest.raises(LaunchError, match="exit code 3") as caught:
+        server.start([sys.executable, "-S", "-c", ""])
+    assert caught.value.exit_code == 3
+
+
+def test_server_that_leaves_and_does_not_end_is_killed_and_said_to_have_no_exit_code(folder, monkeypatch):
+    monkeypatch.setattr(server_module, "HUB_WAIT_S", 0.001)
+    (folder / "staying.py").write_text("import os, signal\nos.closerange(0, 64)\nsignal.pause()")
+    monkeypatch.chdir(folder)
+    with ForkServer(["staying"]) as server, pytest.raises(LaunchError) as caught:
+        server.start([sys.executable, "-S", "-c", ""])
+    assert caught.value.exit_code is None
+    assert "SIGKILL" not in str(caught.value)
+
+
 def test_threads_of_a_preloaded_module_are_warned_of(launch, folder, monkeypatch, caplog):
     code = "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     (folder / "threaded.py").write_text(code)

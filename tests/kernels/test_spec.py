@@ -401,11 +401,21 @@ def test_environment_tells_what_is_allowed_and_no_caller_allows_more(three, monk
         kclient.KernelManager("c").start_kernel()
 
 
-@pytest.mark.parametrize("text", ["", " ,"])
-def test_empty_variable_allows_all_and_an_empty_collection_none(three, monkeypatch, text):
-    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", text)
+def test_empty_variable_allows_all_and_an_empty_collection_none(three, monkeypatch):
+    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", "")
     assert list_kernel_specs().keys() == {"a", "b", "c"}
     assert list_kernel_specs(allowed=[]) == {}
+
+
+@pytest.mark.parametrize("text", [",", " ", " , ", ",,"])
+def test_variable_without_a_name_in_it_allows_none(three, monkeypatch, text):
+    monkeypatch.setenv("KCLIENT_ALLOWED_KERNELS", text)
+    assert list_kernel_specs() == {}
+    assert list_kernel_specs(allowed=["a"]) == {}
+    with pytest.raises(NoSuchKernel, match="'a' is not allowed by KCLIENT_ALLOWED_KERNELS .*are: none"):
+        find_kernel_spec("a")
+    with pytest.raises(NoSuchKernel, match="not allowed"):
+        kclient.start_kernel("a")
 
 
 def test_kernel_that_is_not_allowed_is_not_started(monkeypatch, runtime_dir):

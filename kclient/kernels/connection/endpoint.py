@@ -14,6 +14,7 @@ from kclient.errors import ConnectionFileError, InvalidArgument, InvalidState, L
 from kclient.kernels.connection.encryption import check_encryption, is_wanted, new_keys
 from kclient.kernels.connection.files import (
     PrivateFolder,
+    check_no_text,
     check_replaceable,
     folders_made_for,
     new_connection_file,
@@ -56,9 +57,11 @@ class Endpoint:
                 raise InvalidArgument(f"ip must be a string, not {ip!r}")
             check_host(ip)
         if path is not None and not isinstance(path, (str, os.PathLike)):
-            raise InvalidArgument(f"connection_file must be a path, not {path!r}")
+            raise InvalidArgument(f"connection_file must be a path, not of type {type(path).__name__}")
         self.encryption = check_encryption(encryption)
         self.path: str | None = None if path is None else os.fspath(path)
+        if self.path is not None:
+            check_no_text(self.path)
         self.info = ConnectionInfo(
             transport=transport,
             ip=_bind_address(transport, ip),

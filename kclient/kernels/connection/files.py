@@ -192,11 +192,21 @@ def find_connection_file(name_or_path: str | os.PathLike[str]) -> str:
             return candidate
     if os.path.exists(name):  # for example a directory: `read_connection_file` will say so
         return name
+    check_no_text(name)
     try:
         looked = ", ".join(os.path.abspath(candidate) for candidate in candidates)
     except FileNotFoundError:
         looked = ", ".join(candidates) + ", and the working directory of this program is deleted"
     raise ConnectionFileError(f"no connection file {name!r}; looked for {looked}; is the kernel running?", path=name)
+
+
+def check_no_text(path: str) -> None:
+    """Raise ConnectionFileError if `path` is the text of a connection file. That has a key, so the error hides it."""
+    if path.lstrip().startswith("{") or '"key"' in path:
+        raise ConnectionFileError(
+            f"this is no path of a connection file but the text of one ({len(path)} characters); pass the path, or the "
+            "values: json.loads(text)"
+        )
 
 
 def new_ipc_folder() -> PrivateFolder:

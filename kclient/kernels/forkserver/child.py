@@ -55,14 +55,19 @@ class ServerChild:
         """The end of what it has printed."""
         return tail_of(self._output)
 
-    def end(self) -> int | None:
-        """Kill the process and its group, if they run, and reap it. Returns its exit code; None if it is not known."""
+    def end(self, patience: float = 0.0) -> int | None:
+        """Kill the process and its group, if they run, and reap it. The hub stands still for `patience` at most.
+
+        A process that ends by itself has that time: its socket is closed before it has ended. Returns its own exit
+        code; None if it was killed here, or if the code is not known.
+        """
         self.socket.close()
+        ended_by_itself = has_event(self.pidfd, POLLIN, patience)
         close(self.pidfd)
         code = _end_group(self.pid)
         close(self._pipe)
         self._output.close()
-        return code
+        return code if ended_by_itself else None
 
     def close_in_child(self) -> None:
         """In a forked child: close its copies of what keeps the process alive."""

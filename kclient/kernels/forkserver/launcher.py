@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, TypeAlias
 
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.program_end import when_gone
 from kclient.concurrency.unpatched import close
@@ -64,6 +65,7 @@ class ForkServer:
         with suppress(LaunchError):  # the first start raises it
             self._server_for((sys.executable,), os.environ)
 
+    @half_made_too
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"preload={list(self._preload)}"
         return f"<{type(self).__name__} {state}>"

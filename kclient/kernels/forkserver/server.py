@@ -216,7 +216,7 @@ class ServerProcess:
             except ConnectionResetError:  # the process left requests unread; what it sent before its end comes now
                 continue
             if not data:
-                self._end()
+                self._end(HUB_WAIT_S)
                 return
             files = array("i")
             for *kind, numbers in ancillary:
@@ -284,8 +284,11 @@ class ServerProcess:
     def _why_it_ended(self) -> Exception:
         return copy(self._reason) if self._reason is not None else self._lost
 
-    def _end(self) -> None:
-        """The process has ended, or must: kill and reap it, and tell the starts. Its kernels go on."""
+    def _end(self, patience: float = 0.0) -> None:
+        """The process has ended, or must: kill it, if it has not within `patience` seconds, and reap it.
+
+        Tell the starts. The kernels go on.
+        """
         event = ServerEvent.END if self._reason is None else ServerEvent.END_WITH_REASON
         self.state, reaction = look_up(SERVER_TABLE, self.state, event)
         if reaction is not ServerReaction.CLEAN_UP:
@@ -296,7 +299,7 @@ class ServerProcess:
             watching.stop()
             watching.close()
         output = self._child.output()
-        self._lost = Lost(self._child.end(), output)
+        self._lost = Lost(self._child.end(patience), output)
         starts, self._starts = self._starts, {}
         for start in starts.values():
             start.lose()

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from gevent.event import Event
 
+from kclient.concurrency.half_made import half_made_too
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.unpatched import waitpid
 from kclient.errors import InvalidArgument, InvalidState
@@ -114,6 +115,7 @@ class LocalProcess:
         self._output = streams.hidden
         self._tail = ""
 
+    @half_made_too
     def __repr__(self) -> str:
         return f"<LocalProcess {self.pid}, {'ended' if self.exited.is_set() else 'running'}>"
 

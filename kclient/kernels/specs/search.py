@@ -19,7 +19,10 @@ NATIVE_KERNEL: Final = "python3"
 """The kernel that runs this interpreter. It needs no spec file if ipykernel is installed."""
 
 ALLOWED_KERNELS: Final = "KCLIENT_ALLOWED_KERNELS"
-"""The environment variable with the names of all kernels that may be used, separated by commas. Empty: any kernel."""
+"""The environment variable with the names of all kernels that may be used, separated by commas.
+
+Any kernel may be used if it is not set, or empty. None may be used if it has no name in it, as "," has none.
+"""
 
 NAME_RULE: Final = "a kernel's name consists of ASCII letters, digits and the characters . _ -"
 
@@ -126,13 +129,14 @@ def _check_name(name: str) -> str:
 
 def _allow_list(allowed: Iterable[str] | None) -> frozenset[str] | None:
     """The names that both the environment and the caller allow; None if they allow all."""
-    listed = {name.strip().lower() for name in os.environ.get(ALLOWED_KERNELS, "").split(",")} - {""}
+    text = os.environ.get(ALLOWED_KERNELS)
+    listed = frozenset(name.strip().lower() for name in text.split(",")) - {""} if text else None
     if allowed is None:
-        return frozenset(listed) if listed else None
+        return listed
     if isinstance(allowed, str) or not isinstance(allowed, Iterable):  # a str would be iterated letter by letter
         raise InvalidArgument(f"allowed must be a collection of kernel names, not {allowed!r}")
     names = frozenset(_check_name(name) for name in allowed)
-    return names & listed if listed else names
+    return names if listed is None else names & listed
 
 
 def _problem(entry: str, resource_dir: str) -> str | None:
