@@ -105,7 +105,7 @@ class ConnectionInfo:
             ip=ip,
             **ports,
             key=key,
-            signature_scheme=scheme,
+            signature_scheme=canonical_scheme(scheme),
             kernel_name=str(values.get("kernel_name") or ""),
             curve_publickey=public,
             curve_secretkey=secret,
@@ -132,7 +132,7 @@ class ConnectionInfo:
             "transport": self.transport,
             "ip": self.ip,
             "key": self.key.decode("utf-8", "surrogateescape"),
-            "signature_scheme": self.signature_scheme,
+            "signature_scheme": canonical_scheme(self.signature_scheme),
             "kernel_name": self.kernel_name,
         }
         if self.curve_publickey:
@@ -264,13 +264,19 @@ def _check_ipc_path(path: str) -> str:
     return path
 
 
+def canonical_scheme(scheme: str) -> str:
+    """A signature_scheme as hashlib spells it, and so other Jupyter programs: "hmac-sha3-256" is "hmac-sha3_256"."""
+    digest = digest_of(scheme)
+    return scheme if digest is None else f"hmac-{digest}"
+
+
 def digest_of(scheme: object) -> str | None:
     """``"sha256"`` for the signature_scheme ``"hmac-sha256"``; None for a value that is no such scheme."""
     if not isinstance(scheme, str) or not scheme.startswith("hmac-"):
         return None
     import hmac
 
-    digest = scheme.removeprefix("hmac-").replace("-", "_")
+    digest = scheme.removeprefix("hmac-").replace("-", "_").lower()
     try:
         hmac.new(b"", digestmod=digest)
     except (ValueError, TypeError):  # TypeError: the name is empty

@@ -74,7 +74,7 @@ strategies = {
     "transport": st.sampled_from(["tcp", "ipc"]),
     "ip": st.text(min_size=1, max_size=20),
     "key": keys,
-    "signature_scheme": st.sampled_from(["hmac-sha256", "hmac-md5", "hmac-sha3-256"]),
+    "signature_scheme": st.sampled_from(["hmac-sha256", "hmac-md5", "hmac-sha3_256"]),
     "kernel_name": st.text(max_size=9),
     "of_another_client": st.none() | st.lists(st.integers()),
 }
@@ -397,3 +397,10 @@ def test_path_of_its_file_makes_a_connection_no_other() -> None:
     info, same = ConnectionInfo.from_dict(VALUES), ConnectionInfo.from_dict(VALUES, path="/tmp/kernel-1.json")
     assert (info, info.to_dict()) == (same, same.to_dict())
     assert same.with_ports("127.0.0.1", [1, 2, 3, 4, 5]).path == "/tmp/kernel-1.json"
+
+
+@pytest.mark.parametrize("scheme", ["hmac-sha3-256", "hmac-sha3_256", "hmac-SHA3_256"])
+def test_scheme_is_written_as_other_programs_spell_it(scheme: str) -> None:
+    info = ConnectionInfo.from_dict(VALUES | {"signature_scheme": scheme})
+    assert (info.signature_scheme, info.to_dict()["signature_scheme"]) == ("hmac-sha3_256", "hmac-sha3_256")
+    assert ConnectionInfo(signature_scheme=scheme).to_dict()["signature_scheme"] == "hmac-sha3_256"

@@ -11,6 +11,7 @@ from jupyter_client.adapter import adapt
 
 from kclient.errors import BadMessage
 from kclient.protocol import messages
+from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.messages import Message
 from kclient.protocol.session import REPLAY_HISTORY_SIGNATURES, Session
@@ -297,3 +298,12 @@ def test_message_from_a_kernel_of_protocol_4_becomes_that_of_jupyter_client():
         adapter.incoming(received)
         assert received.msg_type == theirs["header"]["msg_type"]
         assert received.content == theirs["content"]
+
+
+def test_scheme_that_is_spelled_another_way_is_written_so_that_the_peer_understands_it():
+    written = ConnectionInfo.from_dict(
+        {"shell_port": 1, "iopub_port": 2, "signature_scheme": "hmac-sha3-256"}
+    ).to_dict()
+    oracle, ours = Oracle(scheme=written["signature_scheme"]), Session(KEY, signature_scheme="hmac-sha3-256")
+    _, message = oracle.read(ours.serialize(ours.msg("kernel_info_request")))
+    assert message["header"]["msg_type"] == "kernel_info_request"
