@@ -52,7 +52,7 @@ class StartFailure:
         story = [describe(info, taken)] if taken else []
         if _LACKS_IPYKERNEL.search(death.stderr):
             story.append(f"install ipykernel in that Python: {shlex.quote(self.argv[0])} -m pip install ipykernel")
-        story += [*clues, *self._lacks_ipc(), f"its command was {shlex.join(self.argv)}", *self._source()]
+        story += [*clues, *self._lacks_address(), f"its command was {shlex.join(self.argv)}", *self._source()]
         if words:
             story.append(f"it printed: {words}")
         return LaunchError(
@@ -66,7 +66,7 @@ class StartFailure:
     def never_answered(self, timeout: KernelTimeout, *clues: str, words: str = "") -> KernelTimeout:
         """`timeout`, with possible causes, the command of the kernel and the end of its output added."""
         info = self.endpoint.info
-        story = [*clues, *self._lacks_ipc(), self.story(words)]
+        story = [*clues, *self._lacks_address(), self.story(words)]
         if self.endpoint.is_encrypted:
             story.append("the connection is encrypted; if the kernel cannot do that, pass encryption='off'")
         if isinstance(self.process, LocalProcess) and (taken := taken_ports(info, self.process.pid)):
@@ -86,8 +86,14 @@ class StartFailure:
         path = os.path.join(self.spec.resource_dir, SPEC_FILE)
         return [f"its kernel spec is {path}"] if self.spec.resource_dir and os.path.isfile(path) else []
 
-    def _lacks_ipc(self) -> list[str]:
-        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels lack ipc."""
+    def _lacks_address(self) -> list[str]:
+        """A clause for an error message if the kernel has not bound all ipc addresses: half of all kernels lack ipc.
+
+        Nearly all of them lack IPv6, for which libzmq has an option of its own.
+        """
+        ip = self.endpoint.info.ip
+        if self.endpoint.info.transport == "tcp" and ":" in ip:
+            return [f"its ip {ip!r} is an IPv6 address, and few kernels listen on one; pass '127.0.0.1'"]
         for path in self.endpoint.info.ipc_paths():
             if not os.path.lexists(path):
                 return [f"it never listened at ipc://{path}; if it supports only tcp, pass transport='tcp'"]

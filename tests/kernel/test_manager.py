@@ -11,6 +11,7 @@ import pytest
 
 import kclient
 from kclient.kernels import provisioner
+from kclient.kernels.connection.ports import is_local
 from kclient.kernels.process.local import LocalLauncher
 
 WAIT = 30
@@ -246,6 +247,13 @@ def test_kernel_that_binds_no_ipc_address_is_told_of_with_what_to_do(install_ker
         kclient.start_kernel("ends", transport="ipc", timeout=WAIT)
     with pytest.raises(kclient.KernelTimeout, match="never listened at ipc:///.*-1; .* pass transport='tcp'"):
         kclient.start_kernel("waits", transport="ipc", timeout=0.1)
+
+
+@pytest.mark.skipif(not is_local("::1"), reason="this machine has no IPv6")
+def test_kernel_that_cannot_listen_on_ipv6_is_told_of(start_kernel):
+    """ipykernel lacks it. A kernel that has it may be started so."""
+    with pytest.raises(kclient.LaunchError, match="its ip '::1' is an IPv6 address, .* pass '127.0.0.1'"):
+        start_kernel(ip="::1")
 
 
 def test_command_that_cannot_be_executed_is_an_error(install_kernel, folder, runtime_dir):
