@@ -39,7 +39,7 @@ class HBChannel(Channel):
         self._client: HeartbeatClient = self._shared.client
         self.misses = 0
         self._paused = True
-        self._beating = True
+        self._beating: bool | None = None
         self._awaits_pong = False
         self._last_beat = 0.0
         self._silent_since = 0.0
@@ -82,12 +82,16 @@ class HBChannel(Channel):
         check_seconds(self.time_to_dead, "time_to_dead")
         self._is_suspended = False
         if self._paused:
-            self._paused = False
+            self._paused, self._beating = False, None
             self._last_beat = self._silent_since = monotonic()
             self._ping()
 
-    def is_beating(self) -> bool:
-        """True if the channel runs, is not paused, and the kernel has answered in time."""
+    def is_beating(self) -> bool | None:
+        """True if the kernel has answered in time; False if it has not, or the channel is paused or does not run.
+
+        None, which is unknown, from `unpause` until the first answer, or until `time_to_dead` is over: some kernels
+        have no heartbeat.
+        """
         self._owner.check()
         if not self.is_alive() or self._paused:
             return False
@@ -112,7 +116,7 @@ class HBChannel(Channel):
     def reopen(self) -> None:
         super().reopen()
         self._awaits_pong = False
-        self._beating = True
+        self._beating = None
         if not self._paused:
             self._last_beat = self._silent_since = monotonic()
             self._ping()

@@ -163,7 +163,7 @@ class KernelClient(KernelInterface):
             return False
         if self._channels.kernel is not None:
             return self._channels.kernel.is_alive()
-        return not self._channels.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating()
+        return not self._channels.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating() is not False
 
     def check_reachable(self, timeout: Timeout = None) -> None:
         """Raise the error that `kclient.connect` would, if the kernel, which this program did not start, cannot answer.

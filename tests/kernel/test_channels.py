@@ -142,7 +142,9 @@ def test_hb_channel_works_by_itself(make_channel):
     channel.start()
     assert not channel.is_beating()
     channel.unpause()
-    assert channel.is_beating()
+    while channel.is_beating() is None:
+        gevent.sleep(0.001)
+    assert channel.is_beating() is True
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import jupyter_client
+import leaks
 import pytest
 import zmq
 from fixtures import WAIT
@@ -32,7 +33,8 @@ def use_every_channel(client: Any) -> None:
     client.hb_channel.pause()
     client.hb_channel.unpause()
     silence = client.hb_channel.since_last_beat()
-    client.kernel_info(timeout=WAIT)
+    while client.hb_channel.is_beating() is None:
+        leaks.turn_loop(0.001)
     assert (client.hb_channel.is_beating(), client.hb_channel.misses, silence < WAIT) == (True, 0, True)
 
 

@@ -1,11 +1,14 @@
 import signal
 
+import attrs
 import gevent
 import gevent.event
 import gevent.queue
 import pytest
+import zmq
 
 import kclient
+from kclient.transport.zmq.context import context
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -80,6 +83,25 @@ def test_heartbeat_is_paused_until_told(manager):
     hb.pause()
     assert not hb.is_beating()
     assert manager.is_alive()
+
+
+def test_kernel_without_a_heartbeat_is_neither_beating_nor_silent_until_the_time_is_up(manager):
+    """Whether it beats is unknown until it has answered."""
+    info = manager.client.connection
+    with context().socket(zmq.ROUTER) as mute:
+        mute.linger = 0
+        address = ("127.0.0.1", mute.bind_to_random_port("tcp://127.0.0.1"))
+        with kclient.KernelClient(attrs.evolve(info, transport="tcp", ip=address[0], hb_port=address[1])) as client:
+            client.start_channels(shell=False, iopub=False, stdin=False, control=False)
+            hb, missed = client.hb_channel, gevent.event.Event()
+            hb.time_to_dead, hb.call_handlers = QUICK, lambda silence: missed.set()
+            hb.unpause()
+            assert (hb.is_beating(), client.is_alive()) == (None, True)
+            assert missed.wait(WAIT)
+            assert (hb.is_beating(), client.is_alive()) == (False, False)
+            hb.pause()
+            hb.unpause()
+            assert (hb.is_beating(), client.is_alive()) == (None, True)
 
 
 def test_heartbeat_misses_nothing_while_paused(manager, stopped):
