@@ -130,6 +130,10 @@ class QueueTransport:
     def heartbeat(self, receiver: HeartbeatReceiver) -> None:
         """None: the relay answers no pings."""
 
+    def left_to(self) -> Sequence[int]:
+        """Empty: the relay does not know."""
+        return []
+
     def rejection(self, *, is_seen: bool) -> None:
         """None: the relay reports none."""
 

@@ -222,6 +222,7 @@ class _SecondLines:
         self.file_descriptors = transport.file_descriptors
         self.second_line = transport.second_line
         self.is_refused = transport.is_refused
+        self.left_to = transport.left_to
         self.rejection = transport.rejection
         self.find_obstacle = transport.find_obstacle
         self.another_key = transport.another_key

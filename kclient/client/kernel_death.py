@@ -1,4 +1,4 @@
-"""The death of a kernel that this program did not start: its heartbeat fails, and its addresses refuse connections."""
+"""The death of a kernel that this program did not start: its heartbeat fails, and its addresses answer no more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gevent
 from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
 from kclient.errors import DeadKernelError, copies_of
+from kclient.transport.base import held
 
 RESTART_S: Final = 0.5
 """Seconds from the end of a kernel until its successor listens, if the program that owns it restarts it."""
@@ -17,9 +18,10 @@ RESTART_S: Final = 0.5
 class KernelDeath:
     """Decides, after missed heartbeats, whether a kernel that this program did not start is dead.
 
-    It is dead if no program listens at its addresses, neither at once nor after the time that a restart takes. A kernel
-    that is merely stopped accepts connections. A host that is gone refuses nothing: then the kernel counts as dead
-    after `dead_after` seconds of silence (None: never).
+    It is dead if no program listens at its addresses, neither at once nor after the time that a restart takes, or if
+    only processes hold them that it had forked, which cannot serve them. A kernel that is merely stopped accepts
+    connections. A host that is gone refuses nothing: then the kernel counts as dead after `dead_after` seconds of
+    silence (None: never).
     """
 
     def __init__(self, channels: ChannelSet, availability: Availability) -> None:
@@ -56,10 +58,10 @@ class KernelDeath:
         transport, me = self._channels.transport, gevent.getcurrent()
         try:
             silence_s = self._channels.hb.since_last_beat()
-            is_refused = transport.is_refused()
-            if is_refused:
+            is_refused, holders = transport.is_refused(), transport.left_to()
+            if is_refused or holders:
                 gevent.sleep(RESTART_S)
-                is_refused = transport.is_refused()
+                is_refused, holders = transport.is_refused(), transport.left_to()
         finally:
             is_wanted = self._prober is me  # else `stop` came too late to end this greenlet
             if is_wanted:
@@ -69,5 +71,7 @@ class KernelDeath:
         if is_refused:
             where = self._channels.hb.address
             self._availability.died(copies_of(DeadKernelError(f"the kernel died: {where} refuses connections")))
+        elif holders:
+            self._availability.died(copies_of(DeadKernelError(held(self._channels.hb.address, holders))))
         elif self.dead_after is not None and silence_s >= self.dead_after:
             self._availability.died(copies_of(DeadKernelError(f"the kernel has been silent for {silence_s:.1f} s")))

@@ -17,6 +17,12 @@ from kclient.protocol.connection import ConnectionInfo
 from kclient.protocol.messages import Message
 
 
+def held(address: str, pids: Sequence[int]) -> str:
+    """The words for a kernel that has ended, while processes that it had forked hold its address."""
+    numbers = ", ".join(map(str, pids))
+    return f"the kernel died; processes that it had started hold {address} and do not serve it: end them ({numbers})"
+
+
 class Receiver(Protocol):
     """A channel, as its line sees it. No method blocks or raises."""
 
@@ -134,6 +140,12 @@ class Transport(Protocol):
         """True if no program listens at the addresses of those channels that the kernel has, None if that is unknown.
 
         Waits 1 s at most for each of them.
+        """
+
+    def left_to(self) -> Sequence[int]:
+        """The processes of this machine that hold the addresses of a kernel that has ended, and serve none of them.
+
+        Empty if the kernel may live. Waits 2 s at most.
         """
 
     def rejection(self, *, is_seen: bool) -> KClientError | None:

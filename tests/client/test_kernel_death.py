@@ -20,6 +20,7 @@ class World:
 
     def __init__(self, *refusals: bool | None) -> None:
         self.refusals = list(refusals)
+        self.holders: list[list[int]] = []
         self.deaths: list[str] = []
         self.transport = self.hb = self
         self.when_asked: Callable[[], object] = lambda: None
@@ -28,6 +29,9 @@ class World:
     def is_refused(self) -> bool | None:
         self.when_asked()
         return self.refusals.pop(0)
+
+    def left_to(self) -> list[int]:
+        return self.holders.pop(0) if self.holders else []
 
     def unpause(self) -> None: ...
 
@@ -57,6 +61,24 @@ def test_kernel_whose_addresses_refuse_twice_is_dead() -> None:
     world.death.watch(None)
     world.miss()
     assert world.deaths == ["the kernel died: tcp://127.0.0.1:1 refuses connections"]
+
+
+def test_kernel_whose_address_is_held_twice_by_its_forks_is_dead() -> None:
+    world = World(False, False)
+    world.holders = [[7, 8], [8]]
+    world.death.watch(None)
+    world.miss()
+    assert world.deaths == [
+        "the kernel died; processes that it had started hold tcp://127.0.0.1:1 and do not serve it: end them (8)"
+    ]
+
+
+def test_kernel_whose_address_is_no_longer_held_by_its_forks_is_alive() -> None:
+    world = World(False, False)
+    world.holders = [[7], []]
+    world.death.watch(None)
+    world.miss()
+    assert world.deaths == []
 
 
 def test_kernel_that_listens_again_is_alive() -> None:

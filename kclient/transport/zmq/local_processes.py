@@ -5,24 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Final
+
+LISTENS: Final = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
+LISTENS_UNIX: Final = 0x10000
+"""The flag of one in /proc/net/unix."""
+
+THREADS_OF_LIBZMQ: Final = "ZMQbg"
+"""The beginning of the names of libzmq's threads."""
 
 
 def started_with(path: str) -> int | None:
     """The number of a process that has the file `path` among its arguments; None if there is none.
 
-    This process and those that it descends from do not count: they may have got the path to connect to.
+    This process and those that it descends from do not count: they may have got the path to connect to. The folder
+    does not count either: a kernel in a container may see the file in another one.
     """
     name, ours = os.path.basename(path), set(_ancestors(os.getpid()))
     for pid in _pids():
-        if pid not in ours and any(_is_called(name, argument) for argument in _arguments(pid)):
+        if pid not in ours and any(_file_of(argument) == name for argument in _arguments(pid)):
             return pid
     return None
 
 
-def _is_called(name: str, argument: str) -> bool:
-    """True if an argument is that file. A kernel in a container may have it in another folder."""
-    where = argument.rpartition("=")[2]  # --file=path
-    return os.path.basename(where) == name
+def left_to(address: str) -> list[int]:
+    """The processes that hold the listening socket of a ZeroMQ `address` since the kernel that opened it has ended.
+
+    They are forks of that kernel: libzmq is in their memory, and its threads are not, so they serve no connection.
+    Empty if one of the holders may serve it, or if no holder can be seen.
+    """
+    sockets = {f"socket:[{number}]" for number in _listening(address)}
+    holders = [pid for pid in _pids() if _holds(pid, sockets)] if sockets else []
+    return [] if any(map(_may_serve, holders)) else holders
+
+
+def _file_of(argument: str) -> str:
+    return os.path.basename(argument.rpartition("=")[2])  # --file=path
 
 
 def _pids() -> Iterator[int]:
@@ -32,9 +53,7 @@ def _pids() -> Iterator[int]:
 
 def _arguments(pid: int) -> list[str]:
     """The arguments of a process after its first; an empty list if it has ended."""
-    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return [os.fsdecode(argument) for argument in file.read().split(b"\0")[1:]]
-    return []
+    return [os.fsdecode(argument) for argument in _read(f"/proc/{pid}/cmdline").split(b"\0")[1:]]
 
 
 def _ancestors(pid: int) -> Iterator[int]:
@@ -45,6 +64,62 @@ def _ancestors(pid: int) -> Iterator[int]:
 
 
 def _parent(pid: int) -> int:
-    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[1])
+    with suppress(ValueError, IndexError):
+        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
     return 0
+
+
+def _holds(pid: int, sockets: set[str]) -> bool:
+    """True if the process has one of these sockets open."""
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{number}") in sockets:
+                    return True
+    return False
+
+
+def _may_serve(pid: int) -> bool:
+    """False for a process with libzmq, and without its threads: a fork has only the thread that forked."""
+    threads: list[str] = []
+    with suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    names = [os.fsdecode(_read(f"/proc/{pid}/task/{thread}/comm")) for thread in threads]
+    has_libzmq = b"zmq" in _read(f"/proc/{pid}/maps")
+    return not has_libzmq or any(name.startswith(THREADS_OF_LIBZMQ) for name in names)
+
+
+def _listening(address: str) -> list[str]:
+    """The inode numbers of the sockets that listen at a ZeroMQ address."""
+    transport, _, where = address.partition("://")
+    if transport == "ipc":
+        lines = (line.split(maxsplit=7) for line in _read("/proc/net/unix").decode("utf-8", "replace").splitlines()[1:])
+        return [found[6] for found in lines if len(found) > 7 and found[7] == where and _is_listening_unix(found[3])]
+    host, _, port = where.rpartition(":")
+    ends = [f"{host}:{int(port):04X}" for host in _hosts(host)]
+    lines = (
+        line.split() for name in ("tcp", "tcp6") for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]
+    )
+    return [found[9] for found in lines if found[1] in ends and found[3] == LISTENS]
+
+
+def _is_listening_unix(flags: str) -> bool:
+    return int(flags, 16) & LISTENS_UNIX != 0
+
+
+def _hosts(host: str) -> list[str]:
+    """The address `host` as /proc/net has it, in words of four bytes, and the addresses that stand for all hosts."""
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    everywhere = ["0" * 8, "0" * 32]
+    with suppress(OSError, ValueError):
+        packed = inet_pton(AF_INET6 if ":" in host else AF_INET, host)
+        words = (int.from_bytes(packed[start : start + 4], "little") for start in range(0, len(packed), 4))
+        return ["".join(f"{word:08X}" for word in words), *everywhere]
+    return []
+
+
+def _read(path: str) -> bytes:
+    """The content of a file in /proc; empty if its process has ended, or belongs to another user."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read()
+    return b""

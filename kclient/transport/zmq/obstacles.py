@@ -10,7 +10,8 @@ from typing import Final
 from kclient.concurrency.deadline import Deadline
 from kclient.errors import ConnectionFileError, DeadKernelError, KClientError
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
-from kclient.transport.zmq.local_processes import started_with
+from kclient.transport.base import held
+from kclient.transport.zmq import local_processes
 from kclient.transport.zmq.reachability import (
     CONNECT_S,
     GREETING_S,
@@ -39,6 +40,10 @@ ANOTHER_CURVE_KEY: Final = (
     "the kernel at {} has another key than the curve_publickey of this connection; "
     "is its connection file that of another kernel, or of an earlier one?"
 )
+SILENT_S: Final = 0.5
+"""Seconds to wait for the greeting of a kernel that has missed a heartbeat. Its answer may be waited for for longer:
+that no process is left that could give it shows in the system's tables."""
+
 OTHER_PROGRAM: Final = "the program at {} is no kernel: it does not speak ZeroMQ, and said {}"
 
 
@@ -62,12 +67,14 @@ def find_obstacle(info: ConnectionInfo, deadline: Deadline) -> KClientError | No
             return None
     encounter = meet(info.address("shell"), deadline.at_most(GREETING_S))
     if encounter.met is not Met.REFUSAL:
+        if encounter.met is Met.SILENCE and (holders := local_processes.left_to(info.address("shell"))):
+            return DeadKernelError(info.where + held(info.address("shell"), holders))
         problem = mismatch(encounter, info.address("shell"), encrypts=bool(info.curve_publickey))
         return ConnectionFileError(f"{info.where}{problem}", path=info.path) if problem else None
     if info.path is None or not all(refuses(info.address(name)) for name in CHANNELS if info.port(name)):
         return None
     # A kernel gets its connection file before it listens.
-    return None if started_with(info.path) is not None else DeadKernelError(_gone(info, info.path))
+    return None if local_processes.started_with(info.path) is not None else DeadKernelError(_gone(info, info.path))
 
 
 def mismatch(encounter: Encounter, address: str, *, encrypts: bool) -> str:
@@ -80,6 +87,12 @@ def mismatch(encounter: Encounter, address: str, *, encrypts: bool) -> str:
         if encounter.text == PLAIN and encrypts:
             return NEEDLESS_KEYS.format(address)
     return ""
+
+
+def left_to(address: str) -> list[int]:
+    """The processes that hold `address`, and send no greeting, since the kernel that listened there has ended."""
+    silent = meet(address, Deadline(SILENT_S)).met in (Met.SILENCE, Met.NO_ROUTE)  # the latter: too many have connected
+    return local_processes.left_to(address) if silent else []
 
 
 def rejection(address: str, *, encrypts: bool, is_seen: bool) -> str:

@@ -165,6 +165,11 @@ class ZmqTransport:
         there = [name for name in channels if self._addresses.port(name)]
         return bool(there) and all(refuses(self.address(name)) for name in there)
 
+    def left_to(self) -> Sequence[int]:
+        """The processes that hold the ports of hb and shell, and send no greeting, since the kernel has ended."""
+        there = [self.address(name) for name in ("hb", "shell") if self._addresses.port(name)]
+        return sorted(set.intersection(*(set(obstacles.left_to(address)) for address in there)))
+
     def rejection(self, *, is_seen: bool) -> KClientError | None:
         """The error to raise if the kernel's greeting shows that our keys are wrong; waits 2 s at most."""
         reason = obstacles.rejection(self.address("shell"), encrypts=self.is_encrypted, is_seen=is_seen)
