@@ -114,7 +114,7 @@ def test_death_of_a_foreign_kernel_wakes_everyone_within_the_time_to_dead_and_a_
         client.hb_channel.unpause()
         execution = client.submit(f"print('on', flush=True); {gate.code}")
         next(iter(execution))
-        crowd = {"result": background(execution.result), "wait_for_ready": background(client.wait_for_ready)}
+        crowd = {"result": background(execution.result)}
         crowd |= wait_in_get_msg(client, background)
         for number in range(WAITING - len(crowd)):
             crowd[f"{number}"] = background(wait_in_shell(client, number))
