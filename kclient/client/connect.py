@@ -37,7 +37,7 @@ def connect(
     deadline = Deadline(timeout)
     try:
         with Owner().call():
-            client.check_reachable(deadline)
+            client.kernel_connection.readiness.check_reachable(deadline)
             client.start_channels()
             if watch and client.has_heartbeat:
                 client.watch(dead_after)

@@ -165,14 +165,6 @@ class KernelClient(KernelInterface):
             return self._channels.kernel.is_alive()
         return not self._channels.runs("hb") or self.hb_channel.is_paused or self.hb_channel.is_beating() is not False
 
-    def check_reachable(self, timeout: Timeout = None) -> None:
-        """Raise the error that `kclient.connect` would, if the kernel, which this program did not start, cannot answer.
-
-        Nothing is sent to it. Waits only for the look-up of a host name, for `timeout` seconds at most.
-        """
-        with self._owner.call():
-            self._kernel_connection.readiness.check_reachable(as_deadline(timeout))
-
     def wait_for_ready(self, timeout: Timeout = None) -> None:
         """Wait until the kernel answers kernel_info. If iopub runs, also wait until its outputs arrive here.
 
