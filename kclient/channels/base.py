@@ -103,8 +103,15 @@ class Channel(ABC):
             self._open()
 
     def stop(self) -> None:
-        """Disconnect; calls that wait get ChannelClosed. Idempotent, and without effect in a forked child."""
+        """Disconnect; calls that wait get ChannelClosed. Idempotent, and without effect in a forked child.
+
+        If the thread of the channel has ended, any thread may call it.
+        """
         if self._owner.forked:
+            return
+        if self._owner.is_gone:  # no call waits, and none can be made
+            self._is_stopped = True
+            self._connection.close()
             return
         self._owner.check()
         self._is_stopped = True

@@ -104,7 +104,7 @@ class HBChannel(Channel):
         return monotonic() - self._last_beat
 
     def stop(self) -> None:
-        if not self._owner.forked:
+        if not self._owner.forked and not self._owner.is_gone:
             self.pause()
         super().stop()
 

@@ -118,8 +118,15 @@ class KernelClient(KernelInterface):
         return False
 
     def stop_channels(self) -> None:
-        """Disconnect every channel; calls that wait get ChannelClosed. `start_channels` opens new ones."""
+        """Disconnect every channel; calls that wait get ChannelClosed. `start_channels` opens new ones.
+
+        If the thread of the client has ended, any thread may call it.
+        """
         if self._owner.forked:
+            return
+        if self._owner.is_gone:
+            self._reservation.release()
+            self._channels.stop()
             return
         with self._owner.call():
             self._reservation.release()

@@ -13,6 +13,7 @@ from gevent._hub_local import get_hub_if_exists  # get_hub() would make a hub in
 from gevent.hub import Hub, Waiter
 
 from kclient.concurrency import program_end, sigint
+from kclient.concurrency.thread_end import Thread, thread_of
 from kclient.errors import ForkedProcess, WrongThread
 
 _pid = os.getpid()
@@ -66,15 +67,18 @@ class Owner:
     A thread id does not tell: after ``monkey.patch_all()`` each greenlet has another one.
     """
 
-    __slots__ = ("_held", "_pid", "hub", "wakeups")
+    __slots__ = ("_held", "_pid", "_thread", "hub", "wakeups")
 
     def __init__(self) -> None:
+        is_hub_new = get_hub_if_exists() is None
         self.hub: Hub = get_hub()
         self.wakeups = _wakeups.setdefault(self.hub, Wakeups())
         self._held = _Held(self.hub)
         self._pid = _pid
+        self._thread: Thread | None = None  # of the main thread, which lasts as long as the program
         if not self.hub.loop.default:
             program_end.note_thread(self.hub)
+            self._thread = thread_of(self.hub, is_new=is_hub_new)
 
     def check(self) -> None:
         """Raise ForkedProcess or WrongThread if the caller is not in the owner's hub."""
@@ -84,6 +88,8 @@ class Owner:
     def _refuse(self) -> None:
         if self._pid != _pid:
             raise ForkedProcess("made before a fork: sockets do not survive it; make a new one in the child")
+        if self.is_gone:
+            raise WrongThread("made in a thread that has ended: it can only be closed or shut down; make a new one")
         raise WrongThread("made in another thread, which alone may use it; make one of your own in this thread")
 
     def call(self) -> AbstractContextManager[None]:
@@ -101,11 +107,23 @@ class Owner:
         """True if the caller is in the owner's hub and process."""
         return get_hub_if_exists() is self.hub and self._pid == _pid
 
+    @property
+    def is_gone(self) -> bool:
+        """True if the owner's thread has ended, or its hub was destroyed. Any thread may then free what it holds."""
+        return self.hub.loop is None or (self._thread is not None and self._thread.is_over)
+
+    def at_thread_end(self, method: Callable[[], object]) -> None:
+        """Call `method`, which is held weakly, when the owner's thread ends. The main thread does not."""
+        if self._thread is not None:
+            self._thread.at_end(method)
+
     def run_here(self, function: Callable[[], object]) -> None:
-        """Run `function` in the owner's hub, from whatever thread (a finalizer runs in any)."""
+        """Run `function` in the owner's hub, from whatever thread (a finalizer runs in any); here if that is gone."""
         if self.forked:
             return
-        if self.is_here:
+        if self.is_here or self.is_gone:
             function()
-        elif self.hub.loop is not None:
+        elif self._thread is not None:
+            self._thread.post(self.hub, function)
+        else:
             self.hub.loop.run_callback_threadsafe(function)

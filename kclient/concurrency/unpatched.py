@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "allocate_lock",
     "close",
+    "get_ident",
     "is_patched",
+    "new_local",
     "new_poll",
     "new_rlock",
     "popen_class",
@@ -40,6 +42,17 @@ def is_patched(module: str, name: str) -> bool:
 def allocate_lock() -> Any:
     """A lock of threads."""
     return _original("_thread", "allocate_lock")()
+
+
+def get_ident() -> int:
+    """The number of this thread of the operating system."""
+    ident: int = _original("_thread", "get_ident")()
+    return ident
+
+
+def new_local() -> Any:
+    """Storage of which each thread of the operating system has its own."""
+    return _original("_thread", "_local")()
 
 
 def new_rlock() -> Any:

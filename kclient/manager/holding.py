@@ -44,5 +44,8 @@ class Holding:
 
 
 def _end_calls(connection: KernelConnection) -> None:
+    if connection.owner.is_gone:  # no call waits in a thread that has ended
+        connection.channels.stop()
+        return
     connection.availability.fail(copies_of(DeadKernelError(DROPPED)))
     connection.stop()

@@ -201,8 +201,12 @@ class KernelManager(KernelInterface):
         """Ask the kernel to exit, wait, and force it if it does not exit. `now` kills it at once.
 
         Then, unless a `restart` will follow, it stops the channels and removes the files, also if there is no kernel.
+        If the thread of the manager has ended, any thread may call it: it kills the kernel.
         """
         if self._owner.forked:
+            return
+        if self._owner.is_gone:
+            self._lifecycle.holding.abandon()
             return
         self._owner.check()
         self._lifecycle.shut_down(now=now, restart=restart, exit_wait_s=self.shutdown_wait_time)
@@ -233,8 +237,12 @@ class KernelManager(KernelInterface):
     def kill_kernel(self) -> None:
         """Send SIGKILL to the kernel and its children, and wait for the end.
 
-        `restart_kernel` and `start_kernel` start another, with the same keys and connection file.
+        `restart_kernel` and `start_kernel` start another, with the same keys and connection file. If the thread of the
+        manager has ended, any thread may call it, and there is no other start.
         """
+        if self._owner.is_gone:
+            self._lifecycle.holding.abandon()
+            return
         self._owner.check()
         self._lifecycle.kill()
 

@@ -108,7 +108,7 @@ class KernelPool:
             size, most, max_uses=_check_count(max_uses, "max_uses"), max_age=max_age, starters=_processors()
         )
         self._workers = Workers(scheduler, recipe, check_callback(on_event, "on_event"))
-        self._finalizer = weakref.finalize(self, self._workers.abandon)
+        self._finalizer = weakref.finalize(self, _abandon, self._workers)
         self._finalizer.atexit = False  # at exit, the finalizer of each manager ends its kernel
         self._workers.act()
 
@@ -183,9 +183,23 @@ class KernelPool:
     def close(self) -> None:
         """End every kernel, also those in use. Calls of their users, and callers that wait, raise InvalidState.
 
-        Returns when all kernels have ended. Idempotent; does nothing in a forked child.
+        Returns when all kernels have ended. Idempotent; does nothing in a forked child. If the thread of the pool has
+        ended, any thread may call it: it kills the kernels.
         """
-        self._workers.close()
+        if self._workers.owner.is_gone:
+            _abandon(self._workers)
+        else:
+            self._workers.close()
+
+
+def _abandon(workers: Workers) -> None:
+    """The pool was dropped, or is closed after the end of its thread: kill the kernels."""
+    if workers.owner.forked or not workers.owner.is_gone:
+        workers.abandon()
+        return
+    for entry in workers.scheduler:
+        if entry.kernel is not None:
+            entry.kernel.shutdown_kernel(now=True)
 
 
 def _check_count(number: int, name: str, *, at_least: int = 1) -> int:

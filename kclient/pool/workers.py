@@ -149,7 +149,7 @@ class Workers:
                 self._await_events()
 
     def abandon(self) -> None:
-        """The pool was dropped: kill the kernels that are not in use, and close in the loop's next turn."""
+        """The pool was dropped, its thread is not over: kill the kernels not in use; close in the loop's next turn."""
         if self.owner.forked or self.scheduler.is_closed:
             return
         if self.owner.is_here:
@@ -157,8 +157,7 @@ class Workers:
             for entry in self.scheduler:
                 if entry.kernel is not None and entry.kernel.process is not None:
                     entry.kernel.process.kill()
-        if self.owner.hub.loop is not None:
-            self.owner.hub.loop.run_callback_threadsafe(self._close_dropped)
+        self.owner.hub.loop.run_callback_threadsafe(self._close_dropped)
 
     # Carrying out what the scheduler decides
 

@@ -47,7 +47,9 @@ class ForkedExitWatcher:
         self._server = server
         self._pidfd = pidfd
         self._keep_alive_pipe = keep_alive_pipe
+        self._is_let_go = self._is_freed = False
         self._owner = Owner()
+        self._owner.at_thread_end(self._at_thread_end)
         self._watcher: Any = self._owner.hub.loop.io(pidfd, READABLE)
         self._watcher.start(until_done(self._owner, self._on_exit))
 
@@ -55,6 +57,8 @@ class ForkedExitWatcher:
         """True if the process has ended, seen now, without a turn of the loop; from any thread."""
         if self.exited.is_set() or self._owner.forked:
             return self.exited.is_set()
+        if self._is_freed:
+            return True
         ended = has_event(self._pidfd, POLLIN)
         if ended and self._owner.is_here:
             with self._owner.call():
@@ -70,6 +74,25 @@ class ForkedExitWatcher:
             with suppress(ProcessLookupError):
                 if not _signal_group(self._pidfd, signum):
                     os.killpg(self.pid, signum)
+
+    def let_go(self) -> None:
+        """The program needs the kernel no more, and has killed it if it had not ended. It is still reaped.
+
+        If the thread of the watcher has ended, or ends, this frees there and then what it holds.
+        """
+        self._is_let_go = True
+        if self._owner.is_gone:
+            self._free()
+
+    def _at_thread_end(self) -> None:
+        if self._is_let_go:
+            self._free()
+
+    def _free(self) -> None:
+        if not self._is_freed and not self.exited.is_set():
+            self._is_freed = True
+            self.close_pipe()
+            close(self._pidfd)
 
     def settle(self, exit_code: int | None) -> None:
         """The process has been reaped, with that exit code. If it is None, the server does not know; ask the system."""

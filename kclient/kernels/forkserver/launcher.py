@@ -115,7 +115,8 @@ class ForkServer:
         """Start nothing more. The kernels go on; each server process ends with the last of its kernels."""
         if self._owner.forked:
             return
-        self._owner.check()
+        if not self._owner.is_gone:
+            self._owner.check()
         self._is_closed = True
         self._retire()
 
@@ -155,7 +156,11 @@ def _is_read_early(name: str) -> bool:
 def _retire(owner: Owner, servers: dict[_Key, ServerProcess]) -> None:
     def retire() -> None:
         while servers:
-            servers.popitem()[1].retire()
+            server = servers.popitem()[1]
+            if owner.is_gone:
+                server.abandon()
+            else:
+                server.retire()
 
     owner.run_here(retire)
 

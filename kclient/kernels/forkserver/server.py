@@ -154,6 +154,12 @@ class ServerProcess:
         self.state, _ = look_up(SERVER_TABLE, self.state, ServerEvent.RETIRE)
         self._check_idle()
 
+    def abandon(self) -> None:
+        """The thread of the server has ended: end the process. Its kernels go on."""
+        if self.is_running and not self._owner.forked:
+            self.state = ServerState.ENDED
+            self._child.end()
+
     def close_in_child(self) -> None:
         """In a forked child: close its copies of what keeps the server and the kernels alive."""
         if self.is_running:

@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from select import POLLIN
 from signal import SIG_DFL, SIGCHLD, SIGKILL, getsignal
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from gevent.event import Event
 from gevent.hub import Hub
 
 from kclient.concurrency.owner import Owner
-from kclient.concurrency.unpatched import allocate_lock, close, is_patched, start_new_thread, waitpid
+from kclient.concurrency.unpatched import allocate_lock, close, is_patched, new_poll, start_new_thread, waitpid
 from kclient.concurrency.waiting import READABLE, until_done
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
@@ -22,6 +23,9 @@ _PIDFD_GET_INFO: Final = 0xC040FF0B
 
 _PIDFD_INFO_EXIT: Final = 1 << 3
 """Asks for the exit code, which Linux 6.15 and later keep for as long as the pidfd is open."""
+
+LET_GO_S: Final = 1.0
+"""Seconds for a child that was killed to end."""
 
 _PIDFD_INFO: Final = struct.Struct("QQ11Ii")
 """mask, cgroupid, eleven ids of process and users, and the exit code in the form of waitpid(2)."""
@@ -47,7 +51,8 @@ class ExitWatcher:
         self._by_gevent = _watch_by_gevent(pid, self._owner.hub)
         self._pidfd = open_pidfd(pid)
         self._has_pidfd = self._pidfd is not None
-        self._is_reaped = False
+        self._is_reaped = self._is_let_go = False
+        self._owner.at_thread_end(self._at_thread_end)
         loop = self._owner.hub.loop
         self._watcher: Any = loop.async_() if self._pidfd is None else loop.io(self._pidfd, READABLE)
         self._watcher.start(until_done(self._owner, self._on_exit))
@@ -60,6 +65,8 @@ class ExitWatcher:
             return self.exited.is_set()
         if self._pidfd is None:
             return self._thread_is_done
+        if not self._has_pidfd:  # after `_free`
+            return True
         ended = _is_dead(self._pidfd)
         if ended and self._owner.is_here:
             with self._owner.call():
@@ -75,6 +82,30 @@ class ExitWatcher:
         if not self._owner.forked and not self.has_ended():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
+
+    def let_go(self) -> None:
+        """The program needs the child no more, and has killed it if it had not ended. It is still reaped.
+
+        If the thread of the watcher has ended, or ends, it is reaped there and then, if it ends within `LET_GO_S`.
+        """
+        self._is_let_go = True
+        if self._owner.is_gone:
+            self._free()
+
+    def _at_thread_end(self) -> None:
+        if self._is_let_go:
+            self._free()
+
+    def _free(self) -> None:
+        pidfd = self._pidfd
+        if pidfd is None or not self._has_pidfd or self.exited.is_set():
+            return
+        poll = new_poll()
+        poll.register(pidfd, POLLIN)
+        if poll.poll(LET_GO_S * 1000):
+            self._reap(pidfd)
+            self._has_pidfd = False
+            close(pidfd)
 
     def _on_exit(self) -> None:
         if self._owner.forked:  # a forked process inherits the pidfd and its watcher, which would fire for ever

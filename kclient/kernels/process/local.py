@@ -101,6 +101,9 @@ class AnyExitWatcher(Protocol):
     def signal_group(self, signum: int) -> None:
         """Signal the process group that the process leads; does nothing after its end or in a forked child."""
 
+    def let_go(self) -> None:
+        """The program needs the process no more. Its end is still watched, unless the watcher's thread has ended."""
+
 
 class LocalProcess:
     """A process on this machine that leads its own session. `stdout` and `stderr` are its pipes, or None.
@@ -166,6 +169,7 @@ class LocalProcess:
             if file is not None:
                 file.close()
         self._output = None
+        self._exit_watcher.let_go()
 
 
 class LocalLauncher:

@@ -89,6 +89,7 @@ class ZmqStream:
         self._again: Any = loop.timer(NEXT_TURN_S, NEXT_TURN_S)
         self._readable: Any = loop.io(_get(socket, zmq.FD), READABLE)
         self._readable.start(self._on_readable)
+        owner.at_thread_end(self.close)
         # The descriptor signals only a reader that has found it empty before. So look once without a signal.
         self._again.start(self._go_on)
 
@@ -257,11 +258,12 @@ class ZmqStream:
     def detach(self) -> zmq.Socket[Any]:
         """Close this stream, and return its socket, still open, for another stream."""
         self.is_closed = True
-        self._touched.wake()
-        switch_soon(self._woken)
-        self._stop_watching()
-        self._readable.close()
-        self._again.close()
+        if self._owner.hub.loop is not None:  # else the hub was destroyed, and so are its watchers
+            self._touched.wake()
+            switch_soon(self._woken)
+            self._stop_watching()
+            self._readable.close()
+            self._again.close()
         return self.socket
 
     def _lose(self) -> None:
@@ -281,3 +283,5 @@ def _retire_own_watcher(socket: zmq.Socket[Any]) -> None:
     watcher = getattr(socket, "_state_event", None)
     if watcher is not None:
         watcher.stop()
+        watcher.close()
+        socket._state_event = None  # else the socket stops it when it is closed, also if the hub was destroyed
