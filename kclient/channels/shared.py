@@ -49,6 +49,9 @@ class RequestClient(MessageClient, Protocol):
     def subshell_deleted(self) -> None:
         """The kernel has deleted a subshell; it does not say which."""
 
+    def at_work(self, subshell_id: str | None) -> str:
+        """What that shell is busy with, and since when, for an error message; empty if that is not known."""
+
 
 class IOPubClient(MessageClient, Protocol):
     """The client, as the iopub channel sees it."""
@@ -101,6 +104,9 @@ class NoClient:
 
     def subshell_deleted(self) -> None:
         """No call waits for a subshell."""
+
+    def at_work(self, subshell_id: str | None) -> str:
+        return ""
 
     def reconnected(self) -> None:
         """No call waits for what was lost."""

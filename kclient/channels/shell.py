@@ -164,7 +164,8 @@ class RequestChannel(MessageChannel):
                     raise self._timed_out(slot, deadline)
 
     def _timed_out(self, slot: Slot, deadline: Deadline) -> KernelTimeout:
-        hint = "the kernel may be busy with an earlier request; interrupt it, or allow more time"
+        at_work = self._client.at_work(slot.subshell_id)
+        hint = f"{at_work or 'the kernel may be busy with an earlier request'}; interrupt it, or allow more time"
         if self._shared.peer.info is None and not self._shared.transport.is_encrypted:
             hint += "; if its connection file has a curve_publickey, it answers only to a Session with that server_key"
         return KernelTimeout(

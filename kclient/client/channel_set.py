@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from kclient.channels.base import Channel, spin
@@ -158,6 +159,18 @@ class ChannelSet:
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the kernel, or a subshell of it, is busy with the code of the request `msg_id`."""
         return self.outputs is not None and msg_id in self.outputs.executing.values()
+
+    def at_work(self, subshell_id: str | None = None) -> str:
+        """What that shell of the kernel is busy with, and since when, for an error message; empty if it is not busy."""
+        outputs = self.outputs
+        msg_id = None if outputs is None else outputs.executing.get(subshell_id)
+        if outputs is None or msg_id is None:
+            return ""
+        sink = outputs.executions.get(msg_id)
+        code = "" if sink is None else sink.describe()
+        if not code:
+            code = "code of this client" if msg_id.startswith(self.session.session) else "code of another client"
+        return f"for {perf_counter() - outputs.executing_since[subshell_id]:.1f} s the kernel has been running {code}"
 
     def forget(self, execution: Ended) -> None:
         """Route nothing more to an execution that has ended."""

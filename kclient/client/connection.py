@@ -151,6 +151,10 @@ class KernelConnection:
         """True if an input request would be answered."""
         return self.input_requests.are_answered()
 
+    def at_work(self, subshell_id: str | None) -> str:
+        """What that shell is busy with, and since when; empty if it is not busy, or if iopub does not run."""
+        return self.channels.at_work(subshell_id)
+
     def claim_input(self, message: Message) -> bool:
         """Take an input request over; False leaves it in the inbox."""
         return self.input_requests.claim(message)

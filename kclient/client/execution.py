@@ -12,8 +12,8 @@ from gevent import getcurrent
 
 from kclient.channels.base import last_look
 from kclient.client.channel_set import ChannelSet
+from kclient.client.giving_up import GivingUp, shown
 from kclient.client.input_requests import InputRequests, OnInput
-from kclient.client.interrupts import Interrupt
 from kclient.concurrency.callbacks import call_back
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import log
@@ -70,8 +70,9 @@ class Execution:
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
         self._follower: gevent.Greenlet[..., Any] | None = None
-        self._on_timeout = "it goes on; ask for its result again, or interrupt it"
-        self._interruption: Interrupt | None = None
+        self._code = ""
+        self._on_abandon = "leave"
+        self._given_up: GivingUp | None = None  # until it is interrupted or times out: most never do
         self._is_over = False
         self._spin_end: Deadline | None = None
 
@@ -123,25 +124,21 @@ class Execution:
             return self._final_result()
 
     def interrupt(self) -> None:
-        """Interrupt this execution and no other: at once if the kernel runs it, else as soon as it begins."""
+        """Interrupt this execution and no other, at once or as soon as it begins. In a subshell: UnsupportedFeature."""
         with self._owner.call():
-            if self._is_over:
-                return
-            if self._interruption is None:
-                self._interruption = Interrupt(self, self._channels, self._transcript)
-            self._interruption.ask()
+            if not self._is_over:
+                self._giving_up().interrupt()
 
     def run(self, deadline: Deadline, on_abandon: str) -> Result:
         """Run the callbacks in this greenlet until the end. If that raises, `on_abandon` applies."""
-        if on_abandon == "interrupt":
-            self._on_timeout = "its code is interrupted"
+        self._on_abandon = on_abandon
         try:
             self._or_interrupt(self._follow, deadline)
             return self._final_result()
         except BaseException:
             if not self._is_over:
-                if on_abandon == "interrupt":
-                    self._interrupt_once()
+                if on_abandon != "leave":
+                    self._give_up()
                 self._stop_calling()
             raise
 
@@ -154,12 +151,17 @@ class Execution:
         self.msg_id = request.msg_id
         self.subshell_id = request.header.get("subshell_id")
         self.may_ask = request.content["allow_stdin"]
+        self._code = request.content["code"]
         self._transcript.note_sent(request.msg_id, perf_counter())
 
     @property
     def is_incomplete(self) -> bool:
         """True if it has ended, and its idle status will not come."""
         return not self._transcript.complete
+
+    def describe(self) -> str:
+        """The beginning of its code, and whether its call was given up, for an error message."""
+        return shown(self._code, self._given_up)
 
     def is_running(self) -> bool:
         """True until the messages that end it have been taken in."""
@@ -170,11 +172,11 @@ class Execution:
     def feed(self, message: Message) -> None:
         """Take in an iopub message that bears this execution's id."""
         transcript = self._transcript
-        shown = transcript.take(message)
-        if shown is not None and self._keeps_messages:
-            self._keep(shown)
-        if self._interruption is not None and message.header["msg_type"] == "status":
-            self._interruption.send_if_running()
+        shown_message = transcript.take(message)
+        if shown_message is not None and self._keeps_messages:
+            self._keep(shown_message)
+        if self._given_up is not None:
+            self._given_up.look()
         if transcript.is_done:
             self._end()
 
@@ -231,8 +233,8 @@ class Execution:
 
     def _end(self) -> None:
         self._is_over = True
-        if self._interruption is not None:
-            self._interruption.cancel()
+        if self._given_up is not None:
+            self._given_up.cancel()
         self._channels.forget(self)
         self._changed.wake()
 
@@ -258,14 +260,7 @@ class Execution:
 
     def _check_deadline(self, deadline: Deadline) -> None:
         if deadline.is_over and not self._is_over:
-            raise KernelTimeout(
-                "end of the execution",
-                deadline.timeout,
-                msg_id=self.msg_id,
-                execution=self,
-                result=Result.of(self._transcript),
-                hint=self._on_timeout,
-            )
+            raise self._giving_up().timed_out(deadline, self._on_abandon)
 
     def _let_follower_run(self) -> None:
         """Give the callbacks a turn, in a script that only polls."""
@@ -290,7 +285,7 @@ class Execution:
                     continue
             except Exception as exc:
                 if not (isinstance(exc, KernelTimeout) and exc.execution is self):  # that of `run`: see on_abandon
-                    self.interrupt()
+                    self._give_up()
                 raise
             if self._is_over:
                 return
@@ -308,7 +303,7 @@ class Execution:
         except BaseException as exc:  # a gevent.Timeout, too; `result` raises it
             self._callback_error = exc
             self._on_output = None
-            self._interrupt_once()
+            self._give_up()
             self._stop_calling()
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -316,10 +311,16 @@ class Execution:
             self._follower = None
             self._changed.wake()
 
-    def _interrupt_once(self) -> None:
-        """Interrupt it, unless that was done before: a second interrupt would hit the next code."""
-        if self._interruption is None:
-            self.interrupt()
+    def _giving_up(self) -> GivingUp:
+        if self._given_up is None:
+            self._given_up = GivingUp(self, self._channels, self._transcript)
+        return self._given_up
+
+    def _give_up(self) -> None:
+        """Interrupt it, unless that was done before."""
+        with self._owner.call():
+            if not self._is_over:
+                self._giving_up().give_up()
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
         """Call `wait`. A Ctrl-C interrupts the kernel, and is raised when that is idle, a second one at once."""
@@ -327,10 +328,7 @@ class Execution:
             wait(deadline)
         except KeyboardInterrupt:
             if not self._is_over:
-                self.interrupt()
-                grace = Deadline(CTRL_C_GRACE_S)
-                while not self._is_over and not grace.is_over:
-                    self._changed.wait(grace)
+                self._giving_up().interrupt_and_wait(self._changed, Deadline(CTRL_C_GRACE_S))
             raise
 
     def _final_result(self) -> Result:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import gevent
 from gevent import getcurrent
 
 from kclient.client.channel_set import ChannelSet
-from kclient.client.interrupts import interrupt_kernel
+from kclient.client.interrupts import interrupt_asker
 from kclient.concurrency.callbacks import call_back
 from kclient.concurrency.log import log
-from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, KClientError, RemoteProtocolError
+from kclient.errors import ChannelClosed, DeadKernelError, InvalidState, RemoteProtocolError
 from kclient.protocol.messages import Message
-from kclient.protocol.routing import Sink
+from kclient.protocol.sink import Sink
 
 OnInput = Callable[[str, bool], str]
 """Called as ``on_input(prompt, password)``, it returns the answer to an input request."""
@@ -89,11 +88,10 @@ class InputRequests:
         execution.fail(
             lambda msg_id: RemoteProtocolError(
                 f"the kernel asks for input ({prompt!r}), although the request said allow_stdin=False; the code is "
-                "interrupted. Pass on_input to answer"
+                "interrupted, unless it is in a subshell. Pass on_input to answer"
             )
         )
-        with suppress(KClientError, OSError):
-            interrupt_kernel(self._channels)
+        interrupt_asker(self._channels, request)
 
     def _answer_in_background(self, request: Message, on_input: OnInput) -> None:
         try:
@@ -101,9 +99,8 @@ class InputRequests:
         except (gevent.GreenletExit, ChannelClosed, DeadKernelError):
             log().debug("an input request is not answered: the channels are closed, or the kernel is dead")
         except BaseException as exc:
-            log().exception("on_input failed; the code that waits for it is interrupted")
-            with suppress(KClientError):
-                interrupt_kernel(self._channels)
+            log().exception("on_input failed; the code that waits for it is interrupted, unless it is in a subshell")
+            interrupt_asker(self._channels, request)
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
                 raise
         finally:

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from time import perf_counter
 from typing import Final, Protocol
 
 from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Timer
 from kclient.errors import KClientError
+from kclient.protocol.messages import Message
+from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Transcript
 
 INTERRUPT_AGAIN_S: Final = 0.5
-"""Seconds without a sign of effect after which an interrupt is sent once more: one that comes too early is lost."""
+"""Seconds after an interrupt that may have come too early until it is sent once more. An interrupt also waits so long
+for the execute_input of code that the kernel is busy with."""
+
+EARLY_S: Final = 0.2
+"""Seconds after execute_input in which an interrupt may still come too early: a kernel for Java compiles then."""
 
 
 def interrupt_kernel(channels: ChannelSet) -> None:
-    """Interrupt the code that the kernel runs now, by signal or by message. The reply to the message is discarded."""
+    """Interrupt the code that the kernel runs now, by signal or by message. The reply to the message is discarded.
+
+    Up to version 7.4 ipykernel notices an interrupt of code that awaits only when a message comes to shell. So a
+    kernel_info_request follows: after the signal, or when the kernel says that it has interrupted itself.
+    """
     if channels.kernel is not None and channels.kernel.interrupt():
+        _send_to_shell(channels)
         return
-    channel = channels.control if channels.runs("control") else channels.shell
-    channel.requests.abandon(channel.post(channels.session.msg("interrupt_request")))
+    request = channels.session.msg("interrupt_request")
+    if not channels.runs("control"):
+        channels.shell.requests.abandon(channels.shell.post(request))
+        return
+
+    def interrupted(slot: Slot) -> None:
+        if slot.reply is not None:
+            _send_to_shell(channels)
+
+    channels.control.post(request, interrupted)
+
+
+def _send_to_shell(channels: ChannelSet) -> None:
+    if channels.runs("shell"):
+        with suppress(KClientError, OSError):  # closed or dead: then there is no code any more
+            channels.shell.requests.abandon(channels.shell.post(channels.session.msg("kernel_info_request")))
+
+
+def interrupt_asker(channels: ChannelSet, request: Message) -> None:
+    """Interrupt the code that sent an input_request, unless it has ended or runs in a subshell."""
+    channels.drain()
+    has_ended = channels.outputs is not None and not channels.is_busy_with(request.parent_id or "")
+    if not has_ended and request.parent_header.get("subshell_id") is None:
+        with suppress(KClientError, OSError):
+            interrupt_kernel(channels)
 
 
 class Interruptible(Protocol):
@@ -31,10 +67,17 @@ class Interruptible(Protocol):
 
 
 class Interrupt:
-    """The interrupt of `execution`. It is sent at once if the kernel runs that code, else as soon as it begins."""
+    """The interrupt of `execution`. It is sent when the code of that runs, at once or as soon as it begins.
+
+    An interrupt that comes before the code does is lost. The kernel's execute_input says that the code has come, so the
+    interrupt waits for it. It does not wait for long: silent code has none, and some kernels send none. An interrupt
+    that may have come too early is sent once more, if the code shows no effect. ipykernel heeds each one that comes
+    after execute_input. Later than that no kernel gets a second one: it would end what the code does on its way out.
+    """
 
     def __init__(self, execution: Interruptible, channels: ChannelSet, transcript: Transcript) -> None:
         self._is_due = False
+        self._came_before_input = False
         self._execution = execution
         self._channels = channels
         self._transcript = transcript
@@ -44,27 +87,44 @@ class Interrupt:
         """Interrupt the code when it runs."""
         self._is_due = True
         self._channels.drain()
-        self.send_if_running()
+        self.look()
 
-    def send_if_running(self) -> None:
-        """Interrupt the code now, if the kernel runs it."""
-        if not self._is_due or not self._channels.is_busy_with(self._execution.msg_id):
-            return
-        self._is_due = False
-        # An interrupt that comes before the code does is lost; execute_input tells that the code has come.
-        version = self._transcript.version if self._transcript.has_input else None
-        self._send()
-        self._timer.set(INTERRUPT_AGAIN_S, version)
+    def look(self) -> None:
+        """Send the interrupt if it is due and the kernel runs the code. Called after each status and execute_input."""
+        transcript = self._transcript
+        if self._is_due and self._runs():
+            self._send_in_time()
+        elif self._came_before_input and transcript.input_at:
+            self._came_before_input = False
+            self._timer.set(INTERRUPT_AGAIN_S, None)  # output may come of code that has just begun
 
     def cancel(self) -> None:
         """The execution has ended."""
         self._timer.cancel()
 
+    def _runs(self) -> bool:
+        return self._execution.is_running() and self._channels.is_busy_with(self._execution.msg_id)
+
+    def _send_in_time(self) -> None:
+        """Send the interrupt now, or later if the code may not be there yet."""
+        transcript, now = self._transcript, perf_counter()
+        if not transcript.input_at and now < transcript.times.busy + INTERRUPT_AGAIN_S:
+            self._timer.set(transcript.times.busy + INTERRUPT_AGAIN_S - now, None)
+            return
+        self._is_due = False
+        self._came_before_input = not transcript.input_at
+        info = self._channels.peer.info
+        is_ipykernel = info is not None and info.implementation == "ipython"
+        if transcript.input_at and now < transcript.input_at + EARLY_S and not is_ipykernel:
+            self._timer.set(INTERRUPT_AGAIN_S, transcript.version)
+        self._send()
+
     def _send_again(self, version: int | None) -> None:
-        """Send again if the code runs and has had no output since that version. Output may come from its handler."""
+        """The time is over. Send again what was sent, unless output came after it: that may be of its handler."""
         self._channels.drain()
-        has_effect = version is not None and self._transcript.version != version
-        if self._execution.is_running() and not has_effect and self._channels.is_busy_with(self._execution.msg_id):
+        if self._is_due:
+            self.look()
+        elif self._runs() and version in (None, self._transcript.version):
             self._send()
 
     def _send(self) -> None:

@@ -31,7 +31,7 @@ from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import RequestChannel
 from kclient.errors import Failure
 from kclient.protocol.messages import Message
-from kclient.protocol.routing import OwnQuestion
+from kclient.protocol.sink import OwnQuestion
 
 Phase = Enum("Phase", "OWED UNHEARD NUDGED SILENT ASKED GIVEN_UP SETTLED")
 Event = Enum("Event", "NUDGE WAIT ASK PASS SETTLE")

@@ -13,7 +13,8 @@ from kclient.concurrency.deadline import Deadline
 from kclient.errors import Failure, KernelTimeout, NoReply, UnsupportedFeature
 from kclient.protocol import messages
 from kclient.protocol.messages import Content, Message
-from kclient.protocol.routing import Outputs, OwnQuestion
+from kclient.protocol.routing import Outputs
+from kclient.protocol.sink import OwnQuestion
 
 STDIN_WAIT_S: Final = 1.0
 """Seconds to wait for the stdin channel of a kernel that answers on shell: some kernels do not serve stdin."""

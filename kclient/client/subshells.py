@@ -14,7 +14,8 @@ from kclient.concurrency.log import log
 from kclient.errors import Failure, InvalidArgument, KClientError, KernelTimeout, NoReply
 from kclient.protocol.messages import Message, check_code
 from kclient.protocol.peer import feature_of, listed_subshells
-from kclient.protocol.routing import Sink, Slot
+from kclient.protocol.routing import Slot
+from kclient.protocol.sink import Sink
 
 ANSWER_WAIT_S: Final = 1.0
 """Seconds to wait for an answer for a deleted subshell. ipykernel 7.4 answers at once, older versions never."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import COMM_TYPES, CommRoutes, OpenComm, Taker
@@ -15,6 +15,7 @@ from kclient.protocol.inbox import Inbox
 from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, OUTPUT_TYPES, Message, reply_type
 from kclient.protocol.output_widgets import taken_request
 from kclient.protocol.pending_answers import PendingAnswers
+from kclient.protocol.sink import Sink
 
 MAX_UNCOLLECTED_REPLIES: Final = 10_000
 """At most so many replies are kept for a later get_reply, and so many abandoned requests are remembered."""
@@ -198,51 +199,6 @@ class Requests:
             del self._slots[slot.msg_id]
 
 
-class Sink(Protocol):
-    """An execution, as the routing sees it: it takes in the messages that bear its id."""
-
-    subshell_id: str | None
-    may_ask: bool
-    """True if the kernel was told that input requests are answered."""
-
-    def feed(self, message: Message) -> None:
-        """Take in an iopub message."""
-
-    def take_input(self, message: Message) -> bool:
-        """Take in an input_request; False if this execution leaves it to others."""
-
-    def update_display(self, message: Message) -> object:
-        """Take in a display of another execution, or an Output widget's state: it may change outputs of this one."""
-
-    def fail(self, failure: Callable[[str | None], Exception]) -> None:
-        """End without a result."""
-
-    def awaits_idle(self) -> bool:
-        """True while it waits for its idle status, and would end with `conclude` if that was lost."""
-
-    def conclude(self) -> None:
-        """End although the idle status never came."""
-
-
-class OwnQuestion:
-    """A request of kclient's own, as the routing sees it: it displays nothing and asks for nothing."""
-
-    subshell_id: str | None = None
-    may_ask = True
-
-    def take_input(self, message: Message) -> bool:
-        return False
-
-    def update_display(self, message: Message) -> None:
-        """It displays nothing."""
-
-    def awaits_idle(self) -> bool:
-        return False
-
-    def conclude(self) -> None:
-        """It ends by itself."""
-
-
 class Outputs:
     """Finds the execution or comm of each iopub message, and notes the state that the kernel reports."""
 
@@ -254,6 +210,7 @@ class Outputs:
         self.execution_state = "unknown"
         self.state_since = 0.0
         self.executing: dict[str | None, str] = {}
+        self.executing_since: dict[str | None, float] = {}
         self.subscribed = False
         self.has_deleted_subshell = False
         self.kernels = 0
@@ -321,11 +278,11 @@ class Outputs:
         self.execution_state = state
         self.state_since = message.received
         if parent_id is not None:
-            self._note_execution(message.parent_header, parent_id, state)
+            self._note_execution(message.parent_header, parent_id, state, message.received)
         if state == "idle" and parent_id is not None:
             self.pending.note_idle(parent_id, message.received)
 
-    def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str) -> None:
+    def _note_execution(self, parent: dict[str, Any], parent_id: str, state: str, now: float) -> None:
         """Note which code each shell runs: that of the latest busy, because an idle may have been lost.
 
         Requests on control, an interrupt_request say, do not change this. One of them may delete a subshell.
@@ -335,6 +292,7 @@ class Outputs:
             subshell_id = None
         if state == "busy" and parent.get("msg_type") == "execute_request":
             self.executing[subshell_id] = parent_id
+            self.executing_since[subshell_id] = now
         elif state == "idle" and self.executing.get(subshell_id) == parent_id:
             del self.executing[subshell_id]
         elif state == "idle" and parent.get("msg_type") == "delete_subshell_request":

@@ -29,7 +29,8 @@ class Times:
 class Transcript:
     """The record of one execution; `is_done` once its reply and its idle status are both in.
 
-    `version` counts the outputs that came. `has_input` is True once the kernel has begun to run the code.
+    `version` counts the outputs that came. `input_at` is the time of execute_input, with which the
+    kernel begins to run the code; 0: not yet.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Transcript:
         self.idle = False
         self.complete = True
         self.version = 0
-        self.has_input = False
+        self.input_at = 0.0
         self.msg_id = ""
         self.times = Times()
         self.execution_count: int | None = None
@@ -96,7 +97,7 @@ class Transcript:
         if msg_type == "status":
             self._take_status(message)
         elif msg_type == "execute_input":
-            self.has_input = True
+            self.input_at = message.received
             self._count(message)
         return None
 

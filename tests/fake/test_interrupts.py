@@ -12,6 +12,7 @@ from gevent.queue import Queue
 import kclient
 from kclient.client import interrupts
 from kclient.client.interrupts import INTERRUPT_AGAIN_S
+from kclient.concurrency.deadline import Deadline
 from kclient.testing import FakeKernel, Request, stream
 
 
@@ -96,20 +97,88 @@ def test_code_that_prints_what_it_does_when_it_is_interrupted_is_left_to_that(
     assert not clock.is_set
 
 
-def test_interrupt_without_any_effect_is_sent_once_more_and_again_when_it_is_asked_for(
-    fake: FakeKernel, client: kclient.KernelClient, clock: Clock, heard: Queue[Request]
-) -> None:
+def busy_for(wanted: int, heard: Queue[Request]) -> Callable[[Request], None]:
+    """Code that prints, and then waits for so many interrupts."""
+
     def code(request: Request) -> None:
         request.publish(*stream("ready"))
-        for _ in range(3):
+        for _ in range(wanted):
             heard.get()
 
-    fake.script["code"] = code
+    return code
+
+
+def test_interrupt_just_after_execute_input_is_sent_once_more(
+    fake: FakeKernel, client: kclient.KernelClient, clock: Clock, heard: Queue[Request]
+) -> None:
+    """A kernel for Java compiles then. So the fake kernel needs a third one, which has to be asked for."""
+    fake.script["code"] = busy_for(3, heard)
     execution = client.submit("code")
     next(iter(execution))
     execution.interrupt()
     assert clock.ring() == INTERRUPT_AGAIN_S
     assert not clock.is_set
     execution.interrupt()
+    assert execution.result(timeout=20).ok
+    assert heard.empty()
+
+
+@pytest.mark.parametrize("reason", ["later", "ipykernel"])
+def test_interrupt_that_was_not_too_early_is_sent_once(
+    fake: FakeKernel,
+    client: kclient.KernelClient,
+    clock: Clock,
+    heard: Queue[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    """The code of ipykernel is there when execute_input comes."""
+    if reason == "later":
+        monkeypatch.setattr(interrupts, "EARLY_S", 0.0)
+    else:
+        info = dict(client.info.content, implementation="ipython")
+        fake.on("kernel_info_request", lambda request: request.reply(info))
+        client.kernel_info(timeout=20)
+    fake.script["code"] = busy_for(1, heard)
+    execution = client.submit("code")
+    next(iter(execution))
+    execution.interrupt()
+    assert not clock.is_set
+    assert execution.result(timeout=20).ok
+    assert heard.empty()
+
+
+def test_interrupt_waits_for_execute_input_but_not_for_long(
+    fake: FakeKernel,
+    client: kclient.KernelClient,
+    clock: Clock,
+    heard: Queue[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Silent code has none, so the interrupt is sent at last. If execute_input comes after all, it was too early."""
+    begins = Event()
+
+    def execute(request: Request) -> None:
+        begins.wait()
+        request.publish("execute_input", {"code": "code", "execution_count": 1})
+        request.publish(*stream("ready"))
+        heard.get()
+        heard.get()
+        request.reply({"execution_count": 1})
+
+    fake.on("execute_request", execute)
+    execution = client.submit("code")
+    while not execution.times.busy:
+        assert client.iopub_channel.changed.wait(Deadline(20))
+    execution.interrupt()
+    client.control_channel.kernel_info(timeout=20)
+    assert heard.empty()
+    assert 0 < clock.seconds <= INTERRUPT_AGAIN_S
+    monkeypatch.setattr(interrupts, "INTERRUPT_AGAIN_S", 0.0)  # the time is over
+    clock.ring()
+    assert not clock.is_set
+    begins.set()
+    next(iter(execution))
+    clock.ring()
     assert execution.result(timeout=20).ok
     assert heard.empty()

@@ -9,6 +9,7 @@ import pytest
 import kclient
 from kclient.client.interrupts import INTERRUPT_AGAIN_S
 from kclient.kernels import provisioner
+from kclient.protocol import messages
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -153,13 +154,56 @@ def test_interrupt_of_a_running_execution_leaves_those_behind_it_alone(kernel):
     assert [execution.result().text for execution in behind] == [f"{n}" for n in range(5)]
 
 
-def test_code_that_ignores_its_interrupt_gets_another(kernel):
-    ignoring = "try:\n    {}time.sleep(600)\nexcept KeyboardInterrupt:\n    pass\n"
-    tell = "sys.stdout.write('on'); sys.stdout.flush(); "
-    execution = kernel.submit(f"import sys, time\n{ignoring.format(tell)}{ignoring.format('')}'twice'")
+CLEANS_UP = """
+import time
+saved = False
+print('on', flush=True)
+try:
+    time.sleep(600)
+finally:
+    time.sleep({seconds})
+    saved = True
+"""
+"""Code whose end takes longer than an interrupt waits for an effect."""
+
+
+@pytest.mark.parametrize("how", ["run", "Execution.interrupt"])
+@pytest.mark.parametrize("mode", ["signal", "message"])
+def test_code_on_its_way_out_gets_no_second_interrupt(kernel, client, mode, how):
+    runner = kernel if mode == "signal" else client
+    code = CLEANS_UP.format(seconds=INTERRUPT_AGAIN_S + 0.5)
+    if how == "run":
+        with pytest.raises(kclient.KernelTimeout, match="an interrupt is sent to its code") as caught:
+            runner.run(code, timeout=0.3)
+        execution = caught.value.execution
+    else:
+        execution = runner.submit(code)
+        next(iter(execution))
+        execution.interrupt()
+    assert was_interrupted(execution)
+    assert runner.run("saved").text == "True"
+
+
+def test_code_that_ignores_its_interrupt_gets_another_when_that_is_asked_for(kernel):
+    ignoring = "try:\n    print({}, flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    pass\n"
+    execution = kernel.submit(f"import time\n{ignoring.format(1)}{ignoring.format(2)}'twice'")
+    for _ in filter(lambda message: message.msg_type == "stream", execution):
+        execution.interrupt()
+    assert execution.result().text == "'twice'"
+
+
+@pytest.mark.parametrize("mode", ["signal", "message"])
+def test_code_that_awaits_is_interrupted_at_once(kernel, client, mode):
+    """ipykernel notices the interrupt only when a message comes to shell."""
+    runner = kernel if mode == "signal" else client
+    execution = runner.submit("import asyncio\nprint('on', flush=True)\nawait asyncio.sleep(600)")
     next(iter(execution))
     execution.interrupt()
-    assert execution.result().text == "'twice'"
+    assert execution.result(timeout=WAIT).error.ename == "CancelledError"
+    execution = runner.submit("print('on', flush=True)\nawait asyncio.sleep(600)")
+    next(iter(execution))
+    runner.interrupt_kernel()
+    assert execution.result(timeout=WAIT).error.ename == "CancelledError"
 
 
 def test_second_signal_is_not_sent_when_the_effect_of_the_first_was_not_seen_yet(kernel):
@@ -269,6 +313,94 @@ def test_abandoned_run_is_interrupted_once(client):
     with pytest.raises(ZeroDivisionError):
         client.run(count, on_output=fail)
     assert client.run("len(hits)").text == "1"
+
+
+# Subshells, which no interrupt reaches
+
+
+@pytest.fixture
+def subshell(client):
+    if "kernel subshells" not in client.info.supported_features:
+        pytest.skip("this ipykernel has no subshells")
+    subshell_id = client.create_subshell().content["subshell_id"]
+    yield subshell_id
+    client.delete_subshell(subshell_id)
+
+
+def fail(*args):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("how", ["timeout", "interrupt", "on_input", "on_input of the client", "kill"])
+def test_code_on_the_main_shell_is_spared_the_interrupt_of_a_subshells_code(
+    client, subshell, make_gate, background, how
+):
+    main_gate, gate = make_gate(), make_gate()
+    innocent = client.submit(f"print('on'); {main_gate.code} untouched = True")
+    next(iter(innocent))
+    code = f"print('on', flush=True); {gate.code} ended = True"
+    if how == "timeout":
+        with pytest.raises(kclient.KernelTimeout, match="it goes on: an interrupt does not reach a subshell") as caught:
+            client.run(code, subshell_id=subshell, timeout=0.3)
+        execution = caught.value.execution
+    elif how == "kill":
+        printed = gevent.event.Event()
+        call = background(client.run, code, subshell_id=subshell, on_output=lambda message: printed.set())
+        assert printed.wait(WAIT)
+        call.greenlet.kill()
+        execution = client.submit("1", subshell_id=subshell)
+    elif how == "on_input":
+        with pytest.raises(ZeroDivisionError):
+            client.run(code + "; input()", subshell_id=subshell, on_input=fail, on_output=lambda message: gate.open())
+        client.stdin_channel.input("")
+        execution = client.submit("1", subshell_id=subshell)
+    elif how == "on_input of the client":
+        failed = gevent.event.Event()
+        client.on_input = lambda prompt, password: (failed.set(), fail())
+        request = messages.execute(code + "; input()", allow_stdin=True)
+        client.shell_channel.send("execute_request", request, subshell_id=subshell)
+        gate.open()
+        assert failed.wait(WAIT)
+        client.on_input = None
+        client.stdin_channel.input("")
+        execution = client.submit("1", subshell_id=subshell)
+    else:
+        execution = client.submit(code, subshell_id=subshell)
+        next(iter(execution))
+        with pytest.raises(kclient.UnsupportedFeature, match="goes on"):
+            execution.interrupt()
+    main_gate.open()
+    assert innocent.result(timeout=WAIT).status == "ok"
+    gate.open()
+    assert execution.result(timeout=WAIT).status == "ok"
+    assert client.run("ended, untouched").text == "(True, True)"
+
+
+def test_ctrl_c_spares_the_main_shell_while_a_call_waits_for_a_subshell(
+    kernel, client, subshell, start_script, make_gate
+):
+    main_gate, gate = make_gate(), make_gate()
+    script = start_script(
+        "import sys, kclient\n"
+        "path, subshell_id, code = sys.argv[1:]\n"
+        "client = kclient.connect(path, watch=False)\n"
+        "try:\n"
+        "    client.run(code, subshell_id=subshell_id, on_output=lambda message: print('on', flush=True))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('raised')\n"
+        "client.close()\n",
+        kernel.connection_file,
+        subshell,
+        f"print('on', flush=True); {gate.code}",
+    )
+    assert script.read_line() == "on"
+    innocent = client.submit(f"print('on'); {main_gate.code} untouched = True")
+    next(iter(innocent))
+    script.interrupt()
+    assert script.end() == "raised"
+    main_gate.open()
+    gate.open()
+    assert innocent.result(timeout=WAIT).status == "ok"
 
 
 # Ctrl-C

@@ -1,0 +1,106 @@
+"""How an execution ends whose call is given up: its code is interrupted, or goes on. The error says which."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from kclient.client.channel_set import ChannelSet
+from kclient.client.interrupts import Interrupt, Interruptible
+from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.waiting import Parking
+from kclient.errors import KernelTimeout, UnfinishedExecution, UnsupportedFeature
+from kclient.protocol.result import Result
+from kclient.protocol.transcript import Transcript
+
+CODE_SHOWN: Final = 60
+"""Characters of the code of an execution that an error message shows."""
+
+
+def shown(code: str, given_up: GivingUp | None) -> str:
+    """The beginning of `code`, and whether its call was given up, for an error message."""
+    line = " ".join(code[: 10 * CODE_SHOWN].split())
+    text = repr(line if len(line) <= CODE_SHOWN else line[:CODE_SHOWN] + "...")
+    return text + given_up.note if given_up is not None else text
+
+
+class GivenUp(Interruptible, UnfinishedExecution, Protocol):
+    """An execution, as `GivingUp` sees it."""
+
+    subshell_id: str | None
+
+
+class GivingUp:
+    """Interrupts the code of one execution, and says what becomes of it.
+
+    A subshell's code goes on: an interrupt reaches the main shell alone, and would end the code that runs there.
+    """
+
+    def __init__(self, execution: GivenUp, channels: ChannelSet, transcript: Transcript) -> None:
+        self._execution = execution
+        self._channels = channels
+        self._transcript = transcript
+        self._interrupt = Interrupt(execution, channels, transcript)
+        self._was_asked = False
+        self.note = ""
+        """What an error message of another call says of this execution."""
+
+    @property
+    def can_interrupt(self) -> bool:
+        """False for code in a subshell."""
+        return self._execution.subshell_id is None
+
+    def interrupt(self) -> None:
+        """Interrupt the code, at once or as soon as it begins. Raises UnsupportedFeature if it runs in a subshell."""
+        if not self.can_interrupt:
+            raise UnsupportedFeature(
+                f"code in a subshell cannot be interrupted: an interrupt reaches the main shell alone; the code in "
+                f"{self._execution.subshell_id!r} goes on",
+                feature="interrupt of a subshell",
+            )
+        self._was_asked = True
+        self._interrupt.ask()
+
+    def interrupt_and_wait(self, changed: Parking, grace: Deadline) -> None:
+        """After a Ctrl-C: interrupt the code, and wait for its end, but not for long. Does nothing in a subshell."""
+        if not self.can_interrupt:
+            return
+        self.interrupt()
+        while self._execution.is_running() and not grace.is_over:
+            changed.wait(grace)
+
+    def give_up(self) -> None:
+        """No call waits for the execution any more: interrupt its code, if that can be done and was not done before."""
+        self.note = ", whose call was given up"
+        if self.can_interrupt and not self._was_asked:  # a second interrupt would hit the next code
+            self.interrupt()
+
+    def look(self) -> None:
+        """A status or an execute_input has come."""
+        self._interrupt.look()
+
+    def cancel(self) -> None:
+        """The execution has ended."""
+        self._interrupt.cancel()
+
+    def timed_out(self, deadline: Deadline, on_abandon: str) -> KernelTimeout:
+        """The error of a call that waited for the end."""
+        return KernelTimeout(
+            "end of the execution",
+            deadline.timeout,
+            msg_id=self._execution.msg_id,
+            execution=self._execution,
+            result=Result.of(self._transcript),
+            hint=self._fate(on_abandon),
+        )
+
+    def _fate(self, on_abandon: str) -> str:
+        has_begun = self._transcript.times.busy or self._transcript.input_at
+        at_work = "" if has_begun else self._channels.at_work(self._execution.subshell_id)
+        before = "" if has_begun else f"it had not begun{at_work and ': '}{at_work}; "
+        if on_abandon == "leave":
+            return f"{before}it goes on; ask for its result again, or interrupt it"
+        if not self.can_interrupt:
+            return f"{before}it goes on: an interrupt does not reach a subshell"
+        if not has_begun:
+            return f"{before}it is interrupted when it begins"
+        return "an interrupt is sent to its code; .execution.result() waits for its end"
