@@ -328,7 +328,7 @@ class ExecutionError(KClientError):
 
 
 class ExecutionAborted(ExecutionError):
-    """The kernel skipped the request, because an earlier one failed with stop_on_error."""
+    """The code did not run: the kernel skipped it because earlier code failed, or its call was given up before."""
 
 
 Failure = Callable[[str | None], Exception]

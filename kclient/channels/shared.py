@@ -49,6 +49,9 @@ class RequestClient(MessageClient, Protocol):
     def subshell_deleted(self) -> None:
         """The kernel has deleted a subshell; it does not say which."""
 
+    def awaits_end(self, msg_id: str) -> bool:
+        """True while the execution of that id has not ended."""
+
     def at_work(self, subshell_id: str | None) -> str:
         """What that shell is busy with, and since when, for an error message; empty if that is not known."""
 
@@ -104,6 +107,9 @@ class NoClient:
 
     def subshell_deleted(self) -> None:
         """No call waits for a subshell."""
+
+    def awaits_end(self, msg_id: str) -> bool:
+        return False
 
     def at_work(self, subshell_id: str | None) -> str:
         return ""

@@ -12,6 +12,7 @@ from kclient.channels import message_log
 from kclient.channels.base import MessageChannel, spin
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.channels.shared import RequestClient
+from kclient.channels.turns import Turn, Turns
 from kclient.concurrency import log as logs
 from kclient.concurrency.deadline import Deadline, Timeout, as_deadline
 from kclient.concurrency.log import DEBUG, log
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
 class RequestChannel(MessageChannel):
     """Matches replies to requests, by the msg_id of their parent_header."""
 
+    takes_turns = False
+    """True if requests may have to wait until the kernel has answered earlier ones."""
+
     def __init__(self, context: Any, session: Session, address: str | tuple[str, int]) -> None:
         super().__init__(context, session, address)
         self.requests = Requests(self._shared.pending)
         self.answering: set[object] = set()
         self._client: RequestClient = self._shared.client
         self._spin = self._shared.spin
+        self.turns = Turns(self._owner, self.requests, self.peer, self._client.awaits_end)
 
     def send(
         self,
@@ -101,10 +106,10 @@ class RequestChannel(MessageChannel):
             self._admit(message, deadline)
             return self.exchange(message, deadline)
 
-    def exchange(self, message: Message, deadline: Deadline) -> Message:
+    def exchange(self, message: Message, deadline: Deadline, turn: Turn = Turn.IN_ORDER) -> Message:
         """Send `message` without a check whether the kernel knows it, and return its reply."""
         parking = Parking(self._owner)
-        slot = self.post(message, parking.wake)
+        slot = self.post(message, parking.wake, turn)
         try:
             self._await(slot, parking, deadline)
         except BaseException:
@@ -112,16 +117,26 @@ class RequestChannel(MessageChannel):
             raise
         return self.requests.take(slot)
 
-    def post(self, message: Message, on_settled: Callable[[Slot], None] | None = None) -> Slot:
-        """Send `message`. When its slot is settled, `on_settled(slot)` is called, in any greenlet.
+    def post(
+        self,
+        message: Message,
+        on_settled: Callable[[Slot], None] | None = None,
+        turn: Turn = Turn.IN_ORDER,
+    ) -> Slot:
+        """Send `message`, at its turn. When its slot is settled, `on_settled(slot)` is called, in any greenlet.
 
         The caller must hold a Ctrl-C back. Else a request could be sent of which no call knows.
         """
         self.check_running()
         if self._failure is not None:
             raise self._failure(message.msg_id)
-        version_4 = self.peer.version_4
         slot = self.requests.open(message, on_settled)
+        if turn is Turn.AT_ONCE or not self.takes_turns or self.turns.pass_or_hold(message, slot, turn):
+            self._transmit(message, slot)
+        return slot
+
+    def _transmit(self, message: Message, slot: Slot) -> None:
+        version_4 = self.peer.version_4
         slot.sent = perf_counter()
         try:
             if logs.is_enabled(DEBUG):
@@ -132,6 +147,16 @@ class RequestChannel(MessageChannel):
         except BaseException:
             self.requests.discard(slot)
             raise
+
+    def next_turn(self) -> None:
+        """Send the requests that had to wait for others, if they need not any more."""
+        if self.turns.rows:
+            self.turns.look(self._transmit)
+
+    def withdraw(self, msg_id: str) -> Slot:
+        """Take a request back that still waits for its turn: one that `turns.holds`."""
+        slot = self.turns.withdraw(msg_id)
+        self.next_turn()
         return slot
 
     def give_up(self, slots: Iterable[Slot], failure: Failure) -> None:
@@ -139,6 +164,7 @@ class RequestChannel(MessageChannel):
         for slot in self.requests.fail(slots, failure):
             if slot.on_settled is not None:
                 slot.on_settled(slot)
+        self.next_turn()
 
     @property
     def inbox(self) -> Inbox:
@@ -147,6 +173,7 @@ class RequestChannel(MessageChannel):
 
     def reopen(self) -> None:
         self.answering.clear()  # the kernel that waited for input is gone
+        self.turns.clear()
         super().reopen()
 
     def fail(self, failure: Failure) -> None:
@@ -217,6 +244,8 @@ class RequestChannel(MessageChannel):
             self._arrived.wake()
         elif slot.on_settled is not None:
             slot.on_settled(slot)
+        if self.turns.rows:
+            self.next_turn()
 
     def _next_unclaimed(self) -> Message:
         return self.requests.next_unclaimed()
@@ -226,6 +255,7 @@ class ShellChannel(RequestChannel, ShellRequests):
     """Requests to execute code, and questions about code. The kernel answers in order of arrival."""
 
     name = "shell"
+    takes_turns = True
 
     def answers_input(self) -> bool:
         """True if the client of this channel would answer an input request."""

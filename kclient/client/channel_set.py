@@ -179,6 +179,13 @@ class ChannelSet:
             iopub.outputs.executions.pop(execution.msg_id, None)
         if execution.is_incomplete:
             self.pending.owed_idle.pop(execution.msg_id, None)
+        self.next_turn()
+
+    def next_turn(self) -> None:
+        """Send the requests that had to wait for others, if they need not any more."""
+        shell = self._channels.get("shell")
+        if isinstance(shell, RequestChannel):
+            shell.next_turn()
 
     def own(self, kernel: Kernel) -> None:
         """The kernel is this process, which this program started."""

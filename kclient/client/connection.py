@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kclient.channels.base import Channel
 from kclient.channels.shared import Shared
+from kclient.channels.turns import Turn
 from kclient.client.availability import Availability
 from kclient.client.channel_set import ChannelSet
 from kclient.client.connection_watch import ConnectionWatch
@@ -87,8 +88,15 @@ class KernelConnection:
 
     # Executions
 
-    def start(self, execution: Execution, content: Content, subshell_id: str | None, deadline: Deadline) -> None:
-        """Send the request of `execution`. Its outputs and its reply go to `execution`."""
+    def start(
+        self,
+        execution: Execution,
+        content: Content,
+        subshell_id: str | None,
+        deadline: Deadline,
+        turn: Turn = Turn.IN_ORDER,
+    ) -> None:
+        """Send the request of `execution` at its turn. Its outputs and its reply go to `execution`."""
         outputs = self.await_outputs(deadline)
         message = self.session.msg("execute_request", content)
         if subshell_id is not None:
@@ -98,7 +106,7 @@ class KernelConnection:
         outputs.executions[message.msg_id] = execution
         self.watchdog.arm()
         try:
-            self.channels.shell.post(message, execution.on_settled)
+            self.channels.shell.post(message, execution.on_settled, turn)
         except BaseException:
             outputs.executions.pop(message.msg_id, None)
             raise
@@ -150,6 +158,11 @@ class KernelConnection:
     def answers_input(self) -> bool:
         """True if an input request would be answered."""
         return self.input_requests.are_answered()
+
+    def awaits_end(self, msg_id: str) -> bool:
+        """True while the execution of that id has not ended."""
+        outputs = self.channels.outputs
+        return outputs is not None and msg_id in outputs.executions
 
     def at_work(self, subshell_id: str | None) -> str:
         """What that shell is busy with, and since when; empty if it is not busy, or if iopub does not run."""

@@ -70,7 +70,7 @@ class Execution:
         self._result: Result | None = None
         self._callback_error: BaseException | None = None
         self._follower: gevent.Greenlet[..., Any] | None = None
-        self._code = ""
+        self._request: Message | None = None
         self._on_abandon = "leave"
         self._given_up: GivingUp | None = None  # until it is interrupted or times out: most never do
         self._is_over = False
@@ -151,7 +151,7 @@ class Execution:
         self.msg_id = request.msg_id
         self.subshell_id = request.header.get("subshell_id")
         self.may_ask = request.content["allow_stdin"]
-        self._code = request.content["code"]
+        self._request = request
         self._transcript.note_sent(request.msg_id, perf_counter())
 
     @property
@@ -161,7 +161,7 @@ class Execution:
 
     def describe(self) -> str:
         """The beginning of its code, and whether its call was given up, for an error message."""
-        return shown(self._code, self._given_up)
+        return "" if self._request is None else shown(self._request.content["code"], self._given_up)
 
     def is_running(self) -> bool:
         """True until the messages that end it have been taken in."""
@@ -178,7 +178,7 @@ class Execution:
         if self._given_up is not None:
             self._given_up.look()
         if transcript.is_done:
-            self._end()
+            self._finish()
 
     def take_input(self, message: Message) -> bool:
         """Take in an input_request, if this execution has an on_input of its own."""
@@ -200,7 +200,7 @@ class Execution:
             return
         self._transcript.set_reply(slot.reply)
         if self._transcript.is_done:
-            self._end()
+            self._finish()
         else:
             self._answer_is_owed()
 
@@ -230,6 +230,12 @@ class Execution:
         self._on_input = None
         while self._input_requests and self._channels.runs("stdin"):
             self._channels.stdin.leave(self._input_requests.popleft())
+
+    def _finish(self) -> None:
+        """Reply and idle status are in: end, unless the kernel has skipped the code and is asked once more."""
+        request = self._request if self._transcript.was_skipped else None
+        if request is None or not self._giving_up().try_again(request):
+            self._end()
 
     def _end(self) -> None:
         self._is_over = True
@@ -312,8 +318,7 @@ class Execution:
             self._changed.wake()
 
     def _giving_up(self) -> GivingUp:
-        if self._given_up is None:
-            self._given_up = GivingUp(self, self._channels, self._transcript)
+        self._given_up = self._given_up or GivingUp(self, self._channels, self._transcript)
         return self._given_up
 
     def _give_up(self) -> None:
@@ -333,8 +338,7 @@ class Execution:
 
     def _final_result(self) -> Result:
         self._raise_failure()
-        if self._result is None:
-            self._result = Result.of(self._transcript)
+        self._result = self._result or Result.of(self._transcript)
         if self._check:
             self._result.raise_for_error(by_reply=self._check == "reply")
         return self._result
@@ -342,7 +346,6 @@ class Execution:
     def _raise_failure(self) -> None:
         if self._failure is None:
             return
-        error = self._failure(self.msg_id)
-        if isinstance(error, (DeadKernelError, NoReply)):
+        if isinstance(error := self._failure(self.msg_id), (DeadKernelError, NoReply)):
             error.result = Result.of(self._transcript)
         raise error

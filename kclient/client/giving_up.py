@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from kclient.channels.turns import Turn
 from kclient.client.channel_set import ChannelSet
 from kclient.client.interrupts import Interrupt, Interruptible
 from kclient.concurrency.deadline import Deadline
+from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Parking
-from kclient.errors import KernelTimeout, UnfinishedExecution, UnsupportedFeature
+from kclient.errors import KClientError, KernelTimeout, UnfinishedExecution, UnsupportedFeature
+from kclient.protocol.messages import Message
 from kclient.protocol.result import Result
+from kclient.protocol.routing import Slot
 from kclient.protocol.transcript import Transcript
+
+RESTART_GRACE_S: Final = 2.0
+"""Seconds that interrupted code has to end before `on_abandon="restart"` restarts the kernel."""
 
 CODE_SHOWN: Final = 60
 """Characters of the code of an execution that an error message shows."""
@@ -28,6 +35,9 @@ class GivenUp(Interruptible, UnfinishedExecution, Protocol):
 
     subshell_id: str | None
 
+    def on_settled(self, slot: Slot) -> None:
+        """The reply has come, or there will be none."""
+
 
 class GivingUp:
     """Interrupts the code of one execution, and says what becomes of it.
@@ -41,8 +51,14 @@ class GivingUp:
         self._transcript = transcript
         self._interrupt = Interrupt(execution, channels, transcript)
         self._was_asked = False
+        self._has_tried = False
         self.note = ""
         """What an error message of another call says of this execution."""
+
+    @property
+    def _is_held(self) -> bool:
+        """True while the request is not sent, because others are to be answered first."""
+        return self._channels.runs("shell") and self._channels.shell.turns.holds(self._execution.msg_id)
 
     @property
     def can_interrupt(self) -> bool:
@@ -50,7 +66,13 @@ class GivingUp:
         return self._execution.subshell_id is None
 
     def interrupt(self) -> None:
-        """Interrupt the code, at once or as soon as it begins. Raises UnsupportedFeature if it runs in a subshell."""
+        """Interrupt the code, at once or as soon as it begins. Raises UnsupportedFeature if it runs in a subshell.
+
+        A request that was not sent yet is withdrawn.
+        """
+        if self._is_held:
+            self._withdraw()
+            return
         if not self.can_interrupt:
             raise UnsupportedFeature(
                 f"code in a subshell cannot be interrupted: an interrupt reaches the main shell alone; the code in "
@@ -62,7 +84,7 @@ class GivingUp:
 
     def interrupt_and_wait(self, changed: Parking, grace: Deadline) -> None:
         """After a Ctrl-C: interrupt the code, and wait for its end, but not for long. Does nothing in a subshell."""
-        if not self.can_interrupt:
+        if not self.can_interrupt and not self._is_held:
             return
         self.interrupt()
         while self._execution.is_running() and not grace.is_over:
@@ -71,12 +93,49 @@ class GivingUp:
     def give_up(self) -> None:
         """No call waits for the execution any more: interrupt its code, if that can be done and was not done before."""
         self.note = ", whose call was given up"
-        if self.can_interrupt and not self._was_asked:  # a second interrupt would hit the next code
+        if (self.can_interrupt or self._is_held) and not self._was_asked:  # a second interrupt would hit the next code
             self.interrupt()
 
+    def _withdraw(self) -> None:
+        """Take back a request that was not sent yet: it ends as one that the kernel has skipped."""
+        self._was_asked = True
+        slot = self._channels.shell.withdraw(self._execution.msg_id)
+        reply = {"status": "aborted", "evalue": "its call was given up before it was sent"}
+        slot.reply = self._channels.session.msg("execute_reply", reply)
+        self._transcript.idle = True
+        self._execution.on_settled(slot)
+
+    def try_again(self, request: Message) -> bool:
+        """Have code that the kernel has skipped sent once more; False if that cannot be done, or is not wanted.
+
+        Such a kernel is sent one request at a time from now on. A program that used stop_on_error wants it as it is.
+        """
+        channels = self._channels
+        if self._has_tried or self._was_asked or self.note or not channels.runs("shell"):
+            return False
+        if channels.shell.turns.stops_on_error:
+            return False
+        self._has_tried = True
+        channels.peer.note_skip()
+        message = channels.session.msg("execute_request", request.content)
+        message.header = {**message.header, **request.header, "date": message.header["date"]}
+        reply = self._transcript.begin_anew()
+        channels.shell.turns.skipped(request.msg_id)
+        try:
+            with channels.owner.call():
+                channels.shell.post(message, self._execution.on_settled, Turn.WHEN_FREE)
+        except KClientError as exc:  # closed or dead
+            log().debug("%s was skipped, and cannot be sent again: %s", request.msg_id, exc)
+            self._transcript.reply, self._transcript.idle = reply, True
+            return False
+        channels.next_turn()
+        return True
+
     def look(self) -> None:
-        """A status or an execute_input has come."""
+        """A message of the kernel has come."""
         self._interrupt.look()
+        if self._transcript.idle:  # code that is interrupted before it begins may get no reply
+            self._channels.next_turn()
 
     def cancel(self) -> None:
         """The execution has ended."""
@@ -99,8 +158,12 @@ class GivingUp:
         before = "" if has_begun else f"it had not begun{at_work and ': '}{at_work}; "
         if on_abandon == "leave":
             return f"{before}it goes on; ask for its result again, or interrupt it"
+        if self._is_held:
+            return f"{before}it was not sent yet, and will not run"
         if not self.can_interrupt:
-            return f"{before}it goes on: an interrupt does not reach a subshell"
-        if not has_begun:
+            fate = f"{before}it goes on: an interrupt does not reach a subshell"
+        elif not has_begun:
             return f"{before}it is interrupted when it begins"
-        return "an interrupt is sent to its code; .execution.result() waits for its end"
+        else:
+            fate = "an interrupt is sent to its code; .execution.result() waits for its end"
+        return fate if on_abandon != "restart" else f"{fate}; the kernel is restarted if it goes on"

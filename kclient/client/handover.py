@@ -24,6 +24,7 @@ def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
             successor.channels.stop()
             return False
         successor.channels.peer.info = deepcopy(peer.info)
+        successor.channels.peer.one_at_a_time = peer.one_at_a_time
         successor.readiness.meet(former.readiness.kernel_session)
         successor.channels.iopub.outputs.adopt(outputs)
     return True

@@ -12,6 +12,7 @@ from kclient.channels.iopub import IOPubChannel
 from kclient.channels.requests import ControlRequests, ShellRequests
 from kclient.channels.shell import ControlChannel, RequestChannel, ShellChannel
 from kclient.channels.stdin import StdInChannel
+from kclient.channels.turns import Turn
 from kclient.client.connection import KernelConnection
 from kclient.client.execution import Execution, OnOutput
 from kclient.client.input_requests import OnInput
@@ -171,18 +172,26 @@ class KernelInterface(ShellRequests, ControlRequests):
         An error in the code is `Result.error`; `check=True` raises ExecutionError, `check="reply"` does if the
         reply says so: not for an error that the code survived. `on_output(message)` gets each
         output message as it arrives. `on_input(prompt, password)` returns the answer to an input request. Both run in
-        the greenlet of the caller. A run that raises before its end (a KernelTimeout after `timeout` seconds, a
-        KeyboardInterrupt or another error) interrupts its code; with `on_abandon="leave"` the code goes on. Of more
-        output than `max_output_bytes` (None: no bound) the rest is dropped: a text is cut there, with a mark, other
-        outputs are left out. `keep_outputs=False` keeps no output. `displays` remembers what each display_id shows,
-        over several runs: see `Displays`.
-        `linger` seconds, within `timeout`, are waited for output that comes after the end: that of os.write(1, ...), of
-        child processes and C libraries has no order with the end, and would go to the next run.
+        the greenlet of the caller.
+
+        A run that raises before its end (a KernelTimeout after `timeout` seconds, a KeyboardInterrupt or another error)
+        interrupts its code. With `on_abandon="leave"` the code goes on. With `"restart"` the kernel is restarted if the
+        code still runs 2 s after its interrupt; other calls wait for that. A run with a `timeout` is not sent before
+        earlier code of this client has ended. If it raises before, its code never runs, unless `on_abandon` is "leave".
+
+        Of more output than `max_output_bytes` (None: no bound) the rest is dropped: a text is cut there, with a mark,
+        other outputs are left out. `keep_outputs=False` keeps no output. `displays` remembers what each display_id
+        shows, over several runs: see `Displays`. `linger` seconds, within `timeout`, are waited for output that comes
+        after the end: that of os.write(1, ...), of child processes and C libraries has no order with the end, and would
+        go to the next run.
+
         Raises InvalidArgument for a `subshell_id` that is not there, UnsupportedFeature if the kernel has no subshells.
         """
         deadline = Deadline(timeout)
-        if on_abandon not in ("interrupt", "leave"):
-            raise InvalidArgument(f"on_abandon must be 'interrupt' or 'leave', not {on_abandon!r}")
+        if on_abandon not in ("interrupt", "leave", "restart"):
+            raise InvalidArgument(f"on_abandon must be 'interrupt', 'leave' or 'restart', not {on_abandon!r}")
+        if on_abandon == "restart" and not self._can_restart():
+            raise InvalidArgument("on_abandon='restart' needs the KernelManager that has started the kernel")
         connection = self.kernel_connection
         connection.channels.refuse_if_answering(subshell_id)
         execution, content = self._prepare(
@@ -201,8 +210,20 @@ class KernelInterface(ShellRequests, ControlRequests):
             keeps_messages=on_output is not None,
         )
         with connection.owner.call():
-            connection.start(execution, content, subshell_id, deadline)
-            return execution.run(deadline, on_abandon)
+            turn = Turn.IN_ORDER if timeout is None or on_abandon == "leave" else Turn.WHEN_FREE
+            connection.start(execution, content, subshell_id, deadline, turn)
+            try:
+                return execution.run(deadline, on_abandon)
+            finally:
+                if on_abandon == "restart" and execution.is_running():
+                    self._restart_unless_it_ends(execution)
+
+    def _can_restart(self) -> bool:
+        """True if this object can restart the kernel."""
+        return False
+
+    def _restart_unless_it_ends(self, execution: Execution) -> None:
+        """Restart the kernel, in the background, if it still runs that code after some time."""
 
     def submit(
         self,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Final, Protocol
 
+from kclient.channels.turns import Turn
 from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Timer
@@ -33,7 +34,7 @@ def interrupt_kernel(channels: ChannelSet) -> None:
         return
     request = channels.session.msg("interrupt_request")
     if not channels.runs("control"):
-        channels.shell.requests.abandon(channels.shell.post(request))
+        channels.shell.requests.abandon(channels.shell.post(request, turn=Turn.AT_ONCE))
         return
 
     def interrupted(slot: Slot) -> None:
@@ -44,9 +45,10 @@ def interrupt_kernel(channels: ChannelSet) -> None:
 
 
 def _send_to_shell(channels: ChannelSet) -> None:
-    if channels.runs("shell"):
+    if channels.runs("shell") and not channels.peer.one_at_a_time:
+        question = channels.session.msg("kernel_info_request")
         with suppress(KClientError, OSError):  # closed or dead: then there is no code any more
-            channels.shell.requests.abandon(channels.shell.post(channels.session.msg("kernel_info_request")))
+            channels.shell.requests.abandon(channels.shell.post(question, turn=Turn.AT_ONCE))
 
 
 def interrupt_asker(channels: ChannelSet, request: Message) -> None:

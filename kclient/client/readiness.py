@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Final
 
 from kclient.channels.shell import RequestChannel
+from kclient.channels.turns import Turn
 from kclient.client.channel_set import ChannelSet
 from kclient.client.first_contact import FirstContact
 from kclient.concurrency.deadline import Deadline
@@ -170,7 +171,7 @@ class Readiness:
         try:
             with channels.owner.call():
                 channel.refuse_if_answering(subshell_id)
-                reply = channel.exchange(message, deadline)
+                reply = channel.exchange(message, deadline, Turn.AT_ONCE)
         except BaseException:
             probe.forget()
             raise

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kclient.client.connection import KernelConnection
+from kclient.client.execution import Execution
 from kclient.client.interface import KernelInterface
 from kclient.client.interrupts import interrupt_kernel
 from kclient.client.kernel_client import KernelClient
@@ -25,6 +26,7 @@ from kclient.kernels.process.local import KernelProcess, Launcher, LocalLauncher
 from kclient.kernels.process.output import Output
 from kclient.kernels.provisioner import Provisioner
 from kclient.kernels.specs.spec import KernelSpec
+from kclient.manager.abandoned import restart_unless_it_ends
 from kclient.manager.autorestart import AutoRestart, Restarter, as_policy
 from kclient.manager.client_holder import ClientHolder
 from kclient.manager.lifecycle import Lifecycle
@@ -222,6 +224,12 @@ class KernelManager(KernelInterface):
         """
         self._owner.check()
         self._lifecycle.restart(Deadline(timeout), launch, now=now, exit_wait_s=self.shutdown_wait_time)
+
+    def _can_restart(self) -> bool:
+        return self.has_kernel
+
+    def _restart_unless_it_ends(self, execution: Execution) -> None:
+        restart_unless_it_ends(self, self._lifecycle, execution)
 
     def interrupt_kernel(self) -> None:
         """Interrupt the code that the kernel runs now, by SIGINT or by message as its spec says; does not wait."""

@@ -132,7 +132,7 @@ class Lifecycle:
     def restart(self, deadline: Deadline, arguments: Mapping[str, Any], *, now: bool, exit_wait_s: float) -> None:
         """End the process and start another; raises what KernelManager.restart_kernel raises."""
         self.changed_launch(arguments)
-        with self._in_charge(deadline):
+        with self.in_charge(deadline):
             availability = self.availability
             availability.begin_restart()
             try:
@@ -161,7 +161,7 @@ class Lifecycle:
 
     def shut_down(self, *, now: bool, restart: bool, exit_wait_s: float) -> None:
         """End the process. Unless a restart will follow, remove its files and drop the client."""
-        with self._in_charge(Deadline(None), now=now):
+        with self.in_charge(Deadline(None), now=now):
             self._fail_pending(self._end_process(Deadline(None), now=now, restart=restart, exit_wait_s=exit_wait_s))
             if not restart:
                 self.provisioner.clean_up()
@@ -171,7 +171,7 @@ class Lifecycle:
         """Send SIGKILL to the process, and wait for its end; raises InvalidState if there is none."""
         if self.restarter is None or not self.restarter.is_at_work:
             self.provisioner.require()
-        with self._in_charge(Deadline(None), now=True):
+        with self.in_charge(Deadline(None), now=True):
             self._fail_pending(self._end_process(Deadline(None), now=True, restart=True, exit_wait_s=0.0))
 
     def drop_client(self) -> None:
@@ -245,7 +245,7 @@ class Lifecycle:
                 self._note(Event.GIVE_UP)
 
     @contextmanager
-    def _in_charge(self, deadline: Deadline, *, now: bool = False) -> Iterator[None]:
+    def in_charge(self, deadline: Deadline, *, now: bool = False) -> Iterator[None]:
         """Lock out other calls that end or restart the kernel, and cancel automatic restarts."""
         if now and self.provisioner.process is not None:
             self.provisioner.process.kill()  # a restart_kernel in another greenlet may be waiting for it

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final, cast
 
 from kclient.channels.shell import RequestChannel
+from kclient.channels.turns import Turn
 from kclient.client.channel_set import ChannelSet
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import log
@@ -31,7 +32,7 @@ def ask_to_exit(
         for name, wait in waits.items():
             try:
                 channel = stack.enter_context(_channel(channels, name))
-                slot = channel.post(channels.session.msg("shutdown_request", {"restart": restart}))
+                slot = channel.post(channels.session.msg("shutdown_request", {"restart": restart}), turn=Turn.AT_ONCE)
             except KClientError as exc:
                 log().debug("cannot ask the kernel to exit on %s: %s", name, exc)
                 continue

@@ -26,8 +26,15 @@ _UNKNOWN_TO_4: Final = {"is_complete_request": "5.0", "comm_info_request": "5.1"
 OPTIONAL: Final = frozenset([*FEATURE_OF, *_UNKNOWN_TO_4])
 """Requests that not every kernel knows."""
 
-_ABORTED: Final = frozenset(["aborted", "abort"])
+ABORTED: Final = frozenset(["aborted", "abort"])
 """Statuses of a reply to a request that the kernel skipped."""
+
+_ONE_AT_A_TIME: Final = frozenset(["irkernel", "tslab"])
+"""Kernels, by their `implementation` in small letters, that spoil what is queued behind an error or an interrupt.
+
+IRkernel 1.3.2 and tslab 1.0 skip it, whatever stop_on_error says. So do kernels that are made with xeus. Of these
+xeus-python 0.19 runs it, and reports the error of the code before it.
+"""
 
 
 class Peer:
@@ -35,6 +42,7 @@ class Peer:
 
     `version_4` adapts messages if the kernel speaks protocol 4; else it is None. `subshells` are the ids of those that
     the kernel is known to have. `exit_reason` says why the kernel is about to exit; empty unless it is known to be.
+    the kernel is known to have. `one_at_a_time` is True for a kernel that spoils what is queued behind an error.
     Each of `observers` is called with every reply of its message type.
     """
 
@@ -42,6 +50,7 @@ class Peer:
         self.info: KernelInfo | None = None
         self._told: object = None
         self.version_4: Version4 | None = None
+        self.one_at_a_time = False
         self.subshells: set[str] = set()
         self.exit_reason = ""
         self.observers: dict[str, Callable[[Message], None]] = {
@@ -58,9 +67,11 @@ class Peer:
         if reply.content == self._told:
             return
         info = KernelInfo.of(reply.content)
-        if info.status in _ABORTED or (info.status == "error" and self.info is not None):
+        if info.status in ABORTED or (info.status == "error" and self.info is not None):
             return
         self.info = info
+        implementation = info.implementation.lower()
+        self.one_at_a_time = implementation in _ONE_AT_A_TIME or implementation.startswith("xeus")
         if not info.speaks_version_4:
             self.version_4, self._told = None, reply.content
             return
@@ -78,10 +89,16 @@ class Peer:
             "language_info": info.language_info,
         }
 
+    def note_skip(self) -> None:
+        """The kernel has skipped a request although no request asked for that. ipykernel does so for other clients."""
+        if self.info is None or self.info.implementation != "ipython":
+            self.one_at_a_time = True
+
     def forget(self) -> None:
         """Forget the kernel, because another one takes its place."""
         self.info = self.version_4 = self._told = None
         self.exit_reason = ""
+        self.one_at_a_time = False
         self.forget_subshells()
 
     def forget_subshells(self) -> None:

@@ -164,7 +164,8 @@ class Result:
         if error is not None:
             raise ExecutionError(error.ename, error.evalue, error.traceback, result=self)
         if self.status == "aborted":
-            raise ExecutionAborted("Aborted", "an earlier request failed with stop_on_error", result=self)
+            why = self._replied("evalue", str) or "the kernel skipped it: earlier code failed or was interrupted"
+            raise ExecutionAborted("Aborted", f"{why}; the code did not run", result=self)
         if not self.ok:
             raise ExecutionError("Error", f"the kernel replied with status {self.status!r}", result=self)
 

@@ -22,7 +22,7 @@ class Sink(Protocol):
         """Take in an input_request; False if this execution leaves it to others."""
 
     def update_display(self, message: Message) -> object:
-        """Take in a display of another execution, which may change one of this one."""
+        """Take in a display of another execution, or an Output widget's state: it may change outputs of this one."""
 
     def fail(self, failure: Callable[[str | None], Exception]) -> None:
         """End without a result."""

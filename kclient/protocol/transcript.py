@@ -12,6 +12,7 @@ from kclient.protocol.displays import Displays, check_displays
 from kclient.protocol.kept_outputs import KeptOutputs, Room
 from kclient.protocol.messages import DISPLAY_TYPES, OUTPUT_TYPES, Message
 from kclient.protocol.output_widgets import taken_request
+from kclient.protocol.peer import ABORTED
 
 MAX_OUTPUT_BYTES: Final = 256 * 2**20
 
@@ -83,6 +84,18 @@ class Transcript:
         self.reply = reply
         self.times.reply = reply.received
         self._count(reply)
+
+    @property
+    def was_skipped(self) -> bool:
+        """True if the kernel replied that it has not run the code, and there is no sign that it has."""
+        reply = self.reply
+        return reply is not None and reply.content.get("status") in ABORTED and not (self.input_at or self.version)
+
+    def begin_anew(self) -> Message | None:
+        """The request is sent once more, because the kernel has skipped it. Returns the reply that said so."""
+        reply, self.reply, self.idle = self.reply, None, False
+        self.times = Times(sent=self.times.sent)
+        return reply
 
     def take(self, message: Message) -> Message | None:
         """Record an iopub message; returns the output that a reader of the execution wants to see, if it is one."""
