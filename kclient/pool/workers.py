@@ -242,9 +242,7 @@ class Workers:
         try:
             kernel = self.recipe.renew(former, self)
         except KClientError as exc:
-            log().debug(
-                "the kernel %s is replaced, because it is not ready for its next user: %s", entry.kernel_id, exc
-            )
+            log().debug("the kernel %s is replaced, because it does not get ready again: %s", entry.kernel_id, exc)
             self.scheduler.remove(entry)
         except BaseException:
             self.scheduler.remove(entry)
