@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import attrs
 import gevent
+import gevent.select
 import leaks
 import pytest
 from fixtures import WAIT, Background
 from gevent import socket
 from gevent.event import Event
+from gevent.pywsgi import WSGIServer
 from serving import SERVER
 
 import kclient
@@ -235,3 +239,67 @@ def test_end_of_the_block_ends_the_watch(app: ModuleType, pair: tuple[socket.soc
     theirs.close()
     with gevent.Timeout(WAIT):
         assert ours.recv(1) == b""
+
+
+# The server
+
+
+@pytest.fixture
+def serve(app: ModuleType) -> Iterator[tuple[ModuleType, int]]:
+    """The module `__main__`, and the port of a server with its Handler. The application reads no body."""
+    spec = importlib.util.spec_from_file_location("server_main", SERVER / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = WSGIServer(("127.0.0.1", 0), answer, handler_class=main.Handler, log=None)
+    server.start()
+    yield main, server.server_port
+    server.stop(timeout=0)
+
+
+def drip(client: socket.socket) -> bytes:
+    """Send byte after byte until the server closes the connection; returns what it has sent."""
+    answer = b""
+    with gevent.Timeout(WAIT), suppress(OSError):
+        while True:
+            client.sendall(b"a")
+            if gevent.select.select([client], [], [], 0.01)[0]:
+                answer += (more := client.recv(1000))
+                if not more:
+                    break
+    return answer
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nX-Name: "], ids=["first line", "headers"])
+def test_client_that_sends_a_byte_now_and_then_holds_no_connection(
+    serve: tuple[ModuleType, int], monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    main, port = serve
+    monkeypatch.setattr(main, "HEAD_TIMEOUT_S", 0.1)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(begin)
+        assert drip(client) == b""
+
+
+def test_rest_of_a_body_holds_no_connection(serve: tuple[ModuleType, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    main, port = serve
+    monkeypatch.setattr(main, "REST_TIMEOUT_S", 0.1)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+        assert drip(client).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_requests_that_come_in_time_share_a_connection(serve: tuple[ModuleType, int]) -> None:
+    _, port = serve
+    with gevent.Timeout(WAIT), socket.create_connection(("127.0.0.1", port)) as client:
+        for _ in range(2):
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody")
+            answer = b""
+            while not answer.endswith(b"ok"):
+                answer += client.recv(1000)

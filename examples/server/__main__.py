@@ -15,6 +15,7 @@ from app import LOCAL_HOSTS, NO_HISTORY, Application, Limits
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
+from hangup import HungUp
 
 import kclient
 
@@ -26,24 +27,62 @@ MAX_CONNECTIONS = 500
 CLIENT_TIMEOUT_S = 30.0
 """Seconds in which a client neither sends nor takes a byte that is due, after which its connection is closed."""
 
+HEAD_TIMEOUT_S = 10.0
+"""Seconds for a client to send the first line and the headers of its next request, byte by byte or at once."""
+
+REST_TIMEOUT_S = 5.0
+"""Seconds for the rest of a body that the application has not read. pywsgi reads it before the next request."""
+
 FAREWELL_S = 1.0
 """Seconds for the requests that still run when the pool is closed to send their last event."""
 
 
 class Handler(WSGIHandler):
-    """Passes the client's socket to the application, and closes the connection of a client that does not answer."""
+    """Passes the client's socket to the application, and closes the connection of a client that does not answer.
+
+    Each part of a request has a time limit of its own, since a client that sends a byte now and then is never silent.
+    The application has one for the body.
+    """
+
+    _head: gevent.Timeout
+    _rest: gevent.Timeout
 
     def handle(self) -> None:
         self.socket.settimeout(CLIENT_TIMEOUT_S)
         self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # else an event waits up to 40 ms for the last one's ACK
-        super().handle()
+        self._head = self._rest = gevent.Timeout()
+        try:
+            super().handle()
+        except gevent.Timeout as exc:
+            if exc is not self._head:
+                raise
+        finally:
+            self._head.close()
+            self._rest.close()
+
+    def read_requestline(self) -> str:
+        self._head = gevent.Timeout.start_new(HEAD_TIMEOUT_S)
+        return super().read_requestline()
+
+    def read_request(self, raw_requestline: str) -> bool:
+        is_valid = super().read_request(raw_requestline)
+        self._head.close()
+        return is_valid
+
+    def run_application(self) -> None:
+        try:
+            super().run_application()
+        finally:
+            self._rest = gevent.Timeout.start_new(REST_TIMEOUT_S, HungUp("the rest of the body does not come"))
 
     def get_environ(self) -> dict[str, Any]:
         return {**super().get_environ(), "kclient.socket": self.socket}
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
-        if self.server.closed:
+        is_late = not self._rest.pending
+        self._rest.close()
+        if is_late or self.server.closed:
             self.close_connection = True
 
 
