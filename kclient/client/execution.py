@@ -324,8 +324,7 @@ class Execution:
     def _give_up(self) -> None:
         """Interrupt it, unless that was done before."""
         with self._owner.call():
-            if not self._is_over:
-                self._giving_up().give_up()
+            self._giving_up().give_up()
 
     def _or_interrupt(self, wait: Callable[[Deadline], None], deadline: Deadline) -> None:
         """Call `wait`. A Ctrl-C interrupts the kernel, and is raised when that is idle, a second one at once."""

@@ -92,6 +92,8 @@ class GivingUp:
 
     def give_up(self) -> None:
         """No call waits for the execution any more: interrupt its code, if that can be done and was not done before."""
+        if not self._execution.is_running():
+            return
         self.note = ", whose call was given up"
         if (self.can_interrupt or self._is_held) and not self._was_asked:  # a second interrupt would hit the next code
             self.interrupt()
