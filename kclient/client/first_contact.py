@@ -58,6 +58,11 @@ class FirstContact(Generic[_Probe]):
         channel, probe, slot = next(asked for asked in self._asked if asked[2].is_settled)
         return channel, probe, channel.requests.take(slot)
 
+    def forget(self) -> None:
+        """Let no probe take in statuses any more: the call has failed."""
+        for _, probe, _ in self._asked:
+            probe.forget()
+
     def end(self) -> None:
         """Discard the replies that were not taken. The probes go on: the statuses of a busy kernel come later."""
         for channel, _, slot in self._asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Final
 
@@ -235,7 +236,7 @@ class Readiness:
         with channels.owner.call():
             contact: FirstContact[Probe] = FirstContact(channels)
             try:
-                contact.ask(channels.shell, Probe)
+                contact.ask(channels.shell, partial(Probe, older=self._latest))
                 if not contact.wait(deadline.at_most(SHELL_ALONE_S)):
                     contact.ask(channels.control, Probe)
                     channels.shell.watch_connection(True)
@@ -248,7 +249,11 @@ class Readiness:
                         raise KernelTimeout(waited_for, deadline.timeout, msg_id=contact.msg_id)
                 channel, probe, reply = contact.take()
             except NoReply:
+                contact.forget()
                 return channels.shell, None
+            except BaseException:
+                contact.forget()
+                raise
             finally:
                 contact.end()
                 channels.shell.watch_connection(False)

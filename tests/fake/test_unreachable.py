@@ -19,6 +19,7 @@ from gevent import socket
 import kclient
 from kclient.protocol.connection import CHANNELS
 from kclient.testing import FakeKernel
+from kclient.transport.zmq.reachability import refuses
 
 WAIT = 30
 """Seconds, for a wait of milliseconds on an idle machine."""
@@ -33,8 +34,11 @@ def path(folder: Path) -> Path:
 def gone(transport: str, path: Path) -> kclient.ConnectionInfo:
     """The values of the file `path`, whose kernel is gone."""
     with FakeKernel(transport=transport) as fake:
-        write(path, fake.connection_info)
-        return fake.connection_info
+        info = fake.connection_info
+        write(path, info)
+    while not all(refuses(info.address(name)) for name in CHANNELS):  # libzmq's thread closes the sockets
+        gevent.sleep(0.001)
+    return info
 
 
 @pytest.fixture
