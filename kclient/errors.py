@@ -115,7 +115,7 @@ class RemoteProtocolError(ProtocolError):
 class BadMessage(RemoteProtocolError):
     """Frames that are no valid message; a channel counts and drops them, so only Session raises it.
 
-    `reason` is one of ``"layout"``, ``"signature"``, ``"replay"`` and ``"json"``.
+    `reason` is one of ``"layout"``, ``"signature"``, ``"replay"``, ``"size"`` and ``"json"``.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -149,7 +149,8 @@ FACE: dict[str, dict[str, str | None]] = {
     "AutoRestart": {"": "limit stable_start_time on_restart on_give_up start_timeout"},
     "KernelPool": {
         "": "kernel_name size max_size max_uses max_age warm_up launcher start_timeout on_event transport encryption "
-        "cwd env clean_env extra_arguments orphan_guard handshake spin private_tmp",
+        "cwd env clean_env extra_arguments orphan_guard handshake spin private_tmp "
+        "max_message_bytes",
         "kernel": "timeout",
         "acquire": "timeout",
         "release": "kernel",

@@ -11,7 +11,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
 import gevent
-from app import LOCAL_HOSTS, NO_HISTORY, Application, Limits
+from app import LOCAL_HOSTS, MAX_MESSAGE_BYTES, NO_HISTORY, Application, Limits
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
@@ -140,6 +140,7 @@ def main() -> None:
                 extra_arguments=NO_HISTORY if options.kernel == IPYTHON else (),
                 on_event=StartReport(),
                 orphan_guard=not options.fork,
+                max_message_bytes=MAX_MESSAGE_BYTES,
             )
             serve(options, stack.enter_context(pool), stop)
     except kclient.KClientError as exc:  # for example a size that is not allowed

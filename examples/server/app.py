@@ -39,6 +39,9 @@ BACKLOG_BYTES = 64 * 2**20
 It is large, since ipykernel makes one message of all that a loop prints within 0.2 s.
 """
 
+MAX_MESSAGE_BYTES = 8 * 2**20
+"""A larger message of a kernel is not even parsed: if it is nested deeply, that takes long, and much memory."""
+
 CHARACTER_BYTES = 12
 """The most that one character can take in JSON: two escapes of six bytes."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from app import LOCAL_HOSTS, NO_HISTORY, Application, Environ, Limits, StartResponse
+from app import LOCAL_HOSTS, MAX_MESSAGE_BYTES, NO_HISTORY, Application, Environ, Limits, StartResponse
 
 import kclient
 
@@ -44,6 +44,7 @@ def open_pool(limits: Limits) -> None:
                 warm_up="\n".join(f"import {module}" for module in PRELOAD) or None,
                 transport="ipc",
                 orphan_guard=True,
+                max_message_bytes=MAX_MESSAGE_BYTES,
             )
         )
         pool.wait_until_warm(timeout=WARM_UP_S)

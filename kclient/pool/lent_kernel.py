@@ -41,10 +41,16 @@ class LentKernel(KernelManager):
     """The KernelManager that one user of a pool's kernel has."""
 
     def __init__(
-        self, lender: Lender, kernel_id: str, kernel_name: str, *, private_tmp: bool = False, **options: Any
+        self,
+        lender: Lender,
+        kernel_id: str,
+        kernel_name: str,
+        *,
+        max_message_bytes: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(kernel_name, **options)
-        self._lifecycle.provisioner.private_tmp.is_wanted = private_tmp
+        self.session.max_message_bytes = self._max_message_bytes = max_message_bytes
         self.kernel_id = kernel_id
         self.is_returned = False
         self.lent_process: KernelProcess | None = None
@@ -154,6 +160,7 @@ class LentKernel(KernelManager):
         connection = former._lifecycle.clients.connection
         provisioner = former._lifecycle.give_away()
         self._lifecycle.take_over(provisioner)
+        self.session.max_message_bytes = self._max_message_bytes
         # a process that was signalled may have been stopped: it has to show that it still answers
         if connection is not None and not former._was_signalled and hand_over(connection, self.kernel_connection):
             self._lifecycle.answered()
@@ -185,6 +192,7 @@ class Recipe:
     warm_up: str | None
     start_timeout: float
     private_tmp: bool = False
+    max_message_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
         KernelManager(self.kernel_name, **self.options)
@@ -194,7 +202,9 @@ class Recipe:
         """Start a kernel, and warm it up; raises what `kclient.start_kernel` raises, and ExecutionError."""
 
         def new() -> LentKernel:
-            return LentKernel(lender, kernel_id, self.kernel_name, private_tmp=self.private_tmp, **self.options)
+            kernel = self._new(lender, kernel_id)
+            kernel._lifecycle.provisioner.private_tmp.is_wanted = self.private_tmp
+            return kernel
 
         deadline = Deadline(self.start_timeout)
         kernel = start_until_ready(new, self.launch, deadline)
@@ -208,7 +218,7 @@ class Recipe:
 
     def renew(self, former: LentKernel, lender: Lender) -> LentKernel:
         """The same kernel for another user; raises KernelTimeout if it does not answer."""
-        kernel = LentKernel(lender, former.kernel_id, self.kernel_name, **self.options)
+        kernel = self._new(lender, former.kernel_id)
         try:
             kernel.inherit(former)
             if not kernel.channels_running:
@@ -218,6 +228,10 @@ class Recipe:
             kernel.shutdown_kernel(now=True)
             raise
         return kernel
+
+    def _new(self, lender: Lender, kernel_id: str) -> LentKernel:
+        limit = self.max_message_bytes
+        return LentKernel(lender, kernel_id, self.kernel_name, max_message_bytes=limit, **self.options)
 
     def _warm_up(self, kernel: LentKernel, code: str, deadline: Deadline) -> None:
         """Run it. Its errors name `warm_up`, since a caller of the pool may not know that code."""

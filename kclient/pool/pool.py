@@ -49,6 +49,11 @@ class KernelPool:
     killed leave temporary files behind. It is the default unless `launcher` is one of your own, whose kernels may not
     see that folder. A TMPDIR in `env` has precedence.
 
+    A message of a kernel with more than `max_message_bytes` is not parsed: JSON that is nested deeply takes seconds,
+    and 30 times its size in memory. It is counted in `dropped` of its channel, under "size". An output of that kind
+    makes its execution `truncated`; a reply becomes an error, MessageTooLarge. `session.max_message_bytes` is the same
+    limit for a single kernel.
+
     `on_event` is called with each PoolEvent, in order, in a greenlet of its own. Its exceptions are logged. The other
     arguments are those of `kclient.start_kernel`. A pool belongs to the thread that made it, and not to a forked child.
     Raises InvalidArgument. If the kernel cannot be started, `acquire` raises, not the constructor.
@@ -76,6 +81,7 @@ class KernelPool:
         handshake: str = "auto",
         spin: float = 0.0,
         private_tmp: bool | None = None,
+        max_message_bytes: int | None = None,
     ) -> None:
         options = {
             "transport": transport,
@@ -98,7 +104,13 @@ class KernelPool:
         if private_tmp is None:
             private_tmp = launcher is None or isinstance(launcher, ForkServer)
         recipe = Recipe(
-            kernel_name, options, launch, warm_up, check_seconds(start_timeout, "start_timeout"), bool(private_tmp)
+            kernel_name,
+            options,
+            launch,
+            warm_up,
+            check_seconds(start_timeout, "start_timeout"),
+            bool(private_tmp),
+            None if max_message_bytes is None else _check_count(max_message_bytes, "max_message_bytes"),
         )
         _check_count(size, "size")
         most = size if max_size is None else _check_count(max_size, "max_size", at_least=size)

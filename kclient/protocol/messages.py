@@ -104,6 +104,9 @@ OUTPUT_TYPES: Final = frozenset(
 )
 """The iopub messages that make up the output of an execution."""
 
+LEFT_OUT: Final = "kclient_left_out"
+"""Stands for an output that exceeds `max_message_bytes`."""
+
 DISPLAY_TYPES: Final = frozenset(["display_data", "update_display_data", "execute_result"])
 """Messages on iopub that may bear a display_id, and then change earlier displays of that id too, as in frontends."""
 

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import COMM_TYPES, CommRoutes, OpenComm, Taker
 from kclient.protocol.inbox import Inbox
-from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, OUTPUT_TYPES, Message, reply_type
+from kclient.protocol.messages import DISPLAY_TYPES, GETS_NO_REPLY, LEFT_OUT, OUTPUT_TYPES, Message, reply_type
 from kclient.protocol.output_widgets import taken_request
 from kclient.protocol.pending_answers import PendingAnswers
 from kclient.protocol.sink import Sink
@@ -22,7 +22,7 @@ MAX_UNCOLLECTED_REPLIES: Final = 10_000
 
 MAX_UNCOLLECTED_BYTES: Final = 256 * 2**20
 
-_OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input"}
+_OF_AN_EXECUTION: Final = OUTPUT_TYPES | {"status", "execute_input", LEFT_OUT}
 
 KEPT_SESSION_MESSAGES: Final = 3
 """A kernel keeps its session id if so many messages in a row after the first have the same one. One request causes

@@ -20,10 +20,13 @@ from kclient.errors import BadMessage, InvalidArgument
 from kclient.protocol.connection import CURVE_KEY, curve_key, digest_of
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.json_codec import dumps, loads_parts
-from kclient.protocol.messages import PROTOCOL_VERSION, Message
+from kclient.protocol.messages import LEFT_OUT, OUTPUT_TYPES, PROTOCOL_VERSION, Message
 
 if TYPE_CHECKING:
     from kclient.protocol.signing import Signer
+
+STAND_IN_BYTES: Final = 64 * 1024
+"""Size up to which a part of a message that is too large is parsed all the same: its header, or a small content."""
 
 REPLAY_HISTORY_SIGNATURES: Final = 65_536
 """Signatures remembered, first in, first out: about 10 MiB at most."""
@@ -33,6 +36,8 @@ class Session:
     """The messages of one client: it makes their ids, signs them, checks those of the kernel and refuses replays.
 
     `server_key` is the public key of a kernel that encrypts, `ConnectionInfo.curve_publickey`; empty for others.
+    `max_message_bytes` is the limit of a message of the kernel, None for no limit. It may be set at any time. A message
+    that exceeds it is not parsed; see `stand_in`.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Session:
             from kclient.protocol.signing import Signer  # the import takes 3 ms, for OpenSSL
 
             self._signer = Signer(self.key, digest)
+        self.max_message_bytes: int | None = None
         self._count = 0
         self._replay_history = _check_replay_history(replay_history)
         self._seen: set[bytes] = set()
@@ -137,6 +143,8 @@ class Session:
             self._seen_in_order.append(signature)
             if len(self._seen_in_order) > self._replay_history:
                 self._seen.discard(self._seen_in_order.popleft())
+        if self.max_message_bytes is not None and (size := sum(map(len, frames))) > self.max_message_bytes:
+            raise BadMessage("size", f"a message of {size} bytes, more than max_message_bytes={self.max_message_bytes}")
         header, parent_header, metadata, content = loads_parts(parts)
         if type(header.get("msg_id")) is not str or type(header.get("msg_type")) is not str:
             raise BadMessage("json", "the header lacks a msg_id or a msg_type")
@@ -145,6 +153,37 @@ class Session:
             message.buffers = list(frames[start + 5 :])
             message.nbytes += sum(map(len, message.buffers))
         return message
+
+
+def stand_in(frames: Sequence[bytes]) -> Message | None:
+    """The message for a channel in place of one that exceeds `max_message_bytes` and has the right signature.
+
+    A status and a reply must not get lost. A reply becomes an error. An output becomes a message that marks its
+    execution as truncated. None for other messages, and for one whose header is very large.
+    """
+    start = frames.index(DELIMITER) + 2
+    header, parent_header, _, content = frames[start : start + 4]
+    if max(len(header), len(parent_header)) > STAND_IN_BYTES:
+        return None
+    small = content if len(content) <= STAND_IN_BYTES else b"{}"
+    try:
+        parsed_header, parsed_parent, _metadata, parsed = loads_parts([header, parent_header, b"{}", small])
+    except BadMessage:
+        return None
+    message = Message(parsed_header, parsed_parent, {}, parsed, [], perf_counter(), 0)
+    msg_type = message.header.get("msg_type")
+    if not isinstance(msg_type, str) or not isinstance(message.header.get("msg_id"), str):
+        return None
+    if msg_type in OUTPUT_TYPES:
+        message.header["msg_type"], message.content = LEFT_OUT, {}
+    elif msg_type == "input_request":
+        message.content = {"prompt": "", "password": False}
+    elif msg_type.endswith("_reply"):
+        evalue = "the reply of the kernel exceeds max_message_bytes"
+        message.content = {"status": "error", "ename": "MessageTooLarge", "evalue": evalue, "traceback": []}
+    elif msg_type not in ("status", "execute_input"):
+        return None
+    return message
 
 
 def _check_key(key: bytes | str) -> bytes:

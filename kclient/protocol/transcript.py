@@ -10,7 +10,7 @@ from kclient.errors import InvalidArgument
 from kclient.protocol.comms import COMM_TYPES
 from kclient.protocol.displays import Displays, check_displays
 from kclient.protocol.kept_outputs import KeptOutputs, Room
-from kclient.protocol.messages import DISPLAY_TYPES, OUTPUT_TYPES, Message
+from kclient.protocol.messages import DISPLAY_TYPES, LEFT_OUT, OUTPUT_TYPES, Message
 from kclient.protocol.output_widgets import taken_request
 from kclient.protocol.peer import ABORTED
 
@@ -112,6 +112,8 @@ class Transcript:
         elif msg_type == "execute_input":
             self.input_at = message.received
             self._count(message)
+        elif msg_type == LEFT_OUT:
+            self.note_drop()
         return None
 
     def update_display(self, message: Message) -> bool:

@@ -546,6 +546,50 @@ def test_kernel_that_runs_code_is_killed_at_once(
     assert not process.is_alive()
 
 
+LIMIT = 10_000
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("kind", ["stream", "display_data", "clear_output"])
+def test_output_that_is_too_large_is_not_parsed_and_its_end_still_comes(
+    make_pool: Callable[..., KernelPool], uses: int, kind: str
+) -> None:
+    pool = make_pool(max_uses=2, max_message_bytes=LIMIT)
+    for _ in range(uses - 1):
+        with pool.kernel(timeout=WAIT):
+            pass
+    with pool.kernel(timeout=WAIT) as kernel:
+
+        def flood(request: Any) -> None:
+            request.publish(kind, {"name": "stdout", "text": "x" * LIMIT, "data": {}, "metadata": {}})
+            request.publish("stream", {"name": "stdout", "text": "small"})
+
+        process_of(kernel).kernel.script["flood"] = flood
+        found = kernel.run("flood", timeout=WAIT)
+        assert (found.ok, found.complete, found.truncated, found.stdout) == (True, True, True, "small")
+        assert kernel.iopub_channel.dropped == {"size": 1}
+        assert not kernel.run("6 * 7", timeout=WAIT).truncated
+
+
+def test_reply_that_is_too_large_is_an_error_and_not_lost(make_pool: Callable[..., KernelPool]) -> None:
+    pool = make_pool(max_message_bytes=LIMIT)
+    with pool.kernel(timeout=WAIT) as kernel:
+        fake = process_of(kernel).kernel
+        fake.script["large"] = lambda request: request.reply({"user_expressions": {"x": "x" * LIMIT}})
+        found = kernel.run("large", timeout=WAIT)
+        assert (found.status, found.reply.content["ename"]) == ("error", "MessageTooLarge")
+        fake.on("complete_request", lambda request: request.reply({"matches": ["x" * LIMIT]}))
+        assert kernel.complete("x", timeout=WAIT).content["ename"] == "MessageTooLarge"
+        assert kernel.shell_channel.dropped == {"size": 2}
+
+
+def test_prompt_that_is_too_large_can_still_be_answered(make_pool: Callable[..., KernelPool]) -> None:
+    pool = make_pool(max_message_bytes=LIMIT)
+    with pool.kernel(timeout=WAIT) as kernel:
+        process_of(kernel).kernel.script["ask"] = lambda request: request.ask("x" * LIMIT)
+        assert kernel.run("ask", timeout=WAIT, on_input=lambda prompt, password: prompt).ok
+
+
 # Warm-up
 
 

@@ -16,6 +16,7 @@ from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import TURN_S
 from kclient.errors import BadMessage, ChannelClosed
 from kclient.protocol.messages import Message
+from kclient.protocol.session import stand_in
 from kclient.transport.base import Connection, HeartbeatReceiver, Receiver
 from kclient.transport.zmq.frames import FrameReader, MessageReader
 from kclient.transport.zmq.monitor import (
@@ -245,7 +246,9 @@ class ZmqLine(ZmqConnection):
             message = self._session.deserialize(frames)
         except BadMessage as exc:
             receiver.drop(exc.reason, exc)
-            return
+            if exc.reason != "size" or (shorter := stand_in(frames)) is None:
+                return
+            message = shorter
         receiver.receive(message)
 
     def _new_stream(self, socket: zmq.Socket[Any]) -> ZmqStream:
