@@ -91,6 +91,10 @@ class LentKernel(KernelManager):
         self._refuse_if_returned()
         super().kill_kernel()
 
+    def wants_private_tmp(self, is_wanted: bool) -> None:
+        """Whether the process, when it starts, gets a TMPDIR of its own."""
+        self._lifecycle.provisioner.private_tmp.is_wanted = is_wanted
+
     def lend(self) -> None:
         """The use begins. Remember the process, since the user may start another one. Drop older iopub messages."""
         self._is_lent = True
@@ -203,7 +207,7 @@ class Recipe:
 
         def new() -> LentKernel:
             kernel = self._new(lender, kernel_id)
-            kernel._lifecycle.provisioner.private_tmp.is_wanted = self.private_tmp
+            kernel.wants_private_tmp(self.private_tmp)
             return kernel
 
         deadline = Deadline(self.start_timeout)
