@@ -270,6 +270,7 @@ def test_abandoned_call_leaves_nothing_and_the_client_usable(
     call.afterwards()
     assert client.run("6 * 7", timeout=WAIT).text == "42"
     assert client.control_channel.kernel_info(timeout=WAIT).content["status"] == "ok"
+    client.kernel_info(timeout=WAIT)  # behind the question that follows an interrupt
     client.iopub_channel.flush(timeout=WAIT)
     assert left_over(client) == {}
 
