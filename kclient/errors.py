@@ -11,6 +11,7 @@
     |   |- RemoteProtocolError      the kernel sent something that is not valid
     |       |- BadMessage           frames that are no message; counted and dropped  .reason
     |       |- NoReply              no reply came, and none will  .msg_id .result
+    |       |- IncompleteOutput     outputs may be missing  .result; raised on request only
     |- ConnectionFileError          (also ValueError)    .path
     |- InvalidPortNumber            (also ValueError)
     |- NoSuchKernel                 (also KeyError)      .name .available .searched .allowed
@@ -26,8 +27,6 @@
     |- WrongThread, ForkedProcess
     |- ExecutionError               .ename .evalue .traceback .result; raised on request only
         |- ExecutionAborted         an earlier error made the kernel skip it
-
-An error in user code is data (`Result.error`), not an exception, unless ``check=True`` asks for one.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class InvalidState(LocalProtocolError, RuntimeError):
 
 
 class UnsupportedFeature(LocalProtocolError):
-    """The kernel_info reply says that the kernel does not support the request. Nothing was sent.
+    """The kernel does not support the request, by its kernel_info reply; nothing was sent.
 
     `feature` is an entry of supported_features, or the type of a request that is newer than the kernel's protocol.
     """
@@ -113,10 +112,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class BadMessage(RemoteProtocolError):
-    """Frames that are no valid message; a channel counts and drops them, so only Session raises it.
-
-    `reason` is one of ``"layout"``, ``"signature"``, ``"replay"``, ``"size"`` and ``"json"``.
-    """
+    """Frames that are no valid message; `reason` is layout, signature, replay, size or json. Only Session raises it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -129,6 +125,14 @@ class NoReply(RemoteProtocolError):
     def __init__(self, message: str, *, msg_id: str | None = None, result: PartialResult | None = None) -> None:
         super().__init__(message)
         self.msg_id = msg_id
+        self.result = result
+
+
+class IncompleteOutput(RemoteProtocolError):
+    """The code did not fail, but outputs may be missing; `check=True` and `raise_for_error` raise it."""
+
+    def __init__(self, message: str, *, result: PartialResult | None = None) -> None:
+        super().__init__(message)
         self.result = result
 
 
@@ -205,9 +209,8 @@ class CommClosed(KClientError):
 class DeadKernelError(KClientError):
     """The kernel's process has ended, or its address refuses connections.
 
-    `exit_code` is negative for a signal, as in `subprocess`, and None if it is not known.
-    `stderr` is the end of the kernel's output. `result` is the partial `Result` of the
-    execution that the call waited for, None if it waited for something else.
+    `exit_code` is negative for a signal, and None if it is not known. `stderr` is the end of the kernel's output.
+    `result` is the partial `Result` of the execution that the call waited for, None if it waited for something else.
     """
 
     def __init__(
@@ -237,10 +240,7 @@ class DeadKernelError(KClientError):
 
 
 class LaunchError(DeadKernelError):
-    """The kernel did not start: its command could not be executed, or its process ended before it answered.
-
-    `taken_ports` are the kernel's ports that another program was using.
-    """
+    """The kernel did not start, or ended before it answered; another program was using its `taken_ports`."""
 
     def __init__(
         self,
@@ -290,10 +290,9 @@ class KernelTimeout(KClientError, TimeoutError):
 
 
 class TooManyFiles(KClientError, OSError):
-    """A client or a kernel needs more file descriptors, or ZeroMQ sockets, than are allowed.
+    """A client or a kernel needs `needed` more file descriptors, or ZeroMQ sockets, than are allowed.
 
-    `limit` are allowed, `in_use` of them are in use, and `needed` more are needed. The limit can be raised to
-    `hard_limit` (None: without bound).
+    `in_use` of `limit` are in use. The limit can be raised to `hard_limit` (None: without bound).
     """
 
     errno = EMFILE

@@ -65,7 +65,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 hypothesis.settings.register_profile("kclient", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("kclient")
 
-REAL_KERNELS = {"shared_kernel", "kernel", "kernel_manager", "start_kernel"}
+REAL_KERNELS = {"shared_kernel", "kernel", "kernel_manager", "start_kernel", "real_kernel"}
 """Fixtures that start a kernel. A test that uses one gets the mark."""
 
 START = 30

@@ -7,6 +7,7 @@ before the other. They run in the hub of their `with` block.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import socket as plain
 from collections.abc import Callable, Mapping, Sequence
@@ -271,7 +272,7 @@ class On:
 
 
 class Line(Proxy):
-    """Forwards the bytes of connections, which can be cut, stalled, and cut after a number of bytes.
+    """Forwards the bytes of connections, which can be cut, stalled, slowed down, and cut after a number of bytes.
 
     `tap` gets to see them.
     """
@@ -283,11 +284,9 @@ class Line(Proxy):
         self._tap = tap
         self.accepted = 0
         self._doors: dict[str, _Door] = {}
-        self._flows = Event()
-        self._flows.set()
 
     def open(self, name: str) -> int:
-        self._doors[name] = door = _Door(self.kernel.address(name), self._flows, self._tap)
+        self._doors[name] = door = _Door(self.kernel.address(name), self._tap)
         door.listen()
         return door.port
 
@@ -306,12 +305,19 @@ class Line(Proxy):
         for door in self._doors.values():
             door.listen()
 
-    def stall(self) -> None:
-        """Hold all bytes back. The connections stay."""
-        self._flows.clear()
+    def stall(self, *, channels: Sequence[str] = CHANNELS) -> None:
+        """Hold all bytes of those channels back. The connections stay."""
+        for name in channels:
+            if name in self._doors:
+                self._doors[name].flows.clear()
 
     def flow(self) -> None:
-        self._flows.set()
+        for door in self._doors.values():
+            door.flows.set()
+
+    def slow_down(self, name: str, bytes_per_s: float) -> None:
+        """Let the bytes of that channel through to the client at that speed."""
+        self._doors[name].bytes_per_s = bytes_per_s
 
     def cut_after(self, name: str, nbytes: int) -> Event:
         """Let `nbytes` more bytes through to the client, then cut and refuse. The event tells that it has happened."""
@@ -324,15 +330,17 @@ class Line(Proxy):
 class _Door:
     """The port of one channel, and the connections through it."""
 
-    def __init__(self, address: str, flows: Event, tap: Callable[[bytes], object] | None) -> None:
+    def __init__(self, address: str, tap: Callable[[bytes], object] | None) -> None:
         self.port = 0
         self.left: int | None = None
+        self.bytes_per_s = math.inf
+        self.flows = Event()
+        self.flows.set()
         self.is_used_up = Event()
         transport, _, where = address.partition("://")
         host, _, port = where.rpartition(":")
         self._family = plain.AF_INET if transport == "tcp" else plain.AF_UNIX
         self._kernel = (host, int(port)) if transport == "tcp" else where
-        self._flows = flows
         self._tap = tap
         self._socket = self._bind()
         self.port = self._socket.getsockname()[1]
@@ -396,12 +404,15 @@ class _Door:
     def _copy(self, source: socket.socket, target: socket.socket, what_may_pass: Callable[[bytes], bytes]) -> None:
         with suppress(OSError):
             while self.left != 0 and (data := source.recv(65536)):
-                self._flows.wait()
+                self.flows.wait()
                 if self._tap is not None:
                     self._tap(data)
                 target.sendall(what_may_pass(data))
 
     def _what_may_pass(self, data: bytes) -> bytes:
+        """The part of `data` that goes on to the client, after the time that it takes."""
+        if self.bytes_per_s < math.inf:
+            gevent.sleep(len(data) / self.bytes_per_s)
         if self.left is None:
             return data
         data = data[: self.left]

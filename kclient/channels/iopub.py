@@ -42,18 +42,21 @@ class IOPubChannel(MessageChannel):
     def flush(self, timeout: float = 1.0) -> list[Message]:
         """Take in messages, then return, and remove, all that no execution claimed.
 
-        For each request of this client whose reply has come, it waits for the idle status, `timeout` seconds at most.
-        It does not wait for requests that still run. In a callback it does not wait at all.
+        For each request of this client whose reply has come, it waits for the idle status, `timeout` seconds at most,
+        or until that is known to be lost. It does not wait for requests that still run, and in a callback not at all.
         """
         deadline = Deadline(timeout)
         with self._owner.call():
             self.check_running()
             self._line.drain()
             pending = self.outputs.pending
-            while pending.awaits_idle and self._failure is None and not in_callback():
-                if not self.changed.wait(deadline) and deadline.is_over:
-                    last_look([self], deadline)
-                    pending.waive()
+            if pending.owed_idle and not in_callback():
+                pending.seek()
+                self._client.answer_is_owed()
+                while pending.owed_idle and self._failure is None:
+                    if not self.changed.wait(deadline) and deadline.is_over:
+                        last_look([self], deadline)
+                        break
         return self.get_msgs()
 
     def get_msgs(self) -> list[Message]:

@@ -32,6 +32,7 @@ class Ended(Protocol):
     """An execution that has ended."""
 
     msg_id: str
+    subshell_id: str | None
 
     @property
     def is_incomplete(self) -> bool: ...
@@ -158,7 +159,14 @@ class ChannelSet:
 
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the kernel, or a subshell of it, is busy with the code of the request `msg_id`."""
-        return self.outputs is not None and msg_id in self.outputs.executing.values()
+        return msg_id in self.executing().values()
+
+    def executing(self) -> dict[str | None, str]:
+        """The request whose code each shell runs, as far as is known. Code has ended when its reply has come."""
+        outputs, ended = self.outputs, self.pending.owed_idle
+        if outputs is None:
+            return {}
+        return {shell: msg_id for shell, msg_id in outputs.executing.items() if msg_id not in ended}
 
     def at_work(self, subshell_id: str | None = None) -> str:
         """What that shell of the kernel is busy with, and since when, for an error message; empty if it is not busy."""
@@ -179,6 +187,9 @@ class ChannelSet:
             iopub.outputs.executions.pop(execution.msg_id, None)
         if execution.is_incomplete:
             self.pending.owed_idle.pop(execution.msg_id, None)
+            executing = {} if self.outputs is None else self.outputs.executing
+            if executing.get(execution.subshell_id) == execution.msg_id:
+                del executing[execution.subshell_id]
         self.next_turn()
 
     def next_turn(self) -> None:

@@ -17,6 +17,7 @@ def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
     channels, outputs, peer = former.channels.running(), former.channels.outputs, former.channels.peer
     if len(channels) < len(CHANNELS) or outputs is None or former.channels.pending.owed_idle:
         return False
+    tells_idle = former.channels.pending.tells_idle
     if not outputs.subscribed or peer.info is None or peer.info.speaks_version_4:
         return False
     with successor.owner.call():
@@ -27,4 +28,5 @@ def hand_over(former: KernelConnection, successor: KernelConnection) -> bool:
         successor.channels.peer.one_at_a_time = peer.one_at_a_time
         successor.readiness.meet(former.readiness.kernel_session)
         successor.channels.iopub.outputs.adopt(outputs)
+        successor.channels.pending.tells_idle = tells_idle
     return True

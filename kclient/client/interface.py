@@ -170,9 +170,9 @@ class KernelInterface(ShellRequests, ControlRequests):
         """Run `code` and return its Result, when its reply and all of its outputs have come.
 
         An error in the code is `Result.error`; `check=True` raises ExecutionError, `check="reply"` does if the
-        reply says so: not for an error that the code survived. `on_output(message)` gets each
-        output message as it arrives. `on_input(prompt, password)` returns the answer to an input request. Both run in
-        the greenlet of the caller.
+        reply says so: not for an error that the code survived. Both raise IncompleteOutput if outputs may be missing.
+        `on_output(message)` gets each output message as it arrives. `on_input(prompt, password)` returns the answer to
+        an input request. Both run in the greenlet of the caller.
 
         A run that raises before its end (a KernelTimeout after `timeout` seconds, a KeyboardInterrupt or another error)
         interrupts its code. With `on_abandon="leave"` the code goes on. With `"restart"` the kernel is restarted if the

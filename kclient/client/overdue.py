@@ -29,7 +29,7 @@ import attrs
 
 from kclient.channels.iopub import IOPubChannel
 from kclient.channels.shell import RequestChannel
-from kclient.errors import Failure
+from kclient.errors import Failure, NoReply
 from kclient.protocol.messages import Message
 from kclient.protocol.sink import OwnQuestion
 
@@ -49,16 +49,33 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
 """Phase and event to the next phase. A pair that is not there cannot happen: KeyError."""
 
 
+def no_reply(msg_id: str | None) -> NoReply:
+    return NoReply("the kernel finished the request and sent no reply to it", msg_id=msg_id)
+
+
+def unheard(msg_id: str | None) -> NoReply:
+    return NoReply("the kernel is idle and has not answered: the request, or its reply, was lost", msg_id=msg_id)
+
+
+def lost(msg_id: str | None) -> NoReply:
+    return NoReply("the connection to the kernel was cut, and the reply is lost", msg_id=msg_id)
+
+
 @attrs.define(eq=False)
 class Overdue:
-    """An answer that is owed since `since`. `give_up()` ends the wait for it, if it will not come."""
+    """An answer that is owed since `since`. `give_up(failure)` ends the wait for it, if it will not come.
+
+    A call that waits for a reply (`is_reply`) then raises the error that `failure` makes.
+    """
 
     channel: RequestChannel
     subshell_id: str | None
     since: float
     is_still_owed: Callable[[], bool]
-    give_up: Callable[[], None]
+    give_up: Callable[[Failure], None]
+    failure: Failure = no_reply
     msg_id: str = ""
+    is_reply: bool = False
     is_code: bool = True
     phase: Phase = Phase.OWED
 
@@ -75,7 +92,7 @@ class Overdue:
         """The kernel has answered the later question: give up the answer if it is still owed."""
         if self.is_still_owed():
             self.note(Event.PASS)
-            self.give_up()
+            self.give_up(self.failure)
         else:
             self.note(Event.SETTLE)
 
@@ -100,6 +117,9 @@ class Unnoticed(OwnQuestion):
         self._iopub.leave(message)
 
     def fail(self, failure: Failure) -> None:
+        self.forget()
+
+    def give_up(self, failure: Failure) -> None:
         self.forget()
 
     def forget(self) -> None:

@@ -28,7 +28,7 @@ SUBSCRIBE_WAIT_S: Final = 1.0
 """Seconds for which `run` and `submit` wait for a first iopub message, if the client is not known to be ready."""
 
 ASK_AT_MOST: Final = 3
-"""Number of times that the kernel is asked. If it answers none, it counts as one that does not answer at all."""
+"""Number of questions without an answer after which a kernel counts as one that does not answer them at all."""
 
 SHELL_ALONE_S: Final = 0.1
 """Seconds for which a kernel that this program did not start is asked on shell alone: an idle one answers at once."""
@@ -41,7 +41,7 @@ BUSY: Final = (
 )
 
 SILENCE_S: Final = 0.3
-"""Seconds without a message on iopub after which all messages that were published before have arrived."""
+"""Seconds without a message on iopub after which it is quiet. That does not tell that nothing is on its way."""
 
 KERNEL_INFO: Final[tuple[str, Content]] = ("kernel_info_request", {})
 
@@ -65,6 +65,8 @@ class Probe(OwnQuestion):
     def feed(self, message: Message) -> None:
         if message.content.get("execution_state") == "idle":
             self.is_idle = True
+            if self._outputs is not None:
+                self._outputs.pending.tells_idle = True
             self.forget()
 
     def fail(self, failure: Failure) -> None:
@@ -182,29 +184,30 @@ class Readiness:
         return probe
 
     def _ask_until_answered(self, channel: RequestChannel, deadline: Deadline) -> Probe:
-        """Ask again if there is no reply: an interrupt that was meant for other code may end this request.
-
-        A kernel of protocol 4 may publish no status about kernel_info, so it is asked to run empty code instead.
-        """
-        question = KERNEL_INFO
+        """Ask again if there is no reply: an interrupt that was meant for other code may end this request."""
         if self._channels.peer.version_4 is not None:
-            question, channel = NOTHING, self._channels.shell
+            channel = self._channels.shell
+        question = self.question_on(channel)
         for _ in range(ASK_AT_MOST - 1):
             with suppress(NoReply):
                 return self.ask(channel, deadline, older=self._latest, question=question)
         return self.ask(channel, deadline, older=self._latest, question=question)
 
-    def wait_for_idle(self, probe: Probe, deadline: Deadline) -> bool:
-        """True if the idle status of `probe` came; False after the deadline, or if iopub was silent for `SILENCE_S`.
+    def question_on(self, channel: RequestChannel) -> tuple[str, Content]:
+        """A question about which the kernel publishes statuses.
 
-        It drains iopub then: if the loop stood still meanwhile, the messages wait on the socket.
+        A kernel of protocol 4 may publish none about kernel_info, so it is asked to run empty code instead.
         """
+        is_old = self._channels.peer.version_4 is not None
+        return NOTHING if is_old and channel.name == "shell" else KERNEL_INFO
+
+    def take_in_idle(self, probe: Probe, deadline: Deadline) -> None:
+        """Let the statuses of `probe` come, so that they do not go to the inbox; until iopub is quiet at most."""
         channels = self._channels
         while not probe.is_idle and channels.runs("iopub"):
             if not channels.iopub.changed.wait(deadline.at_most(SILENCE_S)):
-                channels.iopub.drain()
                 break
-        return probe.is_idle
+        probe.forget()
 
     def meet(self, kernel_session: object) -> bool:
         """The kernel of that session has answered. True if it is another than before, whose code is gone."""
@@ -223,8 +226,7 @@ class Readiness:
         """
         with suppress(UnsupportedFeature), self._channels.temporary_channel("shell") as channel:
             probe = self.ask(channel, deadline)
-            self.wait_for_idle(probe, deadline)
-            probe.forget()
+            self.take_in_idle(probe, deadline)
 
     def _first_answer(self, deadline: Deadline) -> tuple[RequestChannel, Probe | None]:
         """Ask a kernel on shell, and soon on control as well: it answers there while it runs other code.

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import gevent
 
+from kclient.client.catch_up import CatchUp
 from kclient.client.channel_set import ChannelSet
 from kclient.client.readiness import Readiness
 from kclient.concurrency.deadline import Deadline
@@ -122,8 +123,12 @@ class Subshells:
     def _read_latest_messages(self, subshell_id: str) -> None:
         with suppress(KernelTimeout, NoReply):
             probe = self._readiness.ask(self._channels.shell, Deadline(ANSWER_WAIT_S), subshell_id=subshell_id)
-            self._readiness.wait_for_idle(probe, Deadline(ANSWER_WAIT_S))
-            probe.forget()
+            self._readiness.take_in_idle(probe, Deadline(ANSWER_WAIT_S))
+        # The subshell had ended when the kernel listed the others. A status on control from now on lies behind its own.
+        CatchUp(self._channels, self._readiness, self._channels.control, lambda: self._owes_idle(subshell_id)).wait()
+
+    def _owes_idle(self, subshell_id: str) -> bool:
+        return any(execution.subshell_id == subshell_id for execution in self._executions())
 
     def _give_up(self, subshell_id: str) -> None:
         self._channels.shell.give_up(

@@ -11,16 +11,18 @@ from typing import Any, Final
 import gevent
 
 from kclient.channels.shell import RequestChannel
+from kclient.client.catch_up import CatchUp, Question, Verdict, deaf
 from kclient.client.channel_set import ChannelSet
 from kclient.client.connection_watch import ConnectionWatch
-from kclient.client.overdue import Event, Overdue, Phase, Unnoticed
-from kclient.client.readiness import ASK_AT_MOST, Probe, Readiness
+from kclient.client.overdue import Event, Overdue, Phase, Unnoticed, lost, no_reply, unheard
+from kclient.client.readiness import Probe, Readiness
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import log
 from kclient.concurrency.waiting import Timer
 from kclient.errors import Failure, KClientError, KernelRestarted, KernelTimeout, NoReply
 from kclient.protocol.comms import CommRoutes, OpenComm
 from kclient.protocol.routing import Outputs, Slot
+from kclient.protocol.sink import Sink
 
 OVERDUE_S: Final = 1.0
 """Seconds after one half of an answer (reply, idle status) after which the kernel is asked for the other half."""
@@ -31,9 +33,6 @@ NUDGE_WAIT_S: Final = 10.0
 PATIENCE_S: Final = 30.0
 """Seconds for which an idle kernel may be silent about a request that is no code. A kernel for Kotlin publishes no busy
 status while it looks for completions, which takes seconds. Every kernel publishes a status when it begins with code."""
-
-BACKLOG_S: Final = 60.0
-"""Seconds that iopub may lag behind shell: kclient reads a flood of outputs later than the reply."""
 
 
 class Watchdog:
@@ -173,25 +172,36 @@ class Watchdog:
     def _watch(self, all_overdue: Sequence[Overdue]) -> None:
         """Ask on the shell that owes all these, then give up the answers that have not come."""
         try:
-            self._ask(all_overdue)
+            verdict = self._catch_up(all_overdue)
             for overdue in all_overdue:
-                overdue.conclude()
+                if verdict is Verdict.DEAF:
+                    overdue.failure = deaf
+                if verdict is not Verdict.NOT_NEEDED or not overdue.is_still_owed():
+                    overdue.conclude()
         finally:
             for overdue in all_overdue:
                 self._silent.pop(overdue.msg_id, None)
 
     def _nudge(self, unheard: Sequence[Overdue]) -> None:
-        """Wake the kernel. Code that it does not begin then was lost on the way."""
-        self._readiness.nudge(Deadline(NUDGE_WAIT_S))
+        """Wake the kernel. Code that it does not begin then was lost on the way, unless it has become deaf."""
+        is_awake = self._wakes_up()
+        unheard = [overdue for overdue in unheard if not self._is_question(overdue.msg_id)]
         until = perf_counter() + PATIENCE_S
-        code = [overdue for overdue in unheard if overdue.is_code]
+        asked = [overdue for overdue in unheard if overdue.is_code or not is_awake]
         for overdue in unheard:
-            overdue.note(Event.ASK if overdue.is_code else Event.WAIT)
-            if not overdue.is_code:
+            overdue.note(Event.ASK if overdue in asked else Event.WAIT)
+            if overdue not in asked:
                 self._silent[overdue.msg_id] = until, overdue
         self._look_at_silent()
-        if code:
-            self._watch(code)
+        if asked:
+            self._watch(asked)
+
+    def _wakes_up(self) -> bool:
+        """True if the kernel answers over another connection."""
+        with suppress(KernelTimeout, NoReply):
+            self._readiness.nudge(Deadline(NUDGE_WAIT_S))
+            return True
+        return False
 
     def _look_at_silent(self) -> None:
         """Ask about the requests that the kernel has been silent about for too long."""
@@ -221,8 +231,7 @@ class Watchdog:
             channel.give_up({*before, *pending}, KernelRestarted)
             if comm_ids:
                 self._comm_routes.fail(KernelRestarted, comm_ids)
-        self._readiness.wait_for_idle(probe, Deadline(OVERDUE_S))
-        probe.forget()
+        self._readiness.take_in_idle(probe, Deadline(OVERDUE_S))
 
     def _ask_and_nudge(self, channel: RequestChannel) -> Probe:
         """Ask until there is a reply, and nudge in between: a question may get lost. Each pause is twice as long."""
@@ -234,18 +243,16 @@ class Watchdog:
                 self._readiness.nudge(Deadline(pause))
             pause *= 2
 
-    def _ask(self, all_overdue: Sequence[Overdue]) -> None:
-        """Return when the kernel has answered kernel_info with reply and idle status, or after `ASK_AT_MOST` tries."""
-        channel, subshell_id = all_overdue[0].channel, all_overdue[0].subshell_id
-        for _ in range(ASK_AT_MOST):
-            if not any(overdue.is_still_owed() for overdue in all_overdue):
-                return
-            probe = self._readiness.ask(channel, Deadline(None), subshell_id=subshell_id)
-            try:
-                if self._readiness.wait_for_idle(probe, Deadline(BACKLOG_S)):
-                    return
-            finally:
-                probe.forget()
+    def _catch_up(self, all_overdue: Sequence[Overdue]) -> Verdict:
+        """Wait until all that the shell of these has sent before now has come, or is lost."""
+        return CatchUp(
+            self._channels,
+            self._readiness,
+            all_overdue[0].channel,
+            lambda: any(overdue.is_still_owed() for overdue in all_overdue),
+            subshell_id=all_overdue[0].subshell_id,
+            needs_reply=any(overdue.is_reply for overdue in all_overdue),
+        ).wait()
 
     def _request_channels(self) -> list[RequestChannel]:
         return [channel for channel in self._channels.running() if isinstance(channel, RequestChannel)]
@@ -258,18 +265,35 @@ class Watchdog:
         return [*self._owed_idles(channels.outputs), *self._owed_replies()]
 
     def _owed_idles(self, outputs: Outputs) -> Iterator[Overdue]:
-        for msg_id, since in self._channels.pending.owed_idle.items():
+        """Those of executions, and those for which a flush waits.
+
+        The latter may be of other shells than the main one. The kernel published them when it sent their replies, which
+        have come: so the status of a question that is asked from now on lies behind them, whichever shell gets it.
+        """
+        shell, pending = self._channels.shell, self._channels.pending
+        for msg_id, since in pending.owed_idle.items():
             execution = outputs.executions.get(msg_id)
-            if execution is not None and execution.awaits_idle():
-                shell = self._channels.shell
-                yield Overdue(shell, execution.subshell_id, since, execution.awaits_idle, execution.conclude)
+            if execution is None and msg_id in pending.sought:
+                is_owed = partial(pending.owed_idle.__contains__, msg_id)
+                yield Overdue(shell, None, since, is_owed, partial(self._forget_idle, msg_id))
+            elif execution is not None and execution.awaits_idle():
+                yield Overdue(shell, execution.subshell_id, since, execution.awaits_idle, partial(_conclude, execution))
+
+    def _forget_idle(self, msg_id: str, failure: Failure) -> None:
+        self._channels.pending.owed_idle.pop(msg_id, None)
+        self._channels.iopub.changed.wake()
 
     def _owed_replies(self) -> Iterator[Overdue]:
         for msg_id, since in self._channels.pending.owed_reply.items():
             for channel in self._request_channels():
                 slot = channel.requests.get(msg_id)
-                if slot is not None and slot.on_settled is not None:
+                if slot is not None and slot.on_settled is not None and not self._is_question(msg_id):
                     yield _overdue_reply(channel, slot, since, no_reply)
+
+    def _is_question(self, msg_id: str) -> bool:
+        """True for a question of a CatchUp, which itself asks again if that gets lost."""
+        outputs = self._channels.outputs
+        return outputs is not None and isinstance(outputs.executions.get(msg_id), Question)
 
     def _unheard(self) -> list[Overdue]:
         """Requests on the main shell without any answer, if the kernel is idle and was not nudged in this idle time.
@@ -278,7 +302,7 @@ class Watchdog:
         """
         channels = self._channels
         outputs = channels.outputs
-        if outputs is None or outputs.executing or not channels.runs("shell"):
+        if outputs is None or not channels.runs("shell") or channels.executing():
             return []
         if outputs.execution_state not in ("idle", "unknown"):
             return []
@@ -292,26 +316,27 @@ class Watchdog:
         latest = self._unnoticed
         if latest is not None and latest.is_unnoticed():
             since = max(latest.since, outputs.state_since)
-            is_owed, forget = latest.is_unnoticed, latest.forget
-            unheard_of.append(Overdue(channels.shell, None, since, is_owed, forget, phase=Phase.UNHEARD))
+            is_owed, give_up = latest.is_unnoticed, latest.give_up
+            unheard_of.append(Overdue(channels.shell, None, since, is_owed, give_up, phase=Phase.UNHEARD))
         return unheard_of
 
 
 def _overdue_reply(
     channel: RequestChannel, slot: Slot, since: float, failure: Failure, phase: Phase = Phase.OWED
 ) -> Overdue:
-    give_up = partial(channel.give_up, [slot], failure)
-    is_code = slot.reply_type == "execute_reply"
-    return Overdue(channel, slot.subshell_id, since, slot.is_pending, give_up, slot.msg_id, is_code, phase)
+    return Overdue(
+        channel,
+        slot.subshell_id,
+        since,
+        slot.is_pending,
+        partial(channel.give_up, [slot]),
+        failure,
+        slot.msg_id,
+        is_reply=True,
+        is_code=slot.reply_type == "execute_reply",
+        phase=phase,
+    )
 
 
-def no_reply(msg_id: str | None) -> NoReply:
-    return NoReply("the kernel finished the request and sent no reply to it", msg_id=msg_id)
-
-
-def unheard(msg_id: str | None) -> NoReply:
-    return NoReply("the kernel is idle and has not answered: the request, or its reply, was lost", msg_id=msg_id)
-
-
-def lost(msg_id: str | None) -> NoReply:
-    return NoReply("the connection to the kernel was cut, and the reply is lost", msg_id=msg_id)
+def _conclude(execution: Sink, failure: Failure) -> None:
+    execution.conclude()

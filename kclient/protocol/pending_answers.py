@@ -14,7 +14,9 @@ class PendingAnswers:
 
     `owed_idle`: the reply has come, the idle status has not. `owed_reply`: the idle status has come, the reply has not.
     The channels of a client share one PendingAnswers. `tracking` is True while iopub runs. Idle statuses of other
-    clients' requests, and of messages that get no reply, are ignored.
+    clients' requests, and of messages that get no reply, are ignored. `sought` are the missing idle statuses for which
+    a flush has waited. `tells_idle` is whether the kernel publishes an idle status for a question of kclient's own:
+    None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -22,16 +24,12 @@ class PendingAnswers:
         self.unanswered: set[str] = set()
         self.owed_idle: OrderedDict[str, float] = OrderedDict()
         self.owed_reply: OrderedDict[str, float] = OrderedDict()
-        self._waived: frozenset[str] = frozenset()
+        self.sought: frozenset[str] = frozenset()
+        self.tells_idle: bool | None = None
 
-    @property
-    def awaits_idle(self) -> bool:
-        """True if an idle status is missing that was not waived."""
-        return not self._waived.issuperset(self.owed_idle)
-
-    def waive(self) -> None:
-        """Stop awaiting the idle statuses that are missing now: they may be lost."""
-        self._waived = frozenset(self.owed_idle)
+    def seek(self) -> None:
+        """A call waits for the idle statuses that are missing now."""
+        self.sought = frozenset(self.owed_idle)
 
     def note_reply(self, msg_id: str, now: float) -> None:
         self.unanswered.discard(msg_id)
@@ -50,7 +48,8 @@ class PendingAnswers:
     def forget(self) -> None:
         self.owed_idle.clear()
         self.owed_reply.clear()
-        self._waived = frozenset()
+        self.tells_idle = None
+        self.sought = frozenset()
 
 
 def _remember(entries: OrderedDict[str, float], msg_id: str, now: float) -> None:

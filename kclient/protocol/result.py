@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from kclient.errors import ExecutionAborted, ExecutionError, InvalidArgument
+from kclient.errors import ExecutionAborted, ExecutionError, IncompleteOutput, InvalidArgument
 from kclient.protocol.displays import Displays
 from kclient.protocol.kept_outputs import error_fields
 from kclient.protocol.messages import Message
@@ -155,9 +155,16 @@ class Result:
         """Raise ExecutionError if the code raised, ExecutionAborted if the kernel skipped it.
 
         Nothing else than the reply counts if `by_reply`: an error that was only shown, and then survived, is none.
+        Raise IncompleteOutput if the code did not fail, but the result is not `complete`.
         """
         if not (by_reply and self.status == "ok"):
             self._raise_failure()
+        if not self.complete:
+            raise IncompleteOutput(
+                "the code has ended, but outputs may be missing: the kernel's idle status was lost; .result has those "
+                "that came",
+                result=self,
+            )
 
     def _raise_failure(self) -> None:
         error = self.error

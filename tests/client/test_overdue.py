@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kclient.channels.shell import ShellChannel
-from kclient.client.overdue import TRANSITIONS, Event, Overdue, Phase
+from kclient.client.overdue import TRANSITIONS, Event, Overdue, Phase, no_reply
+from kclient.errors import Failure
 from kclient.protocol.session import Session
 from kclient.transport.zmq.context import context
 
@@ -36,9 +37,9 @@ class Debt:
     def __init__(self, phase: Phase) -> None:
         self.is_owed, self.given_up = True, 0
         shell = ShellChannel(context(), Session(), "tcp://127.0.0.1:1")
-        self.overdue = Overdue(shell, None, 0.0, lambda: self.is_owed, self.give_up, phase=phase)
+        self.overdue = Overdue(shell, None, 0.0, lambda: self.is_owed, self.give_up, no_reply, phase=phase)
 
-    def give_up(self) -> None:
+    def give_up(self, failure: Failure) -> None:
         self.given_up += 1
 
 

@@ -176,11 +176,19 @@ def test_get_msg_and_call_handlers_see_the_messages_of_protocol_5(old: FakeKerne
 def test_flush_awaits_no_status_of_a_request_that_gets_none(client: kclient.KernelClient) -> None:
     """Protocol 4 publishes statuses of executions only."""
     client.complete("x", timeout=WAIT)
-    assert not client.kernel_connection.channels.pending.awaits_idle
+    assert not client.kernel_connection.channels.pending.owed_idle
 
 
 def test_lost_idle_status_ends_a_run_of_an_old_kernel(old: FakeKernel, client: kclient.KernelClient) -> None:
-    old.lose = lambda channel, message: message.content.get("execution_state") == "idle"
+    lost: list[kclient.Message] = []
+
+    def lose_first_idle(channel: str, message: kclient.Message) -> bool:
+        if lost or message.content.get("execution_state") != "idle":
+            return False
+        lost.append(message)
+        return True
+
+    old.lose = lose_first_idle
     outcome = client.run("6 * 7", timeout=WAIT)
     assert (outcome.text, outcome.complete) == ("42", False)
 

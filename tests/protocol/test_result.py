@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import attrs
 import pytest
 
-from kclient import ErrorInfo, ExecutionAborted, ExecutionError, Result
+from kclient import ErrorInfo, ExecutionAborted, ExecutionError, IncompleteOutput, Result
 from kclient.protocol.kept_outputs import CUT_MARK
 from kclient.protocol.messages import Message
 from kclient.protocol.transcript import Transcript
@@ -182,6 +182,15 @@ def test_error_is_raised_on_request_with_all_that_is_known():
     assert (error.ename, error.evalue, error.traceback) == ("E", "v", ["t"])
     assert error.result is done
     assert not isinstance(error, ExecutionAborted)
+
+
+def test_result_that_may_lack_outputs_raises_on_request_unless_the_code_failed():
+    cut = attrs.evolve(result(stream("some")), complete=False)
+    with pytest.raises(IncompleteOutput, match="may be missing") as caught:
+        cut.raise_for_error()
+    assert caught.value.result is cut
+    with pytest.raises(ExecutionError):
+        attrs.evolve(result(status="error"), complete=False).raise_for_error()
 
 
 @pytest.mark.parametrize("status", ["aborted", "abort"])
