@@ -242,7 +242,10 @@ class Run:
     def _judge(self, result: Result) -> int:
         error = result.error
         if result.ok or (error is not None and is_success(error)):
-            return ExitCode.OK
+            if result.complete:
+                return ExitCode.OK
+            self._screen.complain("the code has ended, but outputs may be missing: the kernel's idle status was lost")
+            return ExitCode.NOT_DONE
         if error is None:
             self._screen.complain(f"the kernel did not run the code: its reply is {result.status!r}")
         elif not self._screen.has_shown_error:  # some kernels put it only into the reply

@@ -36,8 +36,13 @@ def run_existing(kernel: kclient.KernelManager) -> Callable[..., Done]:
 def run_fake(tmp_path: Path) -> Callable[..., Done]:
     """``kclient run`` in a kernel that answers the code ``code`` with those steps."""
 
-    def run(*steps: Step, handler: Callable[[Request], object] | None = None) -> Done:
+    def run(
+        *steps: Step,
+        handler: Callable[[Request], object] | None = None,
+        lose: Callable[[str, kclient.Message], bool] | None = None,
+    ) -> Done:
         with FakeKernel({"code": handler or steps}, thread=True) as fake:
+            fake.lose = lose
             path = write_connection_file(tmp_path, fake)
             return kclient_command("run", "--existing", path, "-c", "code")
 
@@ -172,6 +177,21 @@ def test_error_that_only_the_reply_tells_is_shown(run_fake: Callable[..., Done])
 
 def test_code_that_the_kernel_skipped_has_failed(run_fake: Callable[..., Done]) -> None:
     check_complaint(run_fake(handler=lambda request: request.reply({"status": "aborted"})), 1, "'aborted'")
+
+
+def test_outputs_that_may_be_missing_are_told_of(run_fake: Callable[..., Done]) -> None:
+    lost: list[kclient.Message] = []
+
+    def lose_idle_of_the_code(channel: str, message: kclient.Message) -> bool:
+        is_last = message.content.get("execution_state") == "idle"
+        if is_last and message.parent_header.get("msg_type") == "execute_request":
+            lost.append(message)
+        return message in lost
+
+    done = run_fake(stream("some\n"), lose=lose_idle_of_the_code)
+    assert (done.code, done.out) == (2, "some\n")
+    assert "outputs may be missing" in done.err
+    assert len(lost) == 1
 
 
 def test_updates_are_shown_as_they_come(run_fake: Callable[..., Done]) -> None:
