@@ -155,6 +155,8 @@ class GivingUp:
         )
 
     def _fate(self, on_abandon: str) -> str:
+        if self._transcript.reply is not None:
+            return "its code has ended, but iopub has not brought the end of its outputs; ask for its result again"
         has_begun = self._transcript.times.busy or self._transcript.input_at
         at_work = "" if has_begun else self._channels.at_work(self._execution.subshell_id)
         before = "" if has_begun else f"it had not begun{at_work and ': '}{at_work}; "

@@ -120,7 +120,7 @@ def test_run_that_times_out_while_only_its_outputs_lag_interrupts_nothing(impati
                 client.iopub_channel.changed.wait(Deadline(WAIT))
             line.stall(channels=["iopub"])
             ended.set()
-            with pytest.raises(kclient.KernelTimeout):
+            with pytest.raises(kclient.KernelTimeout, match="its code has ended"):
                 running.get()
             client.control_channel.kernel_info(timeout=WAIT)
             line.flow()
