@@ -241,7 +241,7 @@ def first_line(exc: KClientError) -> str:
     argv = exc.argv if isinstance(exc, LaunchError) else []
     if argv[1:] or has_words(" ".join(argv)):  # a program alone is no secret
         shown = [shlex.join(argv), repr(argv)[:SHOWN_CHARACTERS]]
-        shown += [repr(argument) for argument in argv if has_words(argument)]
+        shown += [form for argument in argv if has_words(argument) for form in (repr(argument), argument)]
         for command in shown:
             text = text.replace(command, "...")
     return text.splitlines()[0]

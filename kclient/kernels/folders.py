@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -26,4 +27,4 @@ def make_folders(path: str, mode: int = PRIVATE) -> None:
             os.mkdir(folder, mode)
         except FileExistsError:
             if not os.path.isdir(folder):  # else another program has made it just now
-                raise
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None

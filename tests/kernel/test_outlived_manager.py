@@ -116,6 +116,9 @@ def test_heartbeat_of_a_manager_that_is_dropped(start: Start) -> None:
     heartbeat = start().hb_channel
     heartbeat.unpause()
     gc.collect()
+    with gevent.Timeout(WAIT):
+        while heartbeat.is_beating() is None:  # until the first answer, of which nothing tells
+            gevent.sleep(0.001)
     assert heartbeat.is_beating()
 
 
