@@ -17,7 +17,6 @@ from figures import Figures
 from fixtures import WAIT, Background, TellingLauncher, in_forked_child
 
 import kclient
-from kclient.concurrency.deadline import Deadline
 from kclient.testing import FakeKernel, Request, result, stream
 from kclient.testing.script import DEFAULT_HANDLERS
 
@@ -47,6 +46,8 @@ class HoldingKernel(FakeKernel):
     def _answer_later(self, request: Request, handler: Callable[[Request], object]) -> None:
         if self.replies_first:
             handler(request)
+        if request.message.msg_type == "execute_request":
+            request.publish("execute_input", {"code": request.content["code"], "execution_count": 1})
         if request.content.get("code") != "ask":
             self.go.wait()
         if not request.is_answered:
@@ -92,11 +93,13 @@ def run_that_has_begun(client: Client, fake: HoldingKernel) -> Call:
         sent = [request.msg_type for request in fake.requests]
         assert sent.index("interrupt_request") > sent.index("execute_request")
 
-    def wait_until_busy() -> None:
-        while not client.iopub_channel.outputs.executing:
-            client.iopub_channel.changed.wait(Deadline(WAIT))
+    def note(message: kclient.Message) -> None:
+        if message.msg_type == "execute_input":
+            begun.set()
 
-    return Call(lambda: client.run("1"), check, wait_until_busy)
+    begun = gevent.event.Event()
+    client.iopub_channel.call_handlers = note  # type: ignore[method-assign]
+    return Call(lambda: client.run("1"), check, lambda: begun.wait(WAIT))
 
 
 def run_in_on_output(client: Client, fake: HoldingKernel) -> Call:

@@ -96,9 +96,10 @@ class Live:
         tokens = [f"token{self._number + number}" for number in range(3)]
         self._number += 3
         fake.script = dict.fromkeys(tokens, fake.wait)
+        waits: dict[str, Any] = {"timeout": WAIT, "on_abandon": "leave"}  # so that it is sent before the others end
         calls = [
-            gevent.spawn(client.run, tokens[0], on_input=lambda prompt, password: "", timeout=WAIT),
-            gevent.spawn(client.run, tokens[1], on_output=lambda message: None, timeout=WAIT),
+            gevent.spawn(client.run, tokens[0], on_input=lambda prompt, password: "", **waits),
+            gevent.spawn(client.run, tokens[1], on_output=lambda message: None, **waits),
             gevent.spawn(client.execute, tokens[2], timeout=WAIT),
             gevent.spawn(client.complete, tokens[0], timeout=WAIT),
             gevent.spawn(client.control_channel.interrupt, timeout=WAIT),
