@@ -289,3 +289,13 @@ class Readiness:
             if deadline.is_over:
                 return False
             pause *= 2
+            if channel is not self._channels.shell:
+                self._ask_shell_too()
+
+    def _ask_shell_too(self) -> None:
+        """Ask on shell without waiting: not every kernel publishes a status about a request on control."""
+        shell = self._channels.shell
+        message = self._channels.session.msg(*self.question_on(shell))
+        self._latest = Probe(self._channels.outputs, message.msg_id, self._latest)
+        with self._channels.owner.call():
+            shell.requests.abandon(shell.post(message, turn=Turn.AT_ONCE))
