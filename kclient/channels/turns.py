@@ -52,7 +52,7 @@ class Turns:
         self._requests = requests
         self._peer = peer
         self._is_unfinished = is_unfinished
-        self._latest: dict[str | None, Slot] = {}
+        self._latest: dict[str | None, str] = {}
         self._is_looking = False
 
     def pass_or_hold(self, message: Message, slot: Slot, turn: Turn) -> bool:
@@ -78,8 +78,8 @@ class Turns:
 
     def skipped(self, msg_id: str) -> None:
         """The kernel has skipped that request, and nothing of it will come any more."""
-        for shell, slot in list(self._latest.items()):
-            if slot.msg_id == msg_id:
+        for shell, latest_id in list(self._latest.items()):
+            if latest_id == msg_id:
                 del self._latest[shell]
 
     def look(self, send: Callable[[Message, Slot], None]) -> None:
@@ -128,12 +128,13 @@ class Turns:
         return (turn is Turn.WHEN_FREE or self._peer.one_at_a_time) and not self._is_free(shell)
 
     def _note(self, message: Message, slot: Slot) -> None:
+        # The id, not the slot: that holds its execution, and so the manager, which is to go with its last user.
         if slot.reply_type == "execute_reply":
-            self._latest[slot.subshell_id] = slot
+            self._latest[slot.subshell_id] = slot.msg_id
             if message.content.get("stop_on_error", True):
                 self.stops_on_error = True
         elif self._peer.one_at_a_time:
-            self._latest[slot.subshell_id] = slot
+            self._latest[slot.subshell_id] = slot.msg_id
 
     def _is_free(self, shell: str | None) -> bool:
         """True if the kernel has finished the latest request that was sent to that shell, so all of them.
@@ -141,10 +142,10 @@ class Turns:
         A reply says so, or an idle status: code that is interrupted before it begins may get no reply. Code of a kernel
         that is asked one thing at a time must have ended altogether.
         """
-        slot = self._latest.get(shell)
-        if slot is None:
+        msg_id = self._latest.get(shell)
+        if msg_id is None:
             return True
-        msg_id, pending = slot.msg_id, self._requests.pending
-        if slot.is_pending() and self._requests.get(msg_id) is slot and msg_id not in pending.owed_reply:
+        slot = self._requests.get(msg_id)
+        if slot is not None and slot.is_pending() and msg_id not in self._requests.pending.owed_reply:
             return False
         return not (self._peer.one_at_a_time and self._is_unfinished(msg_id))
