@@ -58,7 +58,7 @@ class ConnectionWatch:
             youngest = max(youngest, *sent) if sent else youngest
         if is_waiting and self._channels.kernel is None and self._channels.peer.info is None:
             self.rejected(is_seen=False)  # libzmq tells of it only once, perhaps before the connection was watched
-        if youngest > until:
+        if is_waiting or youngest > until:  # also to end the watch of a connection when its call has ended
             self._timer.set(WATCH_S)
 
     def stop(self) -> None:
