@@ -114,7 +114,9 @@ def test_run_behind_code_without_a_reply_is_sent_when_the_kernel_is_idle(
     behind = background(client.run, "2", timeout=WAIT)
     assert behind.is_waiting
     gate.open()
-    assert behind.get().text == "2"
+    outcome = behind.get()
+    # The code of the interrupt is short: SIGINT may come when it has ended, and hit the next (docs/reliability.md).
+    assert outcome.text == "2" or (outcome.error is not None and outcome.error.ename == "KeyboardInterrupt")
 
 
 # Restarts of a kernel whose code heeds no interrupt

@@ -569,13 +569,14 @@ def test_kernel_ends_with_the_program_although_a_forked_child_of_that_lives(star
 
 
 BUSY = """
-import os, signal, sys
+import os, signal
 from kclient import ForkServer
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(1))
 server = ForkServer(["busy"])
 with open("pid") as fifo:
     print(fifo.read(), flush=True)
-sys.stdin.read()
+signal.alarm(60)
+signal.pause()
 """
 
 
