@@ -535,12 +535,13 @@ def test_dropped_server_ends():
 
 
 KILLED = """
-import subprocess, sys, os
+import os, signal, subprocess, sys
 from kclient import ForkServer
 process = ForkServer().start([sys.executable, "-I", "-S", "-c", sys.argv[1]], stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid, flush=True)
-sys.stdin.read()
+signal.alarm(60)
+signal.pause()
 """
 
 
