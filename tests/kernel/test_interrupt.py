@@ -156,21 +156,22 @@ def test_interrupt_of_a_running_execution_leaves_those_behind_it_alone(kernel):
 
 CLEANS_UP = """
 import time
-saved = False
-print('on', flush=True)
 try:
+    began = True
+    print('on', flush=True)
     time.sleep(600)
 finally:
     time.sleep({seconds})
     saved = True
 """
-"""Code whose end takes longer than an interrupt waits for an effect."""
+"""Code whose end takes longer than an interrupt waits for an effect. An interrupt may come before it has begun."""
 
 
 @pytest.mark.parametrize("how", ["run", "Execution.interrupt"])
 @pytest.mark.parametrize("mode", ["signal", "message"])
 def test_code_on_its_way_out_gets_no_second_interrupt(kernel, client, mode, how):
     runner = kernel if mode == "signal" else client
+    runner.run("began = saved = False")
     code = CLEANS_UP.format(seconds=INTERRUPT_AGAIN_S + 0.5)
     if how == "run":
         with pytest.raises(kclient.KernelTimeout, match="an interrupt is sent to its code") as caught:
@@ -181,7 +182,7 @@ def test_code_on_its_way_out_gets_no_second_interrupt(kernel, client, mode, how)
         next(iter(execution))
         execution.interrupt()
     assert was_interrupted(execution)
-    assert runner.run("saved").text == "True"
+    assert runner.run("saved is began").text == "True"
 
 
 def test_code_that_ignores_its_interrupt_gets_another_when_that_is_asked_for(kernel):
