@@ -265,7 +265,8 @@ class MessageChannel(Channel):
         if version_4 is not None:
             version_4.incoming(message)
         self._route(message)
-        self._deliver(message)
+        if self.handles:
+            self._deliver(message)
 
     def drop(self, reason: str, error: Exception) -> None:
         """Count a message that could not be read."""

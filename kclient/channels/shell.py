@@ -127,7 +127,8 @@ class RequestChannel(MessageChannel):
 
         The caller must hold a Ctrl-C back. Else a request could be sent of which no call knows.
         """
-        self.check_running()
+        if self._is_stopped or not self._is_started:
+            self.check_running()
         if self._failure is not None:
             raise self._failure(message.msg_id)
         slot = self.requests.open(message, on_settled)

@@ -62,7 +62,8 @@ class Turns:
             slot.sent = math.inf
             self.rows.setdefault(shell, deque()).append(_Held(message, slot, turn))
             return False
-        self._note(message, slot)
+        if slot.reply_type == "execute_reply" or self._peer.one_at_a_time:
+            self._note(message, slot)
         return True
 
     def withdraw(self, msg_id: str) -> Slot:

@@ -46,14 +46,15 @@ class Availability:
 
     def wait_until_usable(self, deadline: Deadline) -> None:
         """Return when no restart is under way; raises KernelTimeout, WrongThread, or the error of a dead kernel."""
-        self._channels.owner.check()
+        channels = self._channels
+        channels.owner.check()
         if self._on_death is not None:
             self._notice_death()
-        while self.is_restarting and self.failure is None and getcurrent() is not self._admitted:
+        while self.is_restarting and channels.failure is None and getcurrent() is not self._admitted:
             if not self._changed.wait(deadline) and deadline.is_over:
                 raise KernelTimeout("kernel after its restart", deadline.timeout, hint=self._why)
-        if self.failure is not None:
-            raise self.failure(None)
+        if channels.failure is not None:
+            raise channels.failure(None)
 
     # Restarts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kclient.channels.base import Channel, spin
 from kclient.channels.heartbeat import HBChannel
@@ -69,23 +69,23 @@ class ChannelSet:
 
     @property
     def shell(self) -> ShellChannel:
-        return cast(ShellChannel, self._channels.get("shell") or self.channel("shell"))
+        return self._channels.get("shell") or self.channel("shell")  # type: ignore[return-value]
 
     @property
     def control(self) -> ControlChannel:
-        return cast(ControlChannel, self.channel("control"))
+        return self.channel("control")  # type: ignore[return-value]
 
     @property
     def iopub(self) -> IOPubChannel:
-        return cast(IOPubChannel, self.channel("iopub"))
+        return self._channels.get("iopub") or self.channel("iopub")  # type: ignore[return-value]
 
     @property
     def stdin(self) -> StdInChannel:
-        return cast(StdInChannel, self.channel("stdin"))
+        return self.channel("stdin")  # type: ignore[return-value]
 
     @property
     def hb(self) -> HBChannel:
-        return cast(HBChannel, self.channel("hb"))
+        return self.channel("hb")  # type: ignore[return-value]
 
     @property
     def outputs(self) -> Outputs | None:
@@ -153,9 +153,8 @@ class ChannelSet:
 
     def refuse_if_answering(self, subshell_id: str | None) -> None:
         """Raise InvalidState inside an on_input: the main shell waits for the input and answers no request."""
-        shell = self._channels.get("shell")
-        if isinstance(shell, RequestChannel) and shell.answering:
-            shell.refuse_if_answering(subshell_id)
+        if "shell" in self._channels and self.shell.answering:
+            self.shell.refuse_if_answering(subshell_id)
 
     def is_busy_with(self, msg_id: str) -> bool:
         """True if the kernel, or a subshell of it, is busy with the code of the request `msg_id`."""
@@ -182,9 +181,8 @@ class ChannelSet:
 
     def forget(self, execution: Ended) -> None:
         """Route nothing more to an execution that has ended."""
-        iopub = self._channels.get("iopub")
-        if isinstance(iopub, IOPubChannel):
-            iopub.outputs.executions.pop(execution.msg_id, None)
+        if "iopub" in self._channels:
+            self.iopub.outputs.executions.pop(execution.msg_id, None)
         if execution.is_incomplete:
             self.pending.owed_idle.pop(execution.msg_id, None)
             executing = {} if self.outputs is None else self.outputs.executing
@@ -194,8 +192,7 @@ class ChannelSet:
 
     def next_turn(self) -> None:
         """Send the requests that had to wait for others, if they need not any more."""
-        shell = self._channels.get("shell")
-        if isinstance(shell, RequestChannel):
+        if "shell" in self._channels and (shell := self.shell).turns.rows:
             shell.next_turn()
 
     def own(self, kernel: Kernel) -> None:

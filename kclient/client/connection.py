@@ -103,12 +103,12 @@ class KernelConnection:
             message.header["subshell_id"] = check_code(subshell_id, "subshell_id")
             self.subshells.admit(message, deadline)
         execution.sent(message)
-        outputs.executions[message.msg_id] = execution
+        outputs.executions[execution.msg_id] = execution
         self.watchdog.arm()
         try:
             self.channels.shell.post(message, execution.on_settled, turn)
         except BaseException:
-            outputs.executions.pop(message.msg_id, None)
+            outputs.executions.pop(execution.msg_id, None)
             raise
 
     def await_outputs(self, deadline: Deadline) -> Outputs:

@@ -58,7 +58,7 @@ class Execution:
         self._answer_is_owed = answer_is_owed
         self._owner = channels.owner
         self._transcript = transcript
-        self._check = valid_check(check)
+        self._check = check if check is False else valid_check(check)
         self._on_output = on_output
         self._on_input = on_input
         self._keeps_messages = keeps_messages
@@ -152,7 +152,7 @@ class Execution:
         self.subshell_id = request.header.get("subshell_id")
         self.may_ask = request.content["allow_stdin"]
         self._request = request
-        self._transcript.note_sent(request.msg_id, perf_counter())
+        self._transcript.note_sent(self.msg_id, perf_counter())
 
     @property
     def is_incomplete(self) -> bool:
@@ -177,7 +177,7 @@ class Execution:
             self._keep(shown_message)
         if self._given_up is not None:
             self._given_up.look()
-        if transcript.is_done:
+        if shown_message is None and transcript.is_done:
             self._finish()
 
     def take_input(self, message: Message) -> bool:

@@ -195,6 +195,7 @@ class KernelInterface(ShellRequests, ControlRequests):
         connection = self.kernel_connection
         connection.channels.refuse_if_answering(subshell_id)
         execution, content = self._prepare(
+            connection,
             code,
             check=check,
             on_output=on_output,
@@ -246,7 +247,9 @@ class KernelInterface(ShellRequests, ControlRequests):
 
         Callbacks run in a greenlet of the execution's own. `Execution.result` raises their exceptions.
         """
+        connection = self.kernel_connection
         execution, content = self._prepare(
+            connection,
             code,
             check=check,
             on_output=on_output,
@@ -261,7 +264,6 @@ class KernelInterface(ShellRequests, ControlRequests):
             linger=linger,
             keeps_messages=True,
         )
-        connection = self.kernel_connection
         with connection.owner.call():
             connection.start(execution, content, subshell_id, Deadline(None))
             if on_output is not None or execution.takes_input:
@@ -270,6 +272,7 @@ class KernelInterface(ShellRequests, ControlRequests):
 
     def _prepare(
         self,
+        connection: KernelConnection,
         code: str,
         *,
         check: Check,
@@ -286,26 +289,26 @@ class KernelInterface(ShellRequests, ControlRequests):
         keeps_messages: bool,
     ) -> tuple[Execution, Content]:
         """An execution that is not sent yet, and the content of its request; raises InvalidArgument."""
-        connection = self.kernel_connection
+        channels, input_requests = connection.channels, connection.input_requests
         content = messages.execute(
             code,
             silent=silent,
             store_history=store_history,
             user_expressions=user_expressions,
-            allow_stdin=self.answers_input() or (on_input is not None and connection.channels.runs("stdin")),
+            allow_stdin=input_requests.are_answered() or (on_input is not None and channels.runs("stdin")),
             stop_on_error=stop_on_error,
         )
         make: Callable[..., Execution] = Execution
         if linger != 0.0:
             make = partial(LingeringExecution, linger=check_seconds(linger, "linger"))
         execution = make(
-            connection.channels,
-            connection.input_requests,
+            channels,
+            input_requests,
             connection.answer_is_owed,
             Transcript(max_output_bytes, keep_outputs=keep_outputs, displays=displays),
             check=check,
-            on_output=check_callback(on_output, "on_output"),
-            on_input=check_callback(on_input, "on_input") or self.on_input,
+            on_output=None if on_output is None else check_callback(on_output, "on_output"),
+            on_input=input_requests.on_input if on_input is None else check_callback(on_input, "on_input"),
             keeps_messages=keeps_messages,
             keeps_alive=self,
         )

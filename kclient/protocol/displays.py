@@ -70,10 +70,10 @@ class Displays(Mapping[str, Shown]):
 _NOTHING: Final[tuple[Shown, int]] = {}, 0
 
 
-def check_displays(displays: Any) -> Displays | None:
-    if displays is None or isinstance(displays, Displays):
-        return displays
-    raise InvalidArgument(f"displays must be a kclient.Displays, or None; not {displays!r}")
+def check_displays(displays: Any) -> None:
+    """Raise InvalidArgument for what is none."""
+    if not isinstance(displays, Displays):
+        raise InvalidArgument(f"displays must be a kclient.Displays, or None; not {displays!r}")
 
 
 def display_id_of(content: dict[str, Any]) -> str:

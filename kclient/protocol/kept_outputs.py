@@ -48,10 +48,24 @@ class Room:
     truncated: bool = False
     dropped: int = 0
 
-    def left(self, overhead: int) -> int | None:
-        """Bytes of content that fit, with `overhead`; None: any number."""
-        most = self.max_bytes
-        return None if most is None else most - self.nbytes - max(0, self.overhead + overhead - SPARE_NBYTES)
+    def take(self, nbytes: int, overhead: int) -> bool:
+        """Count so much more; False if there is no room for it."""
+        if self.max_bytes is not None and nbytes > self.left(overhead):
+            return False
+        self.nbytes += nbytes
+        self.overhead += overhead
+        return True
+
+    def count(self, nbytes: int, overhead: int) -> None:
+        """Count so much more, or less, whether there is room for it or not."""
+        self.nbytes += nbytes
+        self.overhead += overhead
+
+    def left(self, overhead: int) -> int:
+        """Bytes of content that fit, with `overhead`, into a room that has a bound."""
+        left = (self.max_bytes or 0) - self.nbytes
+        beyond = self.overhead + overhead - SPARE_NBYTES
+        return left - beyond if beyond > 0 else left
 
     def drop(self) -> None:
         """A message, or a part of one, is not kept."""
@@ -89,7 +103,7 @@ class KeptOutputs:
     """The outputs of a cell, kept within `room`, which it may share with others."""
 
     def __init__(self, room: Room) -> None:
-        self._room = room
+        self.room = room
         self._outputs: list[dict[str, Any] | _Text] = []
         self._nbytes = 0
         self._overhead = 0
@@ -99,6 +113,8 @@ class KeptOutputs:
 
     def take(self, msg_type: str, message: Message) -> Message | None:
         """Keep an output; returns `message`, or one with the part that was kept, or None if nothing was."""
+        if msg_type == "stream":
+            return self._take_text(message)
         if msg_type == "clear_output":
             self._clear_next = bool(message.content.get("wait"))
             if not self._clear_next:
@@ -108,8 +124,6 @@ class KeptOutputs:
             return message if self.update_display(message) else None
         if self._clear_next:
             self._clear()
-        if msg_type == "stream":
-            return self._take_text(message)
         take = self._take_error if msg_type == "error" else self._take_display
         return message if take(msg_type, message) else None
 
@@ -124,23 +138,27 @@ class KeptOutputs:
 
     def _take_text(self, message: Message) -> Message | None:
         """Keep the text of a stream message, or as much as fits and a mark. After that no text is kept."""
+        if self._clear_next:
+            self._clear()
         content = message.content
         name, text = str(content.get("name") or "stdout"), str(content.get("text") or "")
         last = self._outputs[-1] if self._outputs else None
         goes_on = type(last) is _Text and last.name == name
         overhead = 0 if goes_on else OUTPUT_NBYTES
         nbytes = len(text) if text.isascii() else _size_of(text)
-        left = self._room.left(overhead)
-        if left is not None and (nbytes > left or self._is_cut):
-            self._room.drop()
-            if self._is_cut or self._room.max_bytes == 0:
+        room = self.room
+        if self._is_cut or not room.take(nbytes, overhead):
+            room.drop()
+            if self._is_cut or room.max_bytes == 0:
                 return None
             self._is_cut = True
-            text = cut_text(text, left)
+            text = cut_text(text, room.left(overhead))
             nbytes = _size_of(text)
+            room.count(nbytes, overhead)
             text += CUT_MARK
             message = attrs.evolve(message, content={**content, "name": name, "text": text})
-        self._count(nbytes, overhead)
+        self._nbytes += nbytes
+        self._overhead += overhead
         if goes_on:
             last.append(text)  # type: ignore[union-attr]  # a _Text
         else:
@@ -190,24 +208,19 @@ class KeptOutputs:
 
     def _add(self, nbytes: int, overhead: int) -> bool:
         """Count so much more; False if there is no room for it."""
-        left = self._room.left(overhead)
-        if left is not None and nbytes > left:
-            self._room.drop()
+        if not self.room.take(nbytes, overhead):
+            self.room.drop()
             return False
-        self._count(nbytes, overhead)
-        return True
-
-    def _count(self, nbytes: int, overhead: int) -> None:
         self._nbytes += nbytes
         self._overhead += overhead
-        self._room.nbytes += nbytes
-        self._room.overhead += overhead
+        return True
 
     def _clear(self) -> None:
         self._clear_next = self._is_cut = False
         self._outputs.clear()
         self._displays.clear()
-        self._count(-self._nbytes, -self._overhead)
+        self.room.count(-self._nbytes, -self._overhead)
+        self._nbytes = self._overhead = 0
 
 
 def cut_text(text: str, nbytes: int) -> str:

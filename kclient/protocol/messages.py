@@ -141,19 +141,22 @@ def execute(
     stop_on_error: bool = False,
 ) -> Content:
     """Content of an execute_request."""
-    expressions = {} if user_expressions is None else user_expressions
-    if not isinstance(expressions, (dict, Mapping)) or not all(
-        isinstance(name, str) and isinstance(expression, str) for name, expression in expressions.items()
-    ):
-        raise InvalidArgument(f"user_expressions must be a dict of strings by name, not {user_expressions!r}")
     return {
         "code": check_code(code),
         "silent": bool(silent),
         "store_history": bool(store_history),
-        "user_expressions": dict(expressions),
+        "user_expressions": {} if user_expressions is None else _check_expressions(user_expressions),
         "allow_stdin": bool(allow_stdin),
         "stop_on_error": bool(stop_on_error),
     }
+
+
+def _check_expressions(expressions: Any) -> dict[str, str]:
+    if not isinstance(expressions, (dict, Mapping)) or not all(
+        isinstance(name, str) and isinstance(expression, str) for name, expression in expressions.items()
+    ):
+        raise InvalidArgument(f"user_expressions must be a dict of strings by name, not {expressions!r}")
+    return dict(expressions)
 
 
 def complete(code: str, cursor_pos: int | None = None) -> Content:

@@ -42,7 +42,7 @@ class Peer:
 
     `version_4` adapts messages if the kernel speaks protocol 4; else it is None. `subshells` are the ids of those that
     the kernel is known to have. `exit_reason` says why the kernel is about to exit; empty unless it is known to be.
-    the kernel is known to have. `one_at_a_time` is True for a kernel that spoils what is queued behind an error.
+    `one_at_a_time` is True for a kernel that spoils what is queued behind an error.
     Each of `observers` is called with every reply of its message type.
     """
 

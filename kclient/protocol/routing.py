@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from kclient.errors import LocalProtocolError
 from kclient.protocol.comms import COMM_TYPES, CommRoutes, OpenComm, Taker
@@ -108,9 +108,9 @@ class Requests:
             if slot.is_pending():
                 raise LocalProtocolError(f"the reply to {slot.msg_id!r} is still awaited")
             self.discard(slot)
-        if slot.reply is None and slot.error is not None:
-            raise slot.error(slot.msg_id)
-        return cast(Message, slot.reply)
+        if slot.reply is not None:
+            return slot.reply
+        raise slot.error(slot.msg_id)  # type: ignore[misc]  # a settled slot has one of both
 
     def release(self, slot: Slot) -> None:
         """The waiter of `slot` gave up. If the reply has just come, it can be asked for again."""

@@ -41,7 +41,11 @@ class Transcript:
         keep_outputs: bool = True,
         displays: Displays | None = None,
     ) -> None:
-        self.max_output_bytes = _check_size(max_output_bytes)
+        if max_output_bytes is not MAX_OUTPUT_BYTES:
+            _check_size(max_output_bytes)
+        if displays is not None:
+            check_displays(displays)
+        self.max_output_bytes = max_output_bytes
         self.keep_outputs = keep_outputs
         self.reply: Message | None = None
         self.idle = False
@@ -51,11 +55,10 @@ class Transcript:
         self.msg_id = ""
         self.times = Times()
         self.execution_count: int | None = None
-        self._room = Room(self.max_output_bytes)
-        self._cell = KeptOutputs(self._room)
+        self._cell: KeptOutputs | None = None  # until the first output: most code has none
         self._widgets: dict[str, KeptOutputs] | None = None  # until a widget takes output
         self._taking: list[str] = []
-        self._displays = check_displays(displays)
+        self._displays = displays
 
     @property
     def is_done(self) -> bool:
@@ -64,16 +67,16 @@ class Transcript:
     @property
     def truncated(self) -> bool:
         """True if an output, or a part of one, was dropped."""
-        return self._room.truncated
+        return self._cell is not None and self._cell.room.truncated
 
     @property
     def dropped(self) -> int:
         """The number of messages that were dropped or cut."""
-        return self._room.dropped
+        return 0 if self._cell is None else self._cell.room.dropped
 
     def note_drop(self) -> None:
         """A reader of the execution could not be given an output."""
-        self._room.drop()
+        self._kept().room.drop()
 
     def note_sent(self, msg_id: str, now: float) -> None:
         """The request is about to be sent."""
@@ -106,7 +109,9 @@ class Transcript:
                 self._displays.take(message)
             if not self.keep_outputs:
                 return message
-            return self._cell.take(msg_type, message) if self._widgets is None else self._share(msg_type, message)
+            if self._widgets is not None:
+                return self._share(msg_type, message)
+            return (self._cell or self._kept()).take(msg_type, message)
         if msg_type == "status":
             self._take_status(message)
         elif msg_type == "execute_input":
@@ -131,18 +136,26 @@ class Transcript:
 
     def outputs(self) -> list[dict[str, Any]]:
         """A copy of the outputs."""
-        return self._cell.outputs()
+        return [] if self._cell is None else self._cell.outputs()
 
     def widget_outputs(self) -> dict[str, list[dict[str, Any]]]:
         """A copy of the outputs that each Output widget took, by its comm id."""
-        return {comm_id: kept.outputs() for comm_id, kept in (self._widgets or {}).items()}
+        if self._widgets is None:
+            return {}
+        return {comm_id: kept.outputs() for comm_id, kept in self._widgets.items()}
+
+    def _kept(self) -> KeptOutputs:
+        """The outputs of the cell."""
+        if self._cell is None:
+            self._cell = KeptOutputs(Room(self.max_output_bytes))
+        return self._cell
 
     def _all_kept(self) -> list[KeptOutputs]:
-        return [self._cell, *(self._widgets or {}).values()]
+        return [self._kept(), *(self._widgets or {}).values()]
 
     def _share(self, msg_type: str, message: Message) -> Message | None:
         """Give an output to the widget that takes output, the latest if there are several, or to the cell."""
-        taker = self._cell if self._widgets is None or not self._taking else self._widgets[self._taking[-1]]
+        taker = self._kept() if self._widgets is None or not self._taking else self._widgets[self._taking[-1]]
         if msg_type in DISPLAY_TYPES:
             for kept in self._all_kept():
                 if kept is not taker:
@@ -161,7 +174,7 @@ class Transcript:
         elif comm_id not in self._taking:
             self._taking.append(comm_id)
             self._widgets = self._widgets or {}
-            self._widgets.setdefault(comm_id, KeptOutputs(self._room))
+            self._widgets.setdefault(comm_id, KeptOutputs(self._kept().room))
 
     def _take_status(self, message: Message) -> None:
         state = message.content.get("execution_state")
@@ -177,7 +190,7 @@ class Transcript:
             self.execution_count = count
 
 
-def _check_size(size: int | None) -> int | None:
+def _check_size(size: int | None) -> None:
+    """Raise InvalidArgument for a bound that is none."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
         raise InvalidArgument(f"max_output_bytes must be a whole number, 0 or more, or None; not {size!r}")
-    return size

@@ -80,6 +80,7 @@ class ZmqStream:
         self._receiver = weakref.ref(receiver)
         self._is_taking_in = False
         self._is_pumping = False
+        self._come_in_groups = False  # as far as the latest pump tells: the next one looks first, or reads at once
         self._woken: list[Waiter[bool]] = []
         self._touched = Parking(owner)
         self._on_touched = None if on_touched is None else weakly(on_touched)
@@ -102,7 +103,7 @@ class ZmqStream:
         try:
             list(map(_send, repeat(self.socket), frames, _send_flags(len(frames))))
             if not self._is_pumping and self._has_input():
-                self.drain()
+                self._take_in_for(TURN_S, is_sure=True)
         except zmq.Again as exc:  # the peer is not there yet (with ZMQ_IMMEDIATE), or has refused the connection
             raise InvalidState(f"the kernel is not connected to the {self.name} channel") from exc
         except zmq.ZMQError as exc:
@@ -122,14 +123,14 @@ class ZmqStream:
         It costs 3 us less than `drain`, which reads until pyzmq raises an exception.
         """
         if self._has_input():
-            self._take_in_for(0)
+            self._take_in_for(0, is_sure=True)
 
-    def _take_in_for(self, seconds: float) -> None:
+    def _take_in_for(self, seconds: float, *, is_sure: bool = False) -> None:
         if self._is_taking_in:
             return
         is_empty = False
         try:
-            is_empty = self._take_in(monotonic() + seconds)
+            is_empty = self._take_in(monotonic() + seconds, is_sure=is_sure)
         finally:
             if not is_empty:
                 self._go_on_soon()
@@ -150,7 +151,7 @@ class ZmqStream:
         Returns True if the socket is empty, and False if the pump goes on at the loop's next turn.
 
         The first greenlet that is woken goes on before the pump looks for more messages: if there are none, that look
-        takes 3 us. After that all messages are taken in together, which saves a switch for each.
+        takes 2 us. After that all messages are taken in together, which saves a switch for each.
         """
         if self._is_taking_in:
             return True  # what takes in asks for more itself
@@ -163,7 +164,11 @@ class ZmqStream:
                 if not woken:
                     wakeups.woken = woken
                     try:
-                        is_empty = self._take_in(until, () if is_first_over else woken)
+                        if is_first_over:
+                            is_empty = self._take_in(until, is_sure=self._come_in_groups)
+                            self._come_in_groups = bool(woken)
+                        else:
+                            is_empty = self._take_in(until, woken, is_sure=True)
                     finally:
                         wakeups.woken = None
                     is_first_over = True
@@ -177,8 +182,11 @@ class ZmqStream:
                 self._go_on_soon()
         return is_over
 
-    def _take_in(self, until: float, woken: Sequence[object] = ()) -> bool:
-        """Take in messages. True if the socket is empty; False if, before that, a greenlet was woken or time was up."""
+    def _take_in(self, until: float, woken: Sequence[object] = (), *, is_sure: bool = False) -> bool:
+        """Take in messages. True if the socket is empty; False if, before that, a greenlet was woken or time was up.
+
+        `is_sure`: there is a message, most probably. Else this looks first: to read takes twice as long if it raises.
+        """
         receiver = self._receiver()
         if receiver is None or self._owner.forked:
             self._stop_watching()
@@ -186,6 +194,8 @@ class ZmqStream:
         is_held = sigint.hold(self._owner.hub)
         self._is_taking_in = True
         try:
+            if not is_sure and not self._reader.ahead and not self._has_input():
+                return True
             while not self.is_closed:
                 try:
                     frames = self._reader.read()
