@@ -24,6 +24,9 @@ from kclient.protocol.connection import CHANNELS
 WATCH_S: Final = 1.0
 """Seconds that a call has waited before its connection is watched: that takes two descriptors."""
 
+LOOK_AGAIN_AT_MOST_S: Final = 60.0
+"""Seconds from one look for new calls and ended ones to the next: each wakes a program that may have many clients."""
+
 LOOKS: Final = 3
 """So many looks in a row find an address closed before it counts as that."""
 
@@ -59,7 +62,7 @@ class ConnectionWatch:
         if is_waiting and self._channels.kernel is None and self._channels.peer.info is None:
             self.rejected(is_seen=False)  # libzmq tells of it only once, perhaps before the connection was watched
         if is_waiting or youngest > until:  # also to end the watch of a connection when its call has ended
-            self._timer.set(WATCH_S)
+            self._timer.set(next_look(perf_counter() - youngest))
 
     def stop(self) -> None:
         """Watch no longer: the channels close, or are opened anew."""
@@ -117,6 +120,14 @@ class ConnectionWatch:
                 if execution.awaits_idle():
                     execution.conclude()
             channel.changed.wake()
+
+
+def next_look(waited: float) -> float:
+    """Seconds until the next look, when the youngest call has waited for so many: so the looks become ever rarer.
+
+    The watchdog looks besides, a second after each new call.
+    """
+    return min(max(WATCH_S, waited), LOOK_AGAIN_AT_MOST_S)
 
 
 def _awaited_since(channel: Channel) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 from gevent.event import Event
 
 import kclient
+from kclient.client.connection_watch import WATCH_S, next_look
 from kclient.concurrency.deadline import Deadline
 from kclient.testing import FakeKernel, Request, stream
 from kclient.transport.zmq.line import ZmqLine
@@ -88,5 +89,13 @@ def test_connection_that_is_cut_and_made_anew_ends_no_call_and_is_watched_only_w
     assert line._monitors, "it is watched again"
     may_go_on.set()
     assert execution.result(WAIT).ok
-    while line._monitors:  # for a second more at most
+    while line._monitors:  # for as long again as the call took, and a second at least
         leaks.turn_loop(0.01)
+
+
+def test_long_call_wakes_the_program_ever_more_rarely_to_look_at_its_connection() -> None:
+    waited, looks = 1.0, 0
+    while waited < 3600:
+        waited, looks = waited + next_look(waited), looks + 1
+    assert looks == 65, "at 2, 4, 8, 16, 32 and 64 seconds, and then each minute"
+    assert next_look(0.1) == next_look(-1.0) == next_look(float("-inf")) == WATCH_S
