@@ -65,7 +65,7 @@ class ChannelSet:
         self.failure: Failure | None = None
         self._shared = shared
         self._make = make
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, Channel] = {}  # the name tells the class; a cast would cost a call for each message
 
     @property
     def shell(self) -> ShellChannel:

@@ -23,9 +23,11 @@ import kclient
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.owner import Owner
 from kclient.concurrency.waiting import TURN_S, Parking
+from kclient.protocol.framing import DELIMITER
 from kclient.testing import FakeKernel, result, stream
 from kclient.transport.zmq import frames as frames_module
 from kclient.transport.zmq.context import context
+from kclient.transport.zmq.frames import FrameReader, MessageReader
 from kclient.transport.zmq.stream import ZmqStream
 from kclient.transport.zmq.transport import RECONNECT_IVL_MS
 
@@ -33,7 +35,7 @@ from kclient.transport.zmq.transport import RECONNECT_IVL_MS
 class Listener:
     """Receives the messages of a stream. It computes for `seconds` at each message."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, new_reader: Callable[..., FrameReader] = FrameReader) -> None:
         self.owner = Owner()
         self.arrived = Parking(self.owner)
         self.messages: list[list[bytes]] = []
@@ -44,7 +46,7 @@ class Listener:
         address = f"inproc://listener-{id(self)}"
         self.peer.bind(address)
         self.socket.connect(address)
-        self.stream = ZmqStream(self.owner, self.socket, self)
+        self.stream = ZmqStream(self.owner, self.socket, self, reader=new_reader(self.socket))
 
     def receive(self, frames: list[bytes]) -> None:
         end = time.perf_counter() + self.seconds
@@ -77,6 +79,20 @@ def test_message_that_came_before_the_first_look_is_not_missed(listener: Listene
     """A ZeroMQ pipe sends no signal until its reader has found it empty once."""
     listener.peer.send(b"early")
     listener.wait_for(1)
+
+
+def test_message_that_was_read_with_the_one_before_is_not_missed() -> None:
+    """The socket has nothing more then. The greenlet that waits for the second message is woken by the first one."""
+    listener = Listener(new_reader=partial(MessageReader, topics=0))
+    short, whole = [DELIMITER, b"", b"{}"], [DELIMITER, b"", b"{}", b"{}", b"{}", b"{}"]
+    for _ in range(3):
+        listener.peer.send_multipart(short)
+        listener.peer.send_multipart(whole)
+        listener.wait_for(1)
+        listener.wait_for(2)
+        assert listener.messages == [short, whole]
+        listener.messages.clear()
+    listener.close()
 
 
 def test_messages_arrive_whole_and_in_order(listener: Listener) -> None:
