@@ -74,7 +74,8 @@ class Interrupt:
     An interrupt that comes before the code does is lost. The kernel's execute_input says that the code has come, so the
     interrupt waits for it. It does not wait for long: silent code has none, and some kernels send none. An interrupt
     that may have come too early is sent once more, if the code shows no effect. ipykernel heeds each one that comes
-    after execute_input. Later than that no kernel gets a second one: it would end what the code does on its way out.
+    after execute_input, though a blocking call that begins at that moment ends first. Later than that no kernel gets a
+    second one: it would end what the code does on its way out.
     """
 
     def __init__(self, execution: Interruptible, channels: ChannelSet, transcript: Transcript) -> None:

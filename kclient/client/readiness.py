@@ -239,16 +239,17 @@ class Readiness:
             contact: FirstContact[Probe] = FirstContact(channels)
             try:
                 contact.ask(channels.shell, partial(Probe, older=self._latest))
-                if not contact.wait(deadline.at_most(SHELL_ALONE_S)):
+                is_answered = contact.wait(deadline.at_most(SHELL_ALONE_S))
+                if not is_answered and not deadline.is_over:
                     contact.ask(channels.control, Probe)
                     channels.shell.watch_connection(True)
                     channels.shell.rejected(is_seen=False)  # if so, libzmq may have told of it before, once
                     is_answered = contact.wait(deadline.at_most(KEY_DOUBT_S))
-                    if not is_answered and channels.have_another_key():
-                        raise channels.transport.another_key()
-                    if not is_answered and not contact.wait(deadline):
-                        waited_for = "kernel_info_reply on the shell or the control channel"
-                        raise KernelTimeout(waited_for, deadline.timeout, msg_id=contact.msg_id)
+                if not is_answered and channels.have_another_key():
+                    raise channels.transport.another_key()
+                if not is_answered and not contact.wait(deadline):
+                    waited_for = "kernel_info_reply on the shell or the control channel"
+                    raise KernelTimeout(waited_for, deadline.timeout, msg_id=contact.msg_id)
                 channel, probe, reply = contact.take()
             except NoReply:
                 contact.forget()

@@ -20,7 +20,8 @@ PYTHON = {
     "complete": ("impor", "import"),
     "inspect": ("len", "number of items"),
     "is_complete": ("6 * 7", "for i in range(3):"),
-    "sleep": "print('ready', flush=True); import time; time.sleep(60)",
+    # Not one long sleep: a signal that comes just before it is not noticed until it ends.
+    "sleep": "print('ready', flush=True); import time\nfor _ in range(600): time.sleep(0.1)",
     "stdin": "print('hello ' + input('name? '))",
 }
 

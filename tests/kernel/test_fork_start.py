@@ -50,7 +50,7 @@ def test_kernel_lives_as_any_other(kernel):
     assert values(kernel.run("import os; print(os.getppid() > 1, os.environ['JPY_PARENT_PID'])", timeout=WAIT)) == [
         f"True {os.getpid()}"
     ]
-    execution = kernel.submit("import time; print('up'); time.sleep(60)")
+    execution = kernel.submit("import time; print('up')\nfor _ in range(6000): time.sleep(0.01)")
     next(iter(execution))
     kernel.interrupt_kernel()
     assert execution.result(WAIT).error.ename == "KeyboardInterrupt"

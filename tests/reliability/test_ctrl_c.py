@@ -101,7 +101,7 @@ def test_ctrl_c_at_any_line_is_raised_and_the_client_works_on(
 ) -> None:
     fake.script["print(input())"] = lambda request: request.publish(*stream(request.ask("? ")))
     struck = 0
-    for strike in strikes(figures, 23):
+    for strike in strikes(figures, 17):
         error = strike.during(lambda: CALLS[call](client))
         if strike.where:
             assert isinstance(error, KeyboardInterrupt), f"{error!r} at {strike.where}"

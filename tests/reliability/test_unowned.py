@@ -82,7 +82,7 @@ def test_interrupt_of_what_runs_after_the_owner_restarted_the_kernel_reaches_it(
         kernel_manager.restart_kernel(now=True, timeout=WAIT)
         with pytest.raises(kclient.KernelRestarted):
             old.result(timeout=WAIT)
-        new = client.submit("print('on')\nimport time\ntime.sleep(60)")
+        new = client.submit("print('on')\nimport time\nfor _ in range(6000): time.sleep(0.01)")
         next(iter(new))
         new.interrupt()
         outcome = new.result(timeout=WAIT)
