@@ -185,9 +185,9 @@ class ChannelSet:
             self.iopub.outputs.executions.pop(execution.msg_id, None)
         if execution.is_incomplete:
             self.pending.owed_idle.pop(execution.msg_id, None)
-            executing = {} if self.outputs is None else self.outputs.executing
-            if executing.get(execution.subshell_id) == execution.msg_id:
-                del executing[execution.subshell_id]
+            outputs, shell = self.outputs, execution.subshell_id
+            if outputs is not None and outputs.executing.get(shell) == execution.msg_id:
+                del outputs.executing[shell], outputs.executing_since[shell]
         self.next_turn()
 
     def next_turn(self) -> None:

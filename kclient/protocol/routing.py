@@ -294,7 +294,7 @@ class Outputs:
             self.executing[subshell_id] = parent_id
             self.executing_since[subshell_id] = now
         elif state == "idle" and self.executing.get(subshell_id) == parent_id:
-            del self.executing[subshell_id]
+            del self.executing[subshell_id], self.executing_since[subshell_id]
         elif state == "idle" and parent.get("msg_type") == "delete_subshell_request":
             self.has_deleted_subshell = True
 

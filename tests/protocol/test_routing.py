@@ -645,7 +645,7 @@ def test_kernel_is_busy_with_the_request_of_its_latest_busy(outputs):
     outputs.route(status("busy", first))
     assert (outputs.execution_state, outputs.executing.get(None)) == ("busy", first.msg_id)
     outputs.route(status("idle", first))
-    assert (outputs.execution_state, outputs.executing.get(None)) == ("idle", None)
+    assert (outputs.execution_state, outputs.executing, outputs.executing_since) == ("idle", {}, {})
     outputs.route(status("busy", second))
     assert outputs.executing.get(None) == second.msg_id
 
