@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,15 @@ class RequestChannel(MessageChannel):
             if slot.on_settled is not None:
                 slot.on_settled(slot)
         self.next_turn()
+
+    def waited_for(self) -> list[Slot]:
+        """The requests that were sent and whose replies calls wait for: to take them, or because they are held back."""
+        holds = bool(self.turns.rows)
+        return [
+            slot
+            for slot in self.requests
+            if slot.sent < math.inf and (slot.on_settled is not None or (holds and slot.is_pending()))
+        ]
 
     @property
     def inbox(self) -> Inbox:

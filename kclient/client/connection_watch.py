@@ -133,7 +133,7 @@ def next_look(waited: float) -> float:
 def _awaited_since(channel: Channel) -> list[float]:
     """Since when calls wait on that channel: for a reply, or on iopub for an idle status whose reply has come."""
     if isinstance(channel, RequestChannel):
-        return [slot.sent for slot in channel.requests if slot.on_settled is not None]
+        return [slot.sent for slot in channel.waited_for()]
     if isinstance(channel, IOPubChannel):
         executions, owed = channel.outputs.executions, channel.outputs.pending.owed_idle
         return [since for msg_id, since in owed.items() if msg_id in executions and executions[msg_id].awaits_idle()]

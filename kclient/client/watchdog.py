@@ -310,8 +310,8 @@ class Watchdog:
             return []
         unheard_of = [
             _overdue_reply(channels.shell, slot, max(slot.sent, outputs.state_since), unheard, Phase.UNHEARD)
-            for slot in channels.shell.requests
-            if slot.on_settled is not None and slot.subshell_id is None and slot.msg_id not in self._silent
+            for slot in channels.shell.waited_for()
+            if slot.subshell_id is None and slot.msg_id not in self._silent
         ]
         latest = self._unnoticed
         if latest is not None and latest.is_unnoticed():

@@ -62,6 +62,21 @@ def test_restart_changes_launch_arguments_and_keeps_the_others(start_kernel, fol
     assert manager.run(where).text == "('/', 'two')"
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["restart", "start after a kill"])
+def test_connection_file_that_a_killed_kernel_has_emptied_is_written_anew(kernel_manager, ended):
+    """ipykernel writes to the file as it starts. It is empty in between."""
+    manager = kernel_manager
+    os.truncate(manager.connection_file, 0)
+    if ended:
+        manager.kill_kernel()
+        manager.start_kernel(timeout=WAIT)
+    else:
+        manager.restart_kernel(now=True, timeout=WAIT)
+    assert manager.run("6 * 7", timeout=WAIT).text == "42"
+    with kclient.connect(manager.connection_file, timeout=WAIT) as client:
+        assert client.run("6 * 7", timeout=WAIT).text == "42"
+
+
 LEAVE = """
 import os, time
 child = os.fork()

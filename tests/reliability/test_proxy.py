@@ -16,6 +16,7 @@ from proxy import CLIENT, KERNEL, Frames, Held, Line, On, Passing, Relay, Rule, 
 import kclient
 from kclient.client import watchdog
 from kclient.concurrency.deadline import Deadline
+from kclient.protocol import messages
 from kclient.protocol.framing import DELIMITER
 from kclient.protocol.session import Session
 from kclient.testing import FakeKernel, result, stream
@@ -180,6 +181,21 @@ def test_request_that_is_lost_ends_at_its_timeout_or_when_that_is_known(
         getattr(far_client, call)("6 * 7", timeout=0.2)
     assert len(rule.met) == 1
     assert far_client.run("6 * 7", timeout=WAIT).text == "42"
+
+
+@pytest.mark.parametrize("given_up", ["call", "send"])
+def test_code_that_waits_its_turn_behind_a_request_that_is_lost_runs(
+    relay: Relay, far_client: Client, given_up: str
+) -> None:
+    """No call waits for the request that is lost. The code behind it is not sent before that is known."""
+    relay.rule = rule = On(dropped, "execute_request", to=KERNEL, times=1)
+    if given_up == "call":
+        with pytest.raises(kclient.KernelTimeout):
+            far_client.execute("6 * 7", timeout=0)
+    else:
+        far_client.shell_channel.send("execute_request", messages.execute("6 * 7"))
+    assert far_client.run("6 * 7", timeout=WAIT).text == "42"
+    assert len(rule.met) == 1
 
 
 def test_interrupt_that_is_lost_is_sent_again(relay: Relay, fake: FakeKernel, far_client: Client) -> None:

@@ -174,13 +174,18 @@ class Endpoint:
             self._registrar = None
 
     def write(self) -> str:
-        """Write the connection file, unless it exists, and return its path. Chooses ports that are 0 first."""
+        """Write the connection file, unless the user's own exists, and return its path. Chooses ports that are 0 first.
+
+        One that was written here is written anew: a kernel writes to it, too, and may be killed in the middle of that.
+        """
         if self.info.shell_port == 0:
             self._choose()
         if self.path is None:
             self.path = new_connection_file()
-        if not os.path.exists(self.path) or (not self._is_written and self._wants_fresh_ports):
-            check_replaceable(self.path)
+        is_new = not self._is_written
+        if not is_new or not os.path.exists(self.path) or self._wants_fresh_ports:
+            if is_new:
+                check_replaceable(self.path)
             write_connection_file(self.info, self.path)
             self._is_written = True
         return self.path
