@@ -6,7 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, inet_pton
+from time import monotonic
 from typing import Final
+
+LOOK_SHARE: Final = 0.05
+"""Share of the time that `Listeners` takes to look, however many ask."""
 
 LISTENS: Final = "0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -31,15 +35,45 @@ def started_with(path: str) -> int | None:
     return None
 
 
-def left_to(address: str) -> list[int]:
-    """The processes that hold the listening socket of a ZeroMQ `address` since the kernel that opened it has ended.
+class Listeners:
+    """The sockets that listen on this machine, and the processes that hold them.
 
-    They are forks of that kernel: libzmq is in their memory, and its threads are not, so they serve no connection.
-    Empty if one of the holders may serve it, or if no holder can be seen.
+    One look goes through all descriptors of all processes, and the hub stands still meanwhile: 20 ms, where there are
+    10,000 of them. So its result counts until `LOOK_SHARE` of the time has gone into looks.
     """
-    sockets = {f"socket:[{number}]" for number in _listening(address)}
-    holders = [pid for pid in _pids() if _holds(pid, sockets)] if sockets else []
-    return [] if any(map(_may_serve, holders)) else holders
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._inodes: dict[str, list[str]] = {}
+        self._holders: dict[str, list[int]] = {}
+
+    def left_to(self, address: str) -> list[int]:
+        """The processes that hold the listening socket of a ZeroMQ `address` since its kernel has ended.
+
+        They are forks of that kernel: libzmq is in their memory, and its threads are not, so they serve no connection.
+        Empty if one of the holders may serve it, or if no holder can be seen.
+        """
+        if monotonic() >= self._until:
+            self._look()
+        inodes = [inode for end in _ends(address) for inode in self._inodes.get(end, [])]
+        holders = sorted({pid for inode in inodes for pid in self._holders.get(inode, [])})
+        return [] if any(map(_may_serve, holders)) else holders
+
+    def _look(self) -> None:
+        began = monotonic()
+        self._inodes = {}
+        for end, inode in (*_listening_tcp(), *_listening_unix()):
+            self._inodes.setdefault(end, []).append(inode)
+        self._holders = {inode: [] for inodes in self._inodes.values() for inode in inodes}
+        for pid in _pids():
+            for inode in _sockets(pid) & self._holders.keys():
+                self._holders[inode].append(pid)
+        ended = monotonic()
+        self._until = ended + (ended - began) * (1 / LOOK_SHARE - 1)
+
+
+LISTENERS: Final = Listeners()
+"""What all clients of this process have seen."""
 
 
 def _file_of(argument: str) -> str:
@@ -69,14 +103,16 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _holds(pid: int, sockets: set[str]) -> bool:
-    """True if the process has one of these sockets open."""
+def _sockets(pid: int) -> set[str]:
+    """The inode numbers of the sockets that the process has open."""
+    sockets: set[str] = set()
     with suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):
             with suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{number}") in sockets:
-                    return True
-    return False
+                kind, _, inode = os.readlink(f"/proc/{pid}/fd/{number}").partition(":")
+                if kind == "socket":
+                    sockets.add(inode.strip("[]"))
+    return sockets
 
 
 def _may_serve(pid: int) -> bool:
@@ -89,22 +125,28 @@ def _may_serve(pid: int) -> bool:
     return not has_libzmq or any(name.startswith(THREADS_OF_LIBZMQ) for name in names)
 
 
-def _listening(address: str) -> list[str]:
-    """The inode numbers of the sockets that listen at a ZeroMQ address."""
+def _listening_tcp() -> Iterator[tuple[str, str]]:
+    """The end, an address and a port as /proc/net has them, and the inode number of each tcp socket that listens."""
+    for name in ("tcp", "tcp6"):
+        for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]:
+            found = line.split()
+            if found[3] == LISTENS:
+                yield found[1], found[9]
+
+
+def _listening_unix() -> Iterator[tuple[str, str]]:
+    """The path and the inode number of each Unix socket that listens."""
+    for line in _read("/proc/net/unix").decode("utf-8", "replace").splitlines()[1:]:
+        found = line.split(maxsplit=7)
+        if len(found) > 7 and int(found[3], 16) & LISTENS_UNIX:
+            yield found[7], found[6]
+
+
+def _ends(address: str) -> list[str]:
+    """Where a socket may listen for the connections to a ZeroMQ address, as /proc/net has it."""
     transport, _, where = address.partition("://")
-    if transport == "ipc":
-        lines = (line.split(maxsplit=7) for line in _read("/proc/net/unix").decode("utf-8", "replace").splitlines()[1:])
-        return [found[6] for found in lines if len(found) > 7 and found[7] == where and _is_listening_unix(found[3])]
     host, _, port = where.rpartition(":")
-    ends = [f"{host}:{int(port):04X}" for host in _hosts(host)]
-    lines = (
-        line.split() for name in ("tcp", "tcp6") for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]
-    )
-    return [found[9] for found in lines if found[1] in ends and found[3] == LISTENS]
-
-
-def _is_listening_unix(flags: str) -> bool:
-    return int(flags, 16) & LISTENS_UNIX != 0
+    return [where] if transport == "ipc" else [f"{host}:{int(port):04X}" for host in _hosts(host)]
 
 
 def _hosts(host: str) -> list[str]:

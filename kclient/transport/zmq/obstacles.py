@@ -54,9 +54,7 @@ def find_obstacle(info: ConnectionInfo, deadline: Deadline) -> KClientError | No
     else. A kernel elsewhere is not looked at: its answers take longer than a look may.
     """
     if info.transport == "tcp":
-        address = info.address("shell")
-        host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        host = "127.0.0.1" if host == "localhost" else host
+        host = _host_of(info.address("shell"))
         if not is_number(host):
             try:
                 host = look_up(host, deadline)[0]
@@ -67,14 +65,18 @@ def find_obstacle(info: ConnectionInfo, deadline: Deadline) -> KClientError | No
             return None
     encounter = meet(info.address("shell"), deadline.at_most(GREETING_S))
     if encounter.met is not Met.REFUSAL:
-        if encounter.met is Met.SILENCE and (holders := local_processes.left_to(info.address("shell"))):
-            return DeadKernelError(info.where + held(info.address("shell"), holders))
         problem = mismatch(encounter, info.address("shell"), encrypts=bool(info.curve_publickey))
         return ConnectionFileError(f"{info.where}{problem}", path=info.path) if problem else None
     if info.path is None or not all(refuses(info.address(name)) for name in CHANNELS if info.port(name)):
         return None
     # A kernel gets its connection file before it listens.
     return None if local_processes.started_with(info.path) is not None else DeadKernelError(_gone(info, info.path))
+
+
+def _host_of(address: str) -> str:
+    """The host of a tcp address, as a number if it is one."""
+    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    return "127.0.0.1" if host == "localhost" else host
 
 
 def mismatch(encounter: Encounter, address: str, *, encrypts: bool) -> str:
@@ -92,7 +94,13 @@ def mismatch(encounter: Encounter, address: str, *, encrypts: bool) -> str:
 def left_to(address: str) -> list[int]:
     """The processes that hold `address`, and send no greeting, since the kernel that listened there has ended."""
     silent = meet(address, Deadline(SILENT_S)).met in (Met.SILENCE, Met.NO_ROUTE)  # the latter: too many have connected
-    return local_processes.left_to(address) if silent else []
+    return _holders(address) if silent else []
+
+
+def _holders(address: str) -> list[int]:
+    host = _host_of(address)
+    is_local = address.startswith("ipc:") or (is_number(host) and is_here(host))
+    return local_processes.LISTENERS.left_to(address) if is_local else []
 
 
 def rejection(address: str, *, encrypts: bool, is_seen: bool) -> str:
@@ -124,9 +132,14 @@ def hint(address: str, *, encrypts: bool) -> str:
     if encounter.met is Met.NO_ROUTE:
         return f"{address} cannot be reached: {encounter.text}"
     if encounter.met is Met.SILENCE:
+        holders = _holders(address)
         return (
-            f"a program listens at {address} and sends no greeting of ZeroMQ: it is no kernel, or it is stopped "
-            "(kill -CONT lets it go on), or far away"
+            held(address, holders)
+            if holders
+            else (
+                f"a program listens at {address} and sends no greeting of ZeroMQ: it is no kernel, or it is stopped "
+                "(kill -CONT lets it go on), or far away"
+            )
         )
     return mismatch(encounter, address, encrypts=encrypts) or (
         f"the program at {address} speaks ZeroMQ, and nothing else has come from it: the kernel may be busy, which an "
