@@ -13,15 +13,10 @@ from kclient.concurrency.unpatched import socket
 from kclient.errors import LaunchError
 from kclient.kernels.connection.ports import can_bind
 from kclient.protocol.connection import CHANNELS, ConnectionInfo
+from kclient.transport.zmq.local_processes import sockets_of, tcp_listeners, unix_listeners
 
 _IN_USE: Final = "ddress already in use"
 """Part of what a kernel prints if a port was taken. The port may be free again when kclient checks it."""
-
-_TCP_LISTEN: Final = "0A"
-"""The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
-
-_UNIX_LISTENS: Final = 1 << 16
-"""The flag of a listening socket in /proc/net/unix: __SO_ACCEPTCON of Linux."""
 
 
 def taken_ports(info: ConnectionInfo, kernel: int | None = None) -> list[int]:
@@ -82,42 +77,22 @@ def listening(info: ConnectionInfo, pids: Iterable[int]) -> set[int]:
     """Those of the processes that have the socket on which the kernel listens for shell. Raises OSError."""
     port = info.port("shell")
     if info.transport == "ipc":
-        sockets = {f"socket:[{inode}]" for inode, path in _unix_listeners() if path == f"{info.ip}-{port}"}
+        sockets = {inode for path, inode in unix_listeners() if path == f"{info.ip}-{port}"}
     else:
-        sockets = {f"socket:[{inode}]" for inode, number in _listeners() if number == port}
-    return {pid for pid in pids if not sockets.isdisjoint(_descriptors(pid))}
+        sockets = {inode for number, inode in _tcp_ports() if number == port}
+    return {pid for pid in pids if sockets & sockets_of(pid)}
 
 
 def _listening(group: int) -> set[int] | None:
     """The tcp ports on which the processes of a group listen; None if /proc does not show them."""
     try:
-        own = {link for pid in members(group) for link in _descriptors(pid)}
-        return {port for inode, port in _listeners() if f"socket:[{inode}]" in own}
+        own = {inode for pid in members(group) for inode in sockets_of(pid)}
     except OSError:
         return None
+    return {port for port, inode in _tcp_ports() if inode in own}
 
 
-def _descriptors(pid: int) -> Iterator[str]:
-    with suppress(FileNotFoundError):  # the process has ended
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):  # the process has closed the descriptor
-                yield os.readlink(f"/proc/{pid}/fd/{name}")
-
-
-def _listeners() -> Iterator[tuple[str, int]]:
-    """Inode and port of every tcp socket that listens, from /proc."""
-    for name in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="ascii") as table:
-            for _, address, _, state, *more in map(str.split, table):
-                if state == _TCP_LISTEN:
-                    yield more[5], int(address.rpartition(":")[2], 16)
-
-
-def _unix_listeners() -> Iterator[tuple[str, str]]:
-    """Inode and path of every unix socket that listens, from /proc."""
-    with open("/proc/self/net/unix", encoding="utf-8", errors="surrogateescape") as table:
-        next(table)
-        for line in table:
-            _, _, _, flags, _, _, inode, *path = line.rstrip("\n").split(maxsplit=7)
-            if path and int(flags, 16) & _UNIX_LISTENS:
-                yield inode, path[0]
+def _tcp_ports() -> Iterator[tuple[int, str]]:
+    """The port and the inode number of each tcp socket that listens."""
+    for end, inode in tcp_listeners():
+        yield int(end.rpartition(":")[2], 16), inode

@@ -13,10 +13,10 @@ LOOK_SHARE: Final = 0.05
 """Share of the time that `Listeners` takes to look, however many ask."""
 
 LISTENS: Final = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
+"""The state of a listening socket in /proc/net/tcp; see proc_net(5)."""
 
 LISTENS_UNIX: Final = 0x10000
-"""The flag of one in /proc/net/unix."""
+"""The flag of one in /proc/net/unix: __SO_ACCEPTCON of Linux."""
 
 THREADS_OF_LIBZMQ: Final = "ZMQbg"
 """The beginning of the names of libzmq's threads."""
@@ -62,18 +62,48 @@ class Listeners:
     def _look(self) -> None:
         began = monotonic()
         self._inodes = {}
-        for end, inode in (*_listening_tcp(), *_listening_unix()):
+        for end, inode in (*tcp_listeners(), *unix_listeners()):
             self._inodes.setdefault(end, []).append(inode)
         self._holders = {inode: [] for inodes in self._inodes.values() for inode in inodes}
         for pid in _pids():
-            for inode in _sockets(pid) & self._holders.keys():
-                self._holders[inode].append(pid)
+            with suppress(OSError):
+                for inode in sockets_of(pid) & self._holders.keys():
+                    self._holders[inode].append(pid)
         ended = monotonic()
         self._until = ended + (ended - began) * (1 / LOOK_SHARE - 1)
 
 
 LISTENERS: Final = Listeners()
 """What all clients of this process have seen."""
+
+
+def sockets_of(pid: int) -> set[str]:
+    """The inode numbers of the sockets that a process has open; empty if it has ended. Raises PermissionError."""
+    sockets: set[str] = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # the process has closed the descriptor
+                kind, _, inode = os.readlink(f"/proc/{pid}/fd/{number}").partition(":")
+                if kind == "socket":
+                    sockets.add(inode.strip("[]"))
+    return sockets
+
+
+def tcp_listeners() -> Iterator[tuple[str, str]]:
+    """The end and the inode number of each tcp socket that listens. The end is an address and a port in hexadecimal."""
+    for name in ("tcp", "tcp6"):
+        for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]:
+            found = line.split()
+            if found[3] == LISTENS:
+                yield found[1], found[9]
+
+
+def unix_listeners() -> Iterator[tuple[str, str]]:
+    """The path and the inode number of each Unix socket that listens."""
+    for line in os.fsdecode(_read("/proc/net/unix")).split("\n")[1:]:
+        found = line.split(maxsplit=7)
+        if len(found) > 7 and int(found[3], 16) & LISTENS_UNIX:
+            yield found[7], found[6]
 
 
 def _file_of(argument: str) -> str:
@@ -103,18 +133,6 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _sockets(pid: int) -> set[str]:
-    """The inode numbers of the sockets that the process has open."""
-    sockets: set[str] = set()
-    with suppress(OSError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                kind, _, inode = os.readlink(f"/proc/{pid}/fd/{number}").partition(":")
-                if kind == "socket":
-                    sockets.add(inode.strip("[]"))
-    return sockets
-
-
 def _may_serve(pid: int) -> bool:
     """False for a process with libzmq, and without its threads: a fork has only the thread that forked."""
     threads: list[str] = []
@@ -123,23 +141,6 @@ def _may_serve(pid: int) -> bool:
     names = [os.fsdecode(_read(f"/proc/{pid}/task/{thread}/comm")) for thread in threads]
     has_libzmq = b"zmq" in _read(f"/proc/{pid}/maps")
     return not has_libzmq or any(name.startswith(THREADS_OF_LIBZMQ) for name in names)
-
-
-def _listening_tcp() -> Iterator[tuple[str, str]]:
-    """The end, an address and a port as /proc/net has them, and the inode number of each tcp socket that listens."""
-    for name in ("tcp", "tcp6"):
-        for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]:
-            found = line.split()
-            if found[3] == LISTENS:
-                yield found[1], found[9]
-
-
-def _listening_unix() -> Iterator[tuple[str, str]]:
-    """The path and the inode number of each Unix socket that listens."""
-    for line in _read("/proc/net/unix").decode("utf-8", "replace").splitlines()[1:]:
-        found = line.split(maxsplit=7)
-        if len(found) > 7 and int(found[3], 16) & LISTENS_UNIX:
-            yield found[7], found[6]
 
 
 def _ends(address: str) -> list[str]:
