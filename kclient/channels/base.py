@@ -117,7 +117,8 @@ class Channel(ABC):
         self._is_stopped = True
         self._connection.close()
         message_log.write()
-        self.fail(lambda msg_id: ChannelClosed(self.name))
+        if self._failure is None:  # else it has told the calls that wait what has happened
+            self.fail(lambda msg_id: ChannelClosed(self.name))
         self._callbacks.stop()
 
     def is_alive(self) -> bool:
@@ -321,7 +322,6 @@ class MessageChannel(Channel):
         self._line.drain()
         failures, is_late = self._failures, False
         while (message := take()) is None:
-            self.check_running()
             self._check_failure()
             if self._failures != failures and self._last_failure is not None:  # a restart has reopened it meanwhile
                 raise self._last_failure(None)

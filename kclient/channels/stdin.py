@@ -92,6 +92,5 @@ class StdInChannel(MessageChannel):
         """
         self.check_running()
         is_connected = self._line.wait_until_connected(as_deadline(timeout))
-        self.check_running()
         self._check_failure()
         return is_connected

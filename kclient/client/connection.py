@@ -122,6 +122,7 @@ class KernelConnection:
         outputs = channels.iopub.outputs
         if not outputs.subscribed:
             self.readiness.subscribe_in(deadline)
+            self.availability.wait_until_usable(deadline)
         return outputs
 
     # Restart and end

@@ -17,6 +17,7 @@ import pytest
 from gevent import socket
 
 import kclient
+from kclient.errors import copies_of
 from kclient.protocol.connection import CHANNELS
 from kclient.testing import FakeKernel
 from kclient.transport.zmq.reachability import refuses
@@ -105,6 +106,17 @@ def test_kernel_that_has_not_begun_to_listen_is_waited_for(path: Path, gone: kcl
         with pytest.raises(kclient.KernelTimeout, match="no program listens .*, or does not listen yet"):
             kclient.connect(path, timeout=0.05)
         starting.communicate(b"\n")
+
+
+def test_call_that_waits_is_told_why_its_client_was_closed(gone: kclient.ConnectionInfo, background: Any) -> None:
+    """A pool ends the use of a kernel, then closes its channels, before those who wait have had their turn."""
+    with kclient.KernelClient(gone) as client:
+        client.start_channels()
+        waits = [client.stdin_channel.wait_for_peer, client.iopub_channel.get_msg, client.kernel_info]
+        calls = [background(wait) for wait in waits]
+        assert all(call.is_waiting for call in calls)
+        client.kernel_connection.availability.fail(copies_of(kclient.InvalidState("the kernel was returned")))
+    assert [str(call.error()) for call in calls] == ["the kernel was returned"] * 3
 
 
 def test_kernel_that_was_given_without_a_file_is_waited_for(gone: kclient.ConnectionInfo) -> None:
