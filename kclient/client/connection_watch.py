@@ -40,7 +40,7 @@ class ConnectionWatch:
     A call ends with NoReply if the address of its channel refuses connections, while another address of the kernel
     accepts them, or while its process, which this program started, lives. An execution that has its reply ends with
     `complete = False` if that of iopub does. If all addresses of another program's kernel refuse connections,
-    KernelDeath decides.
+    KernelDeath decides. If such a kernel rejects our keys, or signs with another key, all calls end with that error.
     """
 
     def __init__(self, channels: ChannelSet, availability: Availability) -> None:
@@ -60,6 +60,9 @@ class ConnectionWatch:
                 is_waiting = is_waiting or is_awaited
             youngest = max(youngest, *sent) if sent else youngest
         if is_waiting and self._channels.kernel is None and self._channels.peer.info is None:
+            if self._channels.have_another_key():
+                self._availability.fail(copies_of(self._channels.transport.another_key()))
+                return
             self.rejected(is_seen=False)  # libzmq tells of it only once, perhaps before the connection was watched
         if is_waiting or youngest > until:  # also to end the watch of a connection when its call has ended
             self._timer.set(next_look(perf_counter() - youngest))

@@ -269,7 +269,8 @@ class Readiness:
         """Why no answer has come, and what to do; empty if the kernel has answered before and has not published."""
         channels = self._channels
         if channels.outputs is not None and channels.outputs.subscribed:
-            return BUSY
+            at_work = channels.at_work()
+            return f"{at_work}; interrupt it, or allow more time" if at_work else BUSY
         if channels.have_another_key():
             return str(channels.transport.another_key())
         return channels.transport.hint() if self.kernel_session is None else ""

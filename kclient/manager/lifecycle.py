@@ -285,7 +285,7 @@ class Lifecycle:
             try:
                 self.connection.readiness.wait_for_ready(deadline)
             except KernelTimeout as exc:
-                if not self.has_kernel:
+                if before in HAD_ANSWERED or self.phase in HAD_ANSWERED or not self.has_kernel:
                     raise
                 raise self.provisioner.never_answered(exc, words=words_of(self.connection.channels)) from None
             except DeadKernelError as exc:

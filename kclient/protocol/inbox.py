@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from kclient.protocol.memory import memory_of
+from kclient.protocol.memory import SPARE_NBYTES, memory_of
 from kclient.protocol.messages import Message
 
 MESSAGE_NBYTES: Final = 2048
@@ -95,7 +95,8 @@ class Inbox:
 class Backlog:
     """Messages that one reader has not read yet, of at most `max_bytes` together (None: no bound).
 
-    Each message counts MESSAGE_NBYTES besides its content.
+    Each message counts MESSAGE_NBYTES besides its content, and SPARE_NBYTES are free. A message that waits alone counts
+    as it came over the wire: it is in memory already.
     """
 
     def __init__(self, max_bytes: int | None) -> None:
@@ -109,8 +110,10 @@ class Backlog:
     def append(self, message: Message) -> bool:
         """Keep `message`; False if there is no room for it."""
         size = _size_of(message) + MESSAGE_NBYTES
-        if self._max_bytes is not None and self._nbytes + size > self._max_bytes:
-            return False
+        if self._max_bytes is not None:
+            nbytes = self._nbytes + size if self._messages else message.nbytes
+            if nbytes > self._max_bytes + SPARE_NBYTES:
+                return False
         self._messages.append((message, size))
         self._nbytes += size
         return True

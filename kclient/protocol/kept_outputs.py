@@ -13,14 +13,11 @@ from typing import Any, Final
 import attrs
 
 from kclient.protocol.displays import Shown, display_id_of, shown_by
-from kclient.protocol.memory import memory_of, memory_of_display
+from kclient.protocol.memory import SPARE_NBYTES, memory_of, memory_of_display
 from kclient.protocol.messages import Message
 
 OUTPUT_NBYTES: Final = 600
 """Memory that an output takes besides its content, here and in the Result. Measured: 500 (error) to 560 (stream)."""
-
-SPARE_NBYTES: Final = 64 * 2**10
-"""Outputs may take so much more memory than `max_output_bytes`: a few small ones fit into a bound of a few bytes."""
 
 CUT_MARK: Final = "\n[cut here: the output is longer than max_output_bytes]\n"
 
@@ -156,7 +153,7 @@ class KeptOutputs:
             nbytes = _size_of(text)
             room.count(nbytes, overhead)
             text += CUT_MARK
-            message = attrs.evolve(message, content={**content, "name": name, "text": text})
+            message = attrs.evolve(message, content={**content, "name": name, "text": text}, nbytes=_size_of(text))
         self._nbytes += nbytes
         self._overhead += overhead
         if goes_on:

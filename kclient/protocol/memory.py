@@ -10,6 +10,9 @@ _ARE_CONTAINERS: Final = frozenset([dict, list])
 _none_is_container: Final = _ARE_CONTAINERS.isdisjoint
 
 
+SPARE_NBYTES: Final = 64 * 2**10
+"""Outputs may take so much more memory than `max_output_bytes`: a few small ones fit into a bound of a few bytes."""
+
 MIME_BUNDLE_NBYTES: Final = 440
 """The dicts of a display's data and metadata, with up to five mime types, and the one that holds both."""
 

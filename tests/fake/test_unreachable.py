@@ -125,11 +125,13 @@ def test_kernel_that_was_given_without_a_file_is_waited_for(gone: kclient.Connec
 
 
 @pytest.mark.usefixtures("sends_nothing")
-def test_host_that_is_not_known_is_named(path: Path) -> None:
+@pytest.mark.parametrize("host", ["kernel.invalid", "kernel..invalid"])
+def test_host_that_is_not_known_is_named(path: Path, host: str, capfd: pytest.CaptureFixture[str]) -> None:
     with FakeKernel() as fake:
-        write(path, fake.connection_info, ip="kernel.invalid")
-        with pytest.raises(kclient.ConnectionFileError, match=f"^connection file {path}: the host 'kernel.invalid'"):
+        write(path, fake.connection_info, ip=host)
+        with pytest.raises(kclient.ConnectionFileError, match=f"^connection file {path}: the host '{host}'"):
             kclient.connect(path, timeout=WAIT)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_host_that_is_given_by_name_is_looked_up() -> None:
@@ -152,6 +154,14 @@ def test_another_program_that_is_silent_is_told_of_when_the_time_is_up() -> None
         info = attrs.evolve(fake.connection_info, **{f"{name}_port": port for name in CHANNELS})
         with pytest.raises(kclient.KernelTimeout, match="sends no greeting of ZeroMQ: it is no kernel"):
             kclient.connect(info, timeout=0.2)
+
+
+@pytest.mark.parametrize("call", ["kernel_info", "run"])
+def test_call_of_a_client_that_never_asked_whether_it_is_ready_ends_if_the_key_is_wrong(call: str) -> None:
+    with FakeKernel() as fake, kclient.KernelClient(attrs.evolve(fake.connection_info, key=b"another")) as client:
+        client.start_channels()
+        with pytest.raises(kclient.ConnectionFileError, match="has another key"):
+            getattr(client, call)(*["1"] * (call == "run"))
 
 
 @pytest.mark.parametrize("others", [0, 1])

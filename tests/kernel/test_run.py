@@ -270,6 +270,20 @@ def test_text_is_cut_at_max_output_bytes_and_marked(client):
     assert client.run("print('€' * 10)", max_output_bytes=8).stdout == "€€" + CUT_MARK
 
 
+@pytest.mark.parametrize(
+    ("code", "bound", "text"),
+    [
+        ("print('x' * 10**6)", 100_000, "x" * 100_000 + CUT_MARK),
+        ("import sys; n = sys.stdout.write('hi\\n')", 100, "hi\n"),
+    ],
+)
+def test_text_that_is_kept_comes_to_on_output_and_to_who_iterates_as_well(client, code, bound, text):
+    shown = []
+    result = client.run(code, max_output_bytes=bound, on_output=lambda message: shown.append(message.content["text"]))
+    assert (result.stdout, shown, result.truncated) == (text, [text], CUT_MARK in text)
+    assert [message.content["text"] for message in client.submit(code, max_output_bytes=bound)] == [text]
+
+
 # Output widgets
 
 

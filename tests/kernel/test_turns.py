@@ -98,6 +98,8 @@ def test_timeout_names_the_code_that_heeds_no_interrupt(client: kclient.KernelCl
     for call in (client.run, client.complete, client.execute):
         with pytest.raises(kclient.KernelTimeout, match="'import signal old = .*', whose call was given up"):
             call("1", timeout=0.1)
+    with pytest.raises(kclient.KernelTimeout, match="'import signal old = .*', whose call was given up"):
+        client.wait_for_ready(timeout=0.1)
     gate.open()
     assert caught.value.execution is not None
     caught.value.execution.result(timeout=WAIT)
@@ -117,6 +119,19 @@ def test_run_behind_code_without_a_reply_is_sent_when_the_kernel_is_idle(
     outcome = behind.get()
     # The code of the interrupt is short: SIGINT may come when it has ended, and hit the next (docs/reliability.md).
     assert outcome.text == "2" or (outcome.error is not None and outcome.error.ename == "KeyboardInterrupt")
+
+
+def test_manager_that_waits_until_its_busy_kernel_is_ready_names_the_code(
+    kernel_manager: kclient.KernelManager, background: Callable[..., Background], gate: Gate
+) -> None:
+    running = background(kernel_manager.run, f"{gate.code} 'done'")
+    with pytest.raises(
+        kclient.KernelTimeout, match=r"within 0.1 s; for [0-9.]+ s the kernel has been running "
+    ) as caught:
+        kernel_manager.wait_for_ready(timeout=0.1)
+    assert "encryption" not in str(caught.value)
+    gate.open()
+    assert running.get().text == "'done'"
 
 
 # Restarts of a kernel whose code heeds no interrupt

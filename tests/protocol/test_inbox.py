@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kclient.protocol.inbox import MESSAGE_NBYTES, Backlog, Inbox
+from kclient.protocol.memory import SPARE_NBYTES
 from kclient.protocol.messages import Message
 
 NO_BOUND = 10**9
@@ -150,15 +151,24 @@ def test_inbox_holds_the_newest_that_fit_and_counts_the_rest(max_messages, max_b
 
 
 def test_backlog_keeps_the_first_that_fit_and_has_room_again_when_they_are_read():
+    half = SPARE_NBYTES // 2
     backlog = Backlog(2 * MESSAGE_NBYTES + 30)
-    first, second = message(10), message(20)
+    first, second = message(half + 10), message(half + 20)
     assert [backlog.append(each) for each in (first, second, message(0))] == [True, True, False]
     assert (backlog.popleft(), len(backlog)) == (first, 1)
-    third = message(10)
+    third = message(half + 10)
     assert backlog.append(third)
     assert [backlog.popleft(), backlog.popleft()] == [second, third]
     with pytest.raises(IndexError):
         backlog.popleft()
+
+
+def test_message_that_waits_alone_has_the_whole_bound_and_small_ones_fit_into_any():
+    backlog = Backlog(10)
+    assert [backlog.append(message(SPARE_NBYTES + 10)), backlog.append(message(1))] == [True, False]
+    backlog.clear()
+    assert not backlog.append(message(SPARE_NBYTES + 11))
+    assert [backlog.append(message(1)) for _ in range(30)] == [True] * 30
 
 
 def test_backlog_without_a_bound_keeps_all_and_can_be_emptied():
@@ -171,9 +181,9 @@ def test_backlog_without_a_bound_keeps_all_and_can_be_emptied():
 def test_message_counts_what_its_content_takes_in_memory():
     nested = Message({"msg_id": "1", "msg_type": "display_data"}, content={"data": [{} for _ in range(1000)]})
     nested.nbytes = 3000
-    inbox, backlog = Inbox(NO_BOUND, NO_BOUND), Backlog(60_000)
+    inbox, backlog = Inbox(NO_BOUND, NO_BOUND), Backlog(3_000)
     inbox.append(nested)
     assert inbox.nbytes > 70_000
     inbox.remove(nested)
     assert inbox.nbytes == 0
-    assert not backlog.append(nested)
+    assert [backlog.append(nested), backlog.append(nested)] == [True, False]

@@ -127,10 +127,11 @@ def is_here(host: str) -> bool:
 
 
 def look_up(host: str, deadline: Deadline) -> list[str]:
-    """The IPv4 addresses of a host name; raises OSError if it has none, or if the deadline is over before."""
+    """The IPv4 addresses of a host name; raises OSError if it has none, or is not known in time."""
     import gevent
     from gevent import socket
 
+    host.encode("idna")  # a UnicodeError comes here: gevent's thread would print it
     with gevent.Timeout(deadline.left(), TimeoutError("the look-up took too long")):
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
