@@ -21,7 +21,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final
 
@@ -95,6 +96,18 @@ class Overdue:
             self.give_up(self.failure)
         else:
             self.note(Event.SETTLE)
+
+
+class AnyOwed:
+    """Is any of these answers still owed? Asked with each message that comes, it looks at each answer once or twice."""
+
+    def __init__(self, all_overdue: Iterable[Overdue]) -> None:
+        self._left = deque(all_overdue)
+
+    def __call__(self) -> bool:
+        while self._left and not self._left[0].is_still_owed():  # what has come stays that way
+            self._left.popleft()
+        return bool(self._left)
 
 
 class Unnoticed(OwnQuestion):

@@ -14,7 +14,7 @@ from kclient.channels.shell import RequestChannel
 from kclient.client.catch_up import CatchUp, Question, Verdict, deaf
 from kclient.client.channel_set import ChannelSet
 from kclient.client.connection_watch import ConnectionWatch
-from kclient.client.overdue import Event, Overdue, Phase, Unnoticed, lost, no_reply, unheard
+from kclient.client.overdue import AnyOwed, Event, Overdue, Phase, Unnoticed, lost, no_reply, unheard
 from kclient.client.readiness import Probe, Readiness
 from kclient.concurrency.deadline import Deadline
 from kclient.concurrency.log import log
@@ -249,7 +249,7 @@ class Watchdog:
             self._channels,
             self._readiness,
             all_overdue[0].channel,
-            lambda: any(overdue.is_still_owed() for overdue in all_overdue),
+            AnyOwed(all_overdue),
             subshell_id=all_overdue[0].subshell_id,
             needs_reply=any(overdue.is_reply for overdue in all_overdue),
         ).wait()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from kclient.channels.shell import ShellChannel
-from kclient.client.overdue import TRANSITIONS, Event, Overdue, Phase, no_reply
+from kclient.client.overdue import TRANSITIONS, AnyOwed, Event, Overdue, Phase, no_reply
 from kclient.errors import Failure
 from kclient.protocol.session import Session
 from kclient.transport.zmq.context import context
@@ -62,3 +64,24 @@ def test_answer_that_did_not_come_before_a_later_one_is_given_up(is_owed: bool) 
     debt.is_owed = is_owed
     debt.overdue.conclude()
     assert (debt.given_up, debt.overdue.phase) == ((1, Phase.GIVEN_UP) if is_owed else (0, Phase.SETTLED))
+
+
+def test_whether_any_of_many_is_owed_is_found_without_a_look_at_all_of_them() -> None:
+    """With 8,000 executions under way, each message asked; they took 1.6 times as long."""
+    number, looks = 1000, 0
+    owed = [True] * number
+    debts = [Debt(Phase.OWED).overdue for _ in range(number)]
+
+    def look(index: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return owed[index]
+
+    for index, debt in enumerate(debts):
+        debt.is_still_owed = partial(look, index)
+    any_owed = AnyOwed(debts)
+    for index in range(number):
+        assert any_owed()
+        owed[index] = False
+    assert not any_owed()
+    assert looks <= 2 * number
