@@ -99,7 +99,7 @@ class Overdue:
 
 
 class AnyOwed:
-    """Is any of these answers still owed? Asked with each message that comes, it looks at each answer once or twice."""
+    """Is any of these answers still owed? It is asked with each message: it looks at no answer again that has come."""
 
     def __init__(self, all_overdue: Iterable[Overdue]) -> None:
         self._left = deque(all_overdue)

@@ -7,12 +7,12 @@ its child, and is known by the port on which it listens.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from signal import SIGINT, pidfd_send_signal
 
 from kclient.kernels.connection.port_conflicts import listening, members
 from kclient.protocol.connection import ConnectionInfo
+from kclient.transport.zmq.local_processes import ancestors
 
 
 def interrupt_behind_wrapper(group: int, info: ConnectionInfo) -> bool:
@@ -26,7 +26,7 @@ def interrupt_behind_wrapper(group: int, info: ConnectionInfo) -> bool:
         kernels = listening(info, members(group))
         if not kernels:
             return False
-        wrappers = {parent for pid in kernels for parent in _ancestors(pid)} - kernels
+        wrappers = {parent for pid in kernels for parent in ancestors(pid)} - kernels
         for pid in members(group):
             if pid not in wrappers:
                 _interrupt(pid, group)
@@ -41,13 +41,6 @@ def _has_children(pid: int) -> bool:
             if file.read(1):
                 return True
     return False
-
-
-def _ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            pid = int(file.read().rpartition(b")")[2].split()[1])
-        yield pid
 
 
 def _interrupt(pid: int, group: int) -> None:

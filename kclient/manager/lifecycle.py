@@ -284,14 +284,13 @@ class Lifecycle:
         with self._awaited():
             try:
                 self.connection.readiness.wait_for_ready(deadline)
-            except KernelTimeout as exc:
+            except (KernelTimeout, DeadKernelError) as exc:
                 if before in HAD_ANSWERED or self.phase in HAD_ANSWERED or not self.has_kernel:
                     raise
-                raise self.provisioner.never_answered(exc, words=words_of(self.connection.channels)) from None
-            except DeadKernelError as exc:
-                if before in HAD_ANSWERED or self.phase in HAD_ANSWERED or not self.has_kernel:
-                    raise
-                raise self.provisioner.never_came_up(exc, words=words_of(self.connection.channels)) from None
+                words = words_of(self.connection.channels)
+                if isinstance(exc, KernelTimeout):
+                    raise self.provisioner.never_answered(exc, words=words) from None
+                raise self.provisioner.never_came_up(exc, words=words) from None
             if self.restarter is not None and self.phase not in HAD_ANSWERED:
                 self.restarter.started()
             self._note(Event.ANSWER)

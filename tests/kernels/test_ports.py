@@ -8,8 +8,11 @@ import pytest
 import zmq
 
 from kclient.errors import InvalidArgument, LaunchError
+from kclient.kernels.connection import port_conflicts
 from kclient.kernels.connection import ports as ports_module
+from kclient.kernels.connection.port_conflicts import taken_ports
 from kclient.kernels.connection.ports import PortReservation, is_local, local_addresses
+from kclient.protocol.connection import ConnectionInfo
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a listener bind a port that is held")
 
@@ -218,3 +221,18 @@ def test_ports_are_let_go_at_once_where_a_listener_could_not_bind_them(monkeypat
     reservation = PortReservation("127.0.0.1", 1)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", reservation.ports[0]))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="needs /proc to see the listening sockets")
+def test_ports_of_a_kernel_are_not_called_taken_where_the_table_of_sockets_may_not_be_read(monkeypatch):
+    """Nothing tells then whether it is the kernel itself that listens."""
+
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/proc/net/tcp")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        info = ConnectionInfo(transport="tcp", ip="127.0.0.1", key=b"", shell_port=server.getsockname()[1])
+        assert taken_ports(info) == [info.shell_port]
+        assert taken_ports(info, kernel=os.getpgrp()) == []
+        monkeypatch.setattr(port_conflicts, "tcp_listeners", refuse)
+        assert taken_ports(info, kernel=os.getpgrp()) == []

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kclient.protocol.kept_outputs import CUT_MARK, OUTPUT_NBYTES, SPARE_NBYTES, cut_text
+from kclient.protocol.kept_outputs import CUT_MARK, OUTPUT_NBYTES, cut_text
+from kclient.protocol.memory import SPARE_NBYTES
 from kclient.protocol.messages import Message
 from kclient.protocol.result import Result
 from kclient.protocol.transcript import MAX_OUTPUT_BYTES, Transcript

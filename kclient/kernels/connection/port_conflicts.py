@@ -87,9 +87,9 @@ def _listening(group: int) -> set[int] | None:
     """The tcp ports on which the processes of a group listen; None if /proc does not show them."""
     try:
         own = {inode for pid in members(group) for inode in sockets_of(pid)}
+        return {port for port, inode in _tcp_ports() if inode in own}
     except OSError:
         return None
-    return {port for port, inode in _tcp_ports() if inode in own}
 
 
 def _tcp_ports() -> Iterator[tuple[int, str]]:

@@ -28,7 +28,7 @@ def started_with(path: str) -> int | None:
     This process and those that it descends from do not count: they may have got the path to connect to. The folder
     does not count either: a kernel in a container may see the file in another one.
     """
-    name, ours = os.path.basename(path), set(_ancestors(os.getpid()))
+    name, ours = os.path.basename(path), set(ancestors(os.getpid()))
     for pid in _pids():
         if pid not in ours and any(_file_of(argument) == name for argument in _arguments(pid)):
             return pid
@@ -62,8 +62,9 @@ class Listeners:
     def _look(self) -> None:
         began = monotonic()
         self._inodes = {}
-        for end, inode in (*tcp_listeners(), *unix_listeners()):
-            self._inodes.setdefault(end, []).append(inode)
+        with suppress(OSError):
+            for end, inode in (*tcp_listeners(), *unix_listeners()):
+                self._inodes.setdefault(end, []).append(inode)
         self._holders = {inode: [] for inodes in self._inodes.values() for inode in inodes}
         for pid in _pids():
             with suppress(OSError):
@@ -90,17 +91,20 @@ def sockets_of(pid: int) -> set[str]:
 
 
 def tcp_listeners() -> Iterator[tuple[str, str]]:
-    """The end and the inode number of each tcp socket that listens. The end is an address and a port in hexadecimal."""
+    """The end and the inode number of each tcp socket that listens. The end is an address and a port in hexadecimal.
+
+    There are none where there is no /proc. Raises PermissionError.
+    """
     for name in ("tcp", "tcp6"):
-        for line in _read(f"/proc/net/{name}").decode("ascii").splitlines()[1:]:
+        for line in _lines(f"/proc/net/{name}"):
             found = line.split()
             if found[3] == LISTENS:
                 yield found[1], found[9]
 
 
 def unix_listeners() -> Iterator[tuple[str, str]]:
-    """The path and the inode number of each Unix socket that listens."""
-    for line in os.fsdecode(_read("/proc/net/unix")).split("\n")[1:]:
+    """The path and the inode number of each Unix socket that listens; else as `tcp_listeners`."""
+    for line in _lines("/proc/net/unix"):
         found = line.split(maxsplit=7)
         if len(found) > 7 and int(found[3], 16) & LISTENS_UNIX:
             yield found[7], found[6]
@@ -120,7 +124,7 @@ def _arguments(pid: int) -> list[str]:
     return [os.fsdecode(argument) for argument in _read(f"/proc/{pid}/cmdline").split(b"\0")[1:]]
 
 
-def _ancestors(pid: int) -> Iterator[int]:
+def ancestors(pid: int) -> Iterator[int]:
     """`pid`, its parent, and so on."""
     while pid > 0:
         yield pid
@@ -158,6 +162,13 @@ def _hosts(host: str) -> list[str]:
         packed = inet_pton(AF_INET6 if ":" in host else AF_INET, host)
         words = (int.from_bytes(packed[start : start + 4], "little") for start in range(0, len(packed), 4))
         return ["".join(f"{word:08X}" for word in words), *everywhere]
+    return []
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a table in /proc, without its head; none if there is no such table."""
+    with suppress(FileNotFoundError), open(path, "rb") as table:
+        return [os.fsdecode(line).rstrip("\n") for line in table][1:]
     return []
 
 

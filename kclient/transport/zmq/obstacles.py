@@ -132,14 +132,11 @@ def hint(address: str, *, encrypts: bool) -> str:
     if encounter.met is Met.NO_ROUTE:
         return f"{address} cannot be reached: {encounter.text}"
     if encounter.met is Met.SILENCE:
-        holders = _holders(address)
+        if holders := _holders(address):
+            return held(address, holders)
         return (
-            held(address, holders)
-            if holders
-            else (
-                f"a program listens at {address} and sends no greeting of ZeroMQ: it is no kernel, or it is stopped "
-                "(kill -CONT lets it go on), or far away"
-            )
+            f"a program listens at {address} and sends no greeting of ZeroMQ: it is no kernel, or it is stopped "
+            "(kill -CONT lets it go on), or far away"
         )
     return mismatch(encounter, address, encrypts=encrypts) or (
         f"the program at {address} speaks ZeroMQ, and nothing else has come from it: the kernel may be busy, which an "
