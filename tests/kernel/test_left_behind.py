@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,13 @@ pids
 """
 
 
+def is_written(path: Path) -> bool:
+    """Whether the kernel has written its file: it is empty for a moment after it is made."""
+    with suppress(FileNotFoundError, ValueError):
+        return bool(json.loads(path.read_text()))
+    return False
+
+
 @pytest.fixture
 def foreign(folder: Path, transport: str) -> Iterator[tuple[Path, Any]]:
     """The connection file of a kernel that another program started, and the process."""
@@ -41,7 +49,7 @@ def foreign(folder: Path, transport: str) -> Iterator[tuple[Path, Any]]:
     nothing = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
         try:
-            while not path.exists():
+            while not is_written(path):
                 gevent.sleep(0.01)
             yield path, process
         finally:
